@@ -1,0 +1,117 @@
+"""Profiles: the same chain at another size, in a copy of the project, with outputs of its own.
+
+A profile is a file profiles/NAME.yaml with only the settings that differ; it is laid over params.yaml (mapping by
+mapping; a row of a table set to null is dropped). The chain then runs in a copy of the working tree: a temporary one
+that is deleted again, or a kept one (`--workdir`) in which the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from dvpo_lib.config import load_params, overlay, read_yaml, set_dotted
+from dvpo_lib.pipeline import StageError, project_root, read_stages
+
+SYNCED = ".synced"  # in a copy: the list of files that came from the project
+LARGEST_REPORT = 10e6  # bytes of the exported folder, which is committed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `python -m dvpo_lib.stage profile`."""
+    parser.add_argument("name", help="profiles/NAME.yaml")
+    parser.add_argument("targets", nargs="*", help="stages, such as train@dvpo; all of them if none is given")
+    parser.add_argument("--workdir", type=Path, help="a copy that is kept and resumed (default: a temporary one)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a further setting by its dotted key")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="afterwards, copy pages, metrics and tables there")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Runs the chain with a profile and returns DVC's exit code. Raises ConfigError for a wrong profile beforehand."""
+    root = project_root()
+    profile = root / "profiles" / f"{chosen.name}.yaml"
+    further = {key: YAML(typ="safe").load(value) for key, _, value in (text.partition("=") for text in chosen.set)}
+    load_params(root / "params.yaml", overlaid=profile, changes=further)
+    workdir = (chosen.workdir or Path(tempfile.mkdtemp(prefix=f"dvpo-{chosen.name}-"))).resolve()
+    make_copy(root, workdir, profile, further)
+    environment = dict(os.environ)
+    if chosen.workdir:  # a kept copy shares trained runs with the project; a temporary one trains for itself
+        environment.setdefault("DVPO_STORE", str(root / ".runs"))
+    else:
+        environment["DVPO_STORE"] = str(workdir / ".runs")
+    code = subprocess.run([sys.executable, "-m", "dvpo_lib.stage", "repro", *chosen.targets], cwd=workdir,
+                          env={**environment, "PYTHONPATH": str(workdir)}).returncode
+    if code:
+        print(f"error: profile {chosen.name} did not finish; its copy is kept: {workdir}", file=sys.stderr)
+        return code
+    if chosen.export:
+        export(workdir, root / chosen.export)
+    if not chosen.workdir:
+        shutil.rmtree(workdir)
+    return 0
+
+
+def make_copy(root: Path, workdir: Path, profile: Path, further: Mapping[str, Any] | None = None) -> None:
+    """Brings a copy of the working tree (what git does not ignore) up to date, with the profile's params.yaml."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    files = project_files(root)
+    record = workdir / SYNCED
+    for gone in set(record.read_text().split("\n") if record.is_file() else ()) - set(files):
+        (workdir / gone).unlink(missing_ok=True)
+    for file in files:
+        source, target = root / file, workdir / file
+        if not (target.is_file() and target.read_bytes() == source.read_bytes()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    record.write_text("\n".join(files))
+    params = set_dotted(overlay(read_yaml(root / "params.yaml"), read_yaml(profile)), further or {})
+    with open(workdir / "params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(params, file)
+    (workdir / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a copy is no git repository
+
+
+def project_files(root: Path) -> list[str]:
+    """The files of the working tree that git tracks or would track, without dvc.lock and params.yaml."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
+                            capture_output=True, text=True)
+    if listed.returncode:
+        raise StageError(f"a profile copies the files that git knows, and git says: {listed.stderr.strip()}")
+    skipped = {"dvc.lock", "params.yaml", ""}  # a profile has its own
+    return sorted(file for file in set(listed.stdout.split("\0")) - skipped if (root / file).is_file())
+
+
+def export(project: Path, target: Path) -> None:
+    """Copies pages, metrics and tables of a finished chain to `target` and takes the report's figures out as PNG.
+
+    Raises StageError where that is more than may be committed."""
+    shutil.rmtree(target, ignore_errors=True)
+    for spec in read_stages(project).values():
+        folder = project / spec.results
+        wanted = ("*.html", "*.json", "*.csv", "tables/*")
+        for file in sorted(file for pattern in wanted for file in folder.glob(pattern)):
+            copy = target / file.relative_to(project / "results")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        for number, picture in enumerate(_pictures(folder / "notebook.ipynb"), start=1):
+            (target / folder.relative_to(project / "results") / f"figure_{number:02d}.png").write_bytes(picture)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    if size > LARGEST_REPORT:
+        raise StageError(f"{target}: {size / 1e6:.1f} MB are too much to commit (at most {LARGEST_REPORT / 1e6:.0f})")
+
+
+def _pictures(notebook: Path) -> Iterable[bytes]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                yield base64.b64decode(output["data"]["image/png"])

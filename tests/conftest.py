@@ -1,0 +1,77 @@
+"""A tiny project (params.yaml, dvc.yaml, one notebook) in which the chain's machinery is tested quickly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PARAMS = """\
+seed: 1
+seeds: 2
+methods:
+  ppo: {critic: scalar}
+  dvpo: {critic: quantile}
+runtime:
+  cell_timeout: 60
+"""
+STAGES = """\
+stages:
+  tiny:
+    cmd: python -m dvpo_lib.stage run tiny
+    deps: [notebooks/tiny.ipynb]
+    params: [seed]
+    outs: [results/tiny/notebook.ipynb, results/tiny/notebook.html, results/tiny/tables]
+    metrics: [results/tiny/metrics.json]
+  row:
+    foreach: ${methods}
+    do:
+      cmd: python -m dvpo_lib.stage run row@${key}
+      deps: [notebooks/tiny.ipynb, 'results/${item.critic}']
+      params: ['methods.${key}', seeds]
+      outs: ['results/row/${key}/notebook.ipynb']
+"""
+PARAMETERS = 'stage: str = "tiny"\nout: str = "work/lab"\nchanges: dict = {}\n'
+BODY = """\
+import pandas as pd
+from dvpo_lib.pipeline import open_stage
+here = open_stage(stage, out, changes)
+here.save_metrics({"seed": here.params.seed})
+here.save_table("tables/t.csv", pd.DataFrame({"x": [0.1, 1e-9]}))
+print("saved")
+"""
+
+
+def make_notebook(path: Path, *bodies: str, parameters: str = PARAMETERS) -> None:
+    """Writes a source notebook: a text, the parameters cell, and code cells."""
+    cells = [nbformat.v4.new_markdown_cell("# Tiny\n$x^2$", id="intro"),
+             nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+             *(nbformat.v4.new_code_cell(body, id=f"body-{n}") for n, body in enumerate(bodies))]
+    path.parent.mkdir(exist_ok=True, parents=True)
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The tiny project as the working directory."""
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    make_notebook(tmp_path / "notebooks" / "tiny.ipynb", BODY)
+    shutil.copytree(ROOT / "dvpo_lib", tmp_path / "dvpo_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVPO_STORE", raising=False)
+    return tmp_path
+
+
+def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python -m dvpo_lib.stage ...` as a process of its own."""
+    return subprocess.run([sys.executable, "-m", "dvpo_lib.stage", *arguments], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, **environment}, timeout=300)
