@@ -1,11 +1,11 @@
-"""Uncertainty over runs: interquartile means, stratified bootstrap intervals, probability of improvement, tidy summaries.
+"""Uncertainty over runs: interquartile means, stratified bootstrap intervals, probability of improvement.
 
-The unit is a *run* (one training seed of one family), never an evaluated prompt: suites of one role are averaged inside a
-run first. Strata (training families) are resampled separately, so that each keeps its weight. Method: Agarwal et al. 2021,
-"Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+The unit is a *run* (one training seed of one family), never an evaluated prompt: suites of one role are averaged inside
+a run first. Strata (training families) are resampled separately, so that each keeps its weight. Method: Agarwal et al.
+2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 
 Cover of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and at 16;
-probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Intervals of four seeds are too short: read them so.
+probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Read intervals of four seeds as too short.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def bootstrap_interval(strata, statistic=iqm, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def bootstrap_interval(strata, statistic=iqm, level: float = 0.95, resamples: int = RESAMPLES,
+                       seed: int = 0) -> Estimate:
     """`statistic` of all runs together with its stratified percentile-bootstrap interval.
 
     Args:
@@ -140,9 +141,10 @@ def summary(final: pd.DataFrame, metric: str = "sampled", overall: bool = False,
 
 def improvement(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled", overall: bool = False,
                 strata: str = "family", **settings) -> pd.DataFrame:
-    """Probability that a run beats a run of `baseline` under the same noise: method, noise, role, probability, low, high, n.
+    """Probability that a run beats a run of `baseline` under the same noise.
 
-    Strata that only one of the two has are left out; without a common one the row is left out.
+    Columns method, noise, role, probability, low, high, n. Strata that only one of the two has are left out;
+    without a common one the row is left out.
     """
     scores = run_scores(final, metric, overall)
     rows = []
@@ -158,9 +160,10 @@ def improvement(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampl
 
 def paired_differences(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled", overall: bool = False,
                        strata: str = "family", **settings) -> pd.DataFrame:
-    """Mean difference to `baseline` over runs that share family and seed: method, noise, role, difference, low, high, n.
+    """Mean difference to `baseline` over runs that share family and seed.
 
-    Pairing removes what a seed does to both (base prompts, noise draws); it is no use where seeds share nothing.
+    Columns method, noise, role, difference, low, high, n. Pairing removes what a seed does to both (prompts,
+    noise draws); it is no use where seeds share nothing.
     """
     scores = run_scores(final, metric, overall)
     base = scores[scores["method"] == baseline].drop(columns="method")
@@ -190,7 +193,7 @@ def curve_bands(curves: pd.DataFrame, y: str, by: Sequence[str] = ("method", "no
 
 
 def explained_variance(predicted, outcome) -> float:
-    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 is no better than a constant; NaN where outcomes are equal."""
+    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN where all outcomes are equal."""
     predicted, outcome = np.asarray(predicted, dtype=float), np.asarray(outcome, dtype=float)
     spread = outcome.var()
     return float(1 - (outcome - predicted).var() / spread) if spread > 0 else float("nan")

@@ -1,0 +1,16 @@
+"""Figures: functions of tidy frames and arrays that return matplotlib Figures, equal bytes for equal input.
+
+`theme()` once in a notebook; colours and markers of methods come from one table (`style.METHODS`), everywhere the same.
+"""
+
+from .comparison import breakdown, final_comparison, improvement_intervals, learning_curves, paper_beside_ours
+from .critic import calibration, quantile_curves, token_text, value_along_response
+from .diagnostics import diagnostics
+from .style import label, look, save, theme
+from .world import base_skill, confusion_bars, reward_histograms
+
+__all__ = [
+    "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics", "final_comparison",
+    "improvement_intervals", "label", "learning_curves", "look", "paper_beside_ours", "quantile_curves",
+    "reward_histograms", "save", "theme", "token_text", "value_along_response",
+]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Data, base policy and noise: what supervision looks like before anything is trained on it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from ..statistics import bootstrap_interval
+from .style import RIGHT, WRONG, caption, label, legend_above, new
+
+PERCENT = PercentFormatter(1.0, decimals=0)
+
+
+def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
+    """Mean of `value` for each group with a bootstrap interval over prompts; the group's share is written below."""
+    groups = list(dict.fromkeys(frame[by])) if frame[by].dtype == object else sorted(frame[by].unique())
+    for k, group in enumerate(groups):
+        own = frame[frame[by] == group]
+        e = bootstrap_interval(own.groupby("prompt")[value].mean().to_numpy(), statistic=np.mean, resamples=500)
+        ax.bar(k, own[value].mean(), color=color, width=0.65)
+        ax.plot([k, k], [e.low, e.high], color="black", lw=1.3)
+    shares = [f"{g}\n{(frame[by] == g).mean():.0%}" for g in groups]
+    ax.set(xticks=range(len(groups)), xticklabels=shares, ylim=(0, 1.02))
+    ax.yaxis.set_major_formatter(PERCENT)
+    ax.grid(axis="x", visible=False)
+
+
+def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
+    """What the base policy can do: accuracy by suite, by the style chosen, by number of steps, by response length.
+
+    Args:
+        samples: {suite: a row per completion: prompt, completion, reward (0/1), length (tokens), steps, sample}.
+        styles: the style tokens; the first word of a completion is compared with them.
+    """
+    table = pd.concat([s.assign(suite=name) for name, s in samples.items()], ignore_index=True)
+    first = table["completion"].str.split().str[0].fillna("")
+    table["style"] = np.where(first.isin(list(styles)), first, "other")
+    k = int(table["sample"].max()) + 1
+    figure, axes = new(11, 3.6, 1, 4, sharey=True, width_ratios=[1.7, 1, 1.1, 1.25])
+    suites = list(samples)
+    each = table.groupby(["suite", "prompt"])["reward"]
+    any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
+    axes[0, 0].bar(np.arange(len(suites)) - 0.19, mean[suites], 0.36, color=RIGHT)
+    axes[0, 0].bar(np.arange(len(suites)) + 0.19, any_[suites], 0.36, color="#BBCCEE")
+    names = [label(s).replace(", ", ",\n") for s in suites]
+    axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="accuracy", ylim=(0, 1.02))
+    axes[0, 0].yaxis.set_major_formatter(PERCENT)
+    axes[0, 0].grid(axis="x", visible=False)
+    legend_above(figure, [Patch(color=RIGHT, label="sampled"), Patch(color="#BBCCEE", label=f"any of {k} samples")])
+    order = [s for s in (*styles, "other") if (table["style"] == s).any()]
+    by_style = table.assign(style=table["style"].astype(object)).sort_values("style", key=lambda c: c.map(order.index))
+    _bars(axes[0, 1], by_style, "style", "reward", RIGHT)
+    axes[0, 1].set(title="by style chosen")
+    axes[0, 1].tick_params(axis="x", labelsize=8)
+    _bars(axes[0, 2], table, "steps", "reward", RIGHT)
+    axes[0, 2].set(title="by steps of the problem")
+    cuts = np.unique(np.quantile(table["length"], np.linspace(0, 1, 5)).astype(int))
+    names = [f"{a + (i > 0)}-{b}" for i, (a, b) in enumerate(itertools.pairwise(cuts))]
+    groups = pd.cut(table["length"], cuts, labels=names, include_lowest=True) if len(cuts) > 2 else table["length"]
+    _bars(axes[0, 3], table.assign(bin=groups.astype(object)).sort_values("length"), "bin", "reward", RIGHT)
+    axes[0, 3].set(title="by response length (tokens)")
+    axes[0, 3].tick_params(axis="x", labelsize=8)
+    text = (
+        f"Sampled at temperature 1, {k} completions a prompt, all suites together in the three right panels. Black "
+        "lines: bootstrap 95 % intervals over prompts. Under each bar: its share of all responses."
+    )
+    return caption(figure, f"{text} {note}")
+
+
+def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
+    """How each noise source errs: shares of true/false positives and negatives, a bar per source.
+
+    Args:
+        table: columns noise, tp, fn, fp, tn (shares, sum 1), corrupted, accuracy (of `noise.confusion`).
+    """
+    parts = [("tp", RIGHT, "right, rewarded"), ("fn", "#AFC6E0", "right, not rewarded"),
+             ("fp", "#F7BFC6", "wrong, rewarded"), ("tn", WRONG, "wrong, not rewarded")]  # fmt: skip
+    figure, axes = new(9, 1.5 + 0.42 * len(table))
+    ax = axes[0, 0]
+    for k, row in enumerate(table.itertuples()):
+        left = 0.0
+        for name, color, _ in parts:
+            share = getattr(row, name)
+            ax.barh(k, share, left=left, color=color, height=0.7)
+            if share >= 0.035:
+                ax.text(left + share / 2, k, f"{share:.0%}", ha="center", va="center", fontsize=8.5,
+                        color="white" if name in ("tp", "tn") else "black")  # fmt: skip
+            left += share
+        text = f"label right {row.accuracy:.1%}, reward changed {row.corrupted:.1%}"
+        ax.text(1.01, k, text, va="center", fontsize=8.5)
+    ax.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), xlim=(0, 1.42), xlabel="share of responses")
+    ax.set_yticklabels([label(n) for n in table["noise"]])
+    ax.set_xticks(np.linspace(0, 1, 6))
+    ax.xaxis.set_major_formatter(PERCENT)
+    ax.grid(visible=False)
+    sns.despine(ax=ax, left=True, right=True, top=True)
+    ax.spines["bottom"].set_bounds(0, 1)
+    legend_above(figure, [Patch(color=c, label=n) for _, c, n in parts])
+    return caption(figure, f"The reward read as a label at 0.5. {note}")
+
+
+def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: str = "") -> Figure:
+    """Distribution of the received reward for truly right and truly wrong responses, a panel per noise source.
+
+    Args:
+        rewards: columns noise, true (0/1), received.
+        limit: the x axis runs from -limit to 1 + limit; default: the 1 % and 99 % quantiles of all.
+    """
+    noises = list(dict.fromkeys(rewards["noise"]))
+    figure, axes = new(max(6.0, 3.1 * len(noises)), 3.2, 1, len(noises), sharey=True)
+    for ax, noise in zip(axes[0], noises, strict=True):
+        own = rewards[rewards["noise"] == noise]
+        low, high = own["received"].quantile([0.002, 0.998])
+        reach = max(0.25, limit if limit is not None else max(-low, high - 1))
+        bins = np.linspace(-reach, 1 + reach, 42)
+        clipped = own["received"].clip(bins[0], bins[-1])
+        for truth, color in ((1, RIGHT), (0, WRONG)):
+            chosen = clipped[(own["true"] >= 0.5) == bool(truth)]
+            ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(own)), color=color, alpha=0.75)
+        mean, spread = own["received"].mean(), own["received"].std()
+        ax.set(xlabel="received reward", yscale="log")
+        ax.set_title(f"{label(noise)}\nmean {mean:.2f}, standard deviation {spread:.2f}", fontsize=9.5)
+    axes[0, 0].set_ylabel("share of responses (log scale)")
+    axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%"))
+    legend_above(figure, [Patch(color=RIGHT, label="truly right"), Patch(color=WRONG, label="truly wrong")])
+    return caption(figure, note) if note else figure
