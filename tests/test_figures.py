@@ -1,4 +1,4 @@
-"""Figures: one look per method, readable by the colour-blind; right numbers on the axes; equal bytes from equal data."""
+"""Figures: one look per method, readable by the colour-blind; right numbers on the axes; deterministic files."""
 
 import itertools
 import warnings
@@ -42,7 +42,8 @@ def drawings(frames) -> dict:
     rng = np.random.default_rng(1)
     base = pd.DataFrame({"prompt": np.repeat([f"p{i}" for i in range(12)], 4), "steps": rng.integers(2, 4, 48),
                          "completion": rng.choice(["careful x", "careless x", "y"], 48),
-                         "reward": rng.integers(0, 2, 48) * 1.0, "length": rng.integers(8, 30, 48), "sample": np.tile(range(4), 12)})  # fmt: skip
+                         "reward": rng.integers(0, 2, 48) * 1.0, "length": rng.integers(8, 30, 48),
+                         "sample": np.tile(range(4), 12)})  # fmt: skip
     shares = {"tp": 0.3, "fn": 0.1, "fp": 0.2, "tn": 0.4, "corrupted": 0.3, "accuracy": 0.7}
     confusion = pd.DataFrame([{"noise": "flip", **shares}])
     rewards = pd.DataFrame({"noise": "spikes", "true": rng.integers(0, 2, 90), "received": rng.normal(0, 3, 90)})
