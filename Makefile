@@ -8,7 +8,7 @@ CHAIN := $(PY) -m dvpo_lib.stage
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference test lint lab real-data bench clean
+.PHONY: help install repro smoke full reference test lint lab real-data bench pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -48,6 +48,10 @@ real-data: $(STAMP)  ## download and check the real data set into data/real
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks
+
+pin: $(STAMP)  ## write what is installed to constraints.txt (after trying newer versions)
+	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
 
 clean:  ## delete scratch and profile copies (keeps .venv, results, DVC's cache and trained runs)
 	rm -rf work dvc_plots

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -60,29 +61,30 @@ class Section:
     """What one top-level key of params.yaml holds."""
 
     type: Any  # a type, or "module:Name" of a settings class
-    table: bool = False  # many named rows of that type; a stage may track single rows
+    table: bool = False  # many named rows of that type or null; a stage may track single rows
 
     def resolve(self) -> Any:
         """The type itself; imports its module where it is given by name."""
-        if not isinstance(self.type, str):
-            return dict[str, self.type] if self.table else self.type
-        module, name = self.type.split(":")
-        found = getattr(importlib.import_module(module), name)
-        return dict[str, found] if self.table else found
+        found = self.type
+        if isinstance(found, str):
+            module, name = found.split(":")
+            found = getattr(importlib.import_module(module), name)
+        return dict[str, found | None] if self.table else found
 
 
 SECTIONS: dict[str, Section] = {
     "seed": Section(Annotated[int, Field(ge=0)]),
     "seeds": Section(Annotated[int, Field(ge=1)]),
-    "family": Section(Literal["math", "science"]),
+    "families": Section(Annotated[list[Literal["math", "science"]], Field(min_length=1)]),
     "tasks": Section("dvpo_lib.tasks:TaskSettings"),
     "policy": Section("dvpo_lib.models:PolicySettings"),
     "noises": Section("dvpo_lib.noise:NoiseSettings", table=True),
     "train_noises": Section(Annotated[list[str], Field(min_length=1)]),
-    "training": Section("dvpo_lib.trainer:DVPOConfig"),
+    "training": Section("dvpo_lib.methods:DVPOConfig"),
     "critics": Section("dvpo_lib.critics:CriticSettings", table=True),
     "methods": Section(MethodSettings, table=True),
     "ablation": Section(AblationSettings),
+    "evaluation": Section("dvpo_lib.runs:EvaluationSettings"),
     "runtime": Section(RuntimeSettings),
 }
 UNTRACKED = ("runtime",)  # readable by every stage, tracked by none
@@ -244,8 +246,9 @@ def _validate(name: str, value: Any, fail) -> Any:
         location = tuple(part for part in first["loc"] if not _is_branch(part))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             fail((name, *location), f"unknown parameter{_suggest(location[-1], _fields(kind, location[:-1]))}")
-        shown = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        fail((name, *location), first["msg"].replace("Input should", "should") + shown)
+        if first["type"] == "missing":
+            fail((name, *location), "this setting is missing")
+        fail((name, *location), f"{first['msg'].replace('Input should', 'should')}, not {first['input']!r}")
 
 
 def _is_branch(part: Any) -> bool:
@@ -256,7 +259,7 @@ def _is_branch(part: Any) -> bool:
 def _fields(kind: Any, location: tuple) -> list[str]:
     """The names of the settings at a location below a section's type, for suggestions."""
     for part in (*location, None):
-        while typing.get_origin(kind) in (Annotated, typing.Union):
+        while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
             kind = typing.get_args(kind)[0]
         if part is None:
             break

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="profiles/NAME.yaml")
     parser.add_argument("targets", nargs="*", help="stages, such as train@dvpo; all of them if none is given")
     parser.add_argument("--workdir", type=Path, help="a copy that is kept and resumed (default: a temporary one)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a further setting by its dotted key")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a further setting, dotted")
     parser.add_argument("--export", type=Path, metavar="DIR", help="afterwards, copy pages, metrics and tables there")
 
 

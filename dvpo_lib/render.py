@@ -29,8 +29,9 @@ MATHML = ("math semantics mrow mi mo mn ms mtext mspace mfrac msqrt mroot msub m
           "mmultiscripts mtable mtr mtd mstyle mpadded mphantom menclose").split()
 TAGS = {*bleach.ALLOWED_TAGS, *MATHML, *"""div span p br hr pre h1 h2 h3 h4 h5 h6 table caption colgroup col thead tbody
     tfoot tr th td sub sup del img dl dt dd details summary figure figcaption u s small mark""".split()}
-MATHML_ATTRIBUTES = """display mathvariant stretchy fence form lspace rspace movablelimits accent columnalign rowspacing
-    columnspacing linethickness width height depth largeop minsize maxsize separator displaystyle scriptlevel notation"""
+MATHML_ATTRIBUTES = """display mathvariant stretchy fence form lspace rspace movablelimits accent columnalign
+    rowspacing columnspacing linethickness width height depth largeop minsize maxsize separator displaystyle scriptlevel
+    notation"""
 ATTRIBUTES = {**bleach.ALLOWED_ATTRIBUTES, "*": ["class", "id", "style", "title"],
               "img": ["src", "alt", "width", "height"], "details": ["open"],
               "th": ["colspan", "rowspan", "scope"], "td": ["colspan", "rowspan"],

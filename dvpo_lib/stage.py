@@ -13,6 +13,7 @@ all that its stage declares are the files moved into place. What goes wrong is o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -20,9 +21,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dvpo_lib.config import ConfigError, load_params
 from dvpo_lib.pipeline import StageError, StageSpec, project_root, read_stages
@@ -82,6 +85,7 @@ def check_kernel() -> None:
     """The kernel must be this very environment's python: a foreign one would have other packages, or none."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+    os.environ.pop("JUPYTER_PATH", None)  # a kernel found there would win over ours
     missing = importlib.util.find_spec("ipykernel") is None
     try:
         python = "" if missing else KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -98,26 +102,47 @@ def execute(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    os.environ.pop("JUPYTER_PATH", None)  # a kernel spec found there would win over ours
     os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=os.getcwd())  # this copy of dvpo_lib, also in worker processes
-    unfinished = scratch / "notebook.ipynb"
+    unfinished, kept = scratch / "notebook.ipynb", FAILED / f"{spec.name}.ipynb"
+    kept.unlink(missing_ok=True)
     try:
-        return papermill.execute_notebook(
-            spec.notebook, str(unfinished), dict(parameters), language="python", kernel_name="python3",
-            extra_arguments=["--log-level=40"],  # no warnings of the kernel's own on the terminal
-            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, execution_timeout=cell_timeout)
+        with interruptible():
+            return papermill.execute_notebook(
+                spec.notebook, str(unfinished), dict(parameters), language="python", kernel_name="python3",
+                extra_arguments=["--log-level=40"],  # no warnings of the kernel's own on the terminal
+                progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, execution_timeout=cell_timeout)
     except papermill.PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
         problem = f"{error.ename}: {error.evalue}" if error.ename != "ConfigError" else error.evalue
         problem = f"cell {error.cell_index}: {problem}"
     except DeadKernelError:
         problem = "the kernel died (out of memory?)"
     except CellTimeoutError:
         problem = f"a cell took longer than runtime.cell_timeout = {cell_timeout} s"
-    finally:
-        kept = FAILED / f"{spec.name}.ipynb"
-        if sys.exc_info()[0] is None:
-            kept.unlink(missing_ok=True)
     raise StageError(f"stage {spec.name} failed in {spec.notebook}, {problem}\n  {_keep(unfinished, kept)}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and Ctrl-C interrupt the kernel's cell, so that its workers end with it; a second one ends at once."""
+    kernels: list[psutil.Process] = []
+
+    def interrupt(signum, frame) -> None:
+        if kernels:
+            raise KeyboardInterrupt
+        kernels.extend(child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline())
+        for kernel in kernels:
+            kernel.send_signal(signal.SIGINT)
+        if not kernels:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _keep(unfinished: Path, kept: Path) -> str:
@@ -147,7 +172,8 @@ def move_into_place(spec: StageSpec, scratch: Path) -> None:
     written = [str(path.relative_to(scratch)) for path in sorted(scratch.rglob("*")) if path.is_file()]
     extra = [path for path in written if not any(Path(path).is_relative_to(out) for out in spec.outs)]
     if missing or extra:
-        listed = [f"did not write {path}" for path in missing] + [f"wrote {path}, which is undeclared" for path in extra]
+        listed = [f"did not write {path}" for path in missing]
+        listed += [f"wrote {path}, which is undeclared" for path in extra]
         raise StageError(f"stage {spec.name}: {spec.notebook} and dvc.yaml disagree: it {'; '.join(listed)}")
     for out in spec.outs:
         target = Path(out)
@@ -196,9 +222,12 @@ def _dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
                              stderr=subprocess.DEVNULL if quiet else None)
     try:
         return child.wait()
-    except KeyboardInterrupt:  # let DVC and the stage end in order; a Ctrl-C reached them already
-        child.terminate()
-        return child.wait() or 1
+    except KeyboardInterrupt as signalled:  # a Ctrl-C has reached the stage already; DVC ends when the stage does
+        for process in psutil.Process(child.pid).children(recursive=True):
+            if isinstance(signalled, Terminated) and "dvpo_lib.stage" in process.cmdline():
+                process.terminate()
+        child.wait()
+        raise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--write", action="store_true", help="rewrite dvc.yaml accordingly")
     chosen = parser.parse_args(arguments)
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if chosen.command == "run":
             run(chosen.stage, dict(_assignment(text) for text in chosen.parameter))
@@ -242,8 +271,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _interrupt(signum, frame) -> None:
-    raise KeyboardInterrupt
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which reaches one process and not, as Ctrl-C does, all that the terminal started."""
+
+
+def _terminate(signum, frame) -> None:
+    raise Terminated
 
 
 def _assignment(text: str) -> tuple[str, Any]:

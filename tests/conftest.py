@@ -74,4 +74,4 @@ def project(tmp_path, monkeypatch):
 def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m dvpo_lib.stage ...` as a process of its own."""
     return subprocess.run([sys.executable, "-m", "dvpo_lib.stage", *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, **environment}, timeout=300)
+                          env={**os.environ, **environment}, timeout=900)
