@@ -1,0 +1,40 @@
+"""The base policy as a run of the store: supervised training on the demonstrations of every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from .models import PolicySettings, build_policy, encode, fit_language_model, load_policy
+from .tasks import TaskSettings, build_suites, build_tokenizer
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """Base policy training. Stores base/ (`save_pretrained`) and losses.csv (step, loss in nats a token).
+
+    Where `policy.name_or_path` is set, that model is taken as it is and nothing is trained.
+    """
+
+    tasks: TaskSettings
+    policy: PolicySettings
+    seed: int
+    inputs = ()
+    threads = 2
+
+    def execute(self, folder: Path, scratch: Path) -> None:
+        losses: list[float] = []
+        if self.policy.name_or_path:
+            policy, tokenizer = load_policy(self.policy.name_or_path)
+        else:
+            tokenizer = build_tokenizer(self.tasks)
+            shown = [r for splits in build_suites(self.tasks).values() for r in splits["demonstrations"]]
+            tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+            policy = build_policy(tokenizer, self.policy, self.seed)
+            losses = fit_language_model(policy, tokens, self.policy, self.seed, progress="base policy")
+        policy.save_pretrained(folder / "base")
+        tokenizer.save_pretrained(folder / "base")
+        table = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
+        table.to_csv(folder / "losses.csv", index=False, float_format="%.6g")

@@ -1,0 +1,158 @@
+"""Training critics, inside the trainer and alone on logs.
+
+`CriticSettings` says what a critic is and how it learns; `critic_objective` is its loss, the same wherever a critic is
+trained. `fit_critic` and `predict_values` serve people who have logs and no training loop: any table of (prompt,
+completion, reward) gives a critic that predicts, at every token, the distribution of the reward to come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .losses import CriticLossSettings, critic_loss, value_loss
+from .models import Critic, Tokens, encode, shuffled_batches
+from .quantiles import ensemble
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class CriticSettings:
+    """A critic and its training."""
+
+    kind: Literal["scalar", "quantile"] = "quantile"  # squared error on one value, or the quantile losses
+    heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
+    quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic
+    crossing: Literal["rearrange", "increments"] = "rearrange"  # heads sorted after the fact, or monotone by construction
+    bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
+    loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
+    value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
+    pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
+    batch_size: Annotated[int, Field(ge=1)] = 64  # responses a step in pretraining
+
+
+def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic:
+    """A critic on a copy of the policy's backbone."""
+    if cfg.kind == "scalar":
+        return Critic(policy, seed=seed)
+    return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed)
+
+
+def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
+    """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None where heads weigh alike."""
+    if cfg.kind == "scalar" or cfg.heads == 1 or cfg.bootstrap == "equal":
+        return None
+    return torch.poisson(torch.ones(rows, cfg.heads), generator=generator)
+
+
+def critic_objective(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticSettings, old: Tensor | None = None,
+                     weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The critic's loss and its named terms.
+
+    Args:
+        z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return. mask: (B, T).
+        old: (B, T, N, M) outputs before this update: what the value clip and the tail ratchet refer to.
+        weights: (B, N) bootstrap weights.
+    """
+    if cfg.kind == "scalar":
+        old_value = None if old is None else old[..., 0, 0]
+        loss = value_loss(z[..., 0, 0], targets.mean(-1), mask, old_value, None if old is None else cfg.value_clip)
+        return loss, {"value": loss.detach()}
+    return critic_loss(z, targets, mask, cfg.loss, reference=old, response_weights=weights, crossing=cfg.crossing)
+
+
+def return_targets(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """(B, T, 1) discounted return of a reward (B,) paid on the last real token."""
+    to_go = mask.flip(1).cumsum(1).flip(1) - 1
+    return torch.where(mask, rewards[:, None] * gamma ** to_go.clamp(min=0), 0.0)[..., None]
+
+
+@dataclass
+class CriticTable:
+    """A table of (prompt, completion, reward) as tensors."""
+
+    tokens: Tokens
+    rewards: Tensor
+
+
+def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
+    """Tokens and rewards of a table with columns prompt, completion, reward.
+
+    Raises:
+        ValueError: a column is missing, the table is empty, or a reward is not a finite number (names the record).
+    """
+    rows = table[:] if hasattr(table, "column_names") else {k: [r.get(k) for r in table] for k in (table or [{}])[0]}
+    for column in ("prompt", "completion", "reward"):
+        if column not in rows:
+            raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
+    rewards = np.array([np.nan if r is None else r for r in rows["reward"]], dtype=float)
+    if not np.isfinite(rewards).all():
+        i = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise ValueError(f"record {i}: reward {rows['reward'][i]!r} is not a finite number")
+    tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]), max_completion_length)
+    return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
+
+
+def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, seed: int, gamma: float = 1.0,
+               progress: str | None = None, refresh: int = 8) -> list[dict[str, float]]:
+    """Fits a critic to logged outcomes, in place: every token's target is the discounted return of its response.
+
+    Args:
+        critic: from `build_critic`.
+        table: `datasets.Dataset` or list of records with prompt, completion, reward (or an encoded `CriticTable`).
+        seed: of the order of batches and of the bootstrap.
+        progress: label of a progress bar; none where None.
+        refresh: the tail ratchet refers to the critic as it was at most this many steps ago.
+
+    Returns:
+        One record of named losses for every step.
+    """
+    data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
+    tokens, targets = data.tokens, return_targets(data.rewards, data.tokens.mask, gamma)
+    generator = torch.Generator().manual_seed(seed)
+    weights = bootstrap_weights(cfg, len(tokens), generator)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
+    steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
+    batches, history, pending = shuffled_batches(len(tokens), cfg.batch_size, generator), [], []
+    needs_reference = cfg.kind == "quantile" and cfg.loss.needs_reference
+    critic.train()
+    for step in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=2):
+        if not pending:
+            pending = [next(batches) for _ in range(min(refresh, steps - step))]
+            with torch.no_grad():
+                old = [critic(tokens.rows(i)) if needs_reference else None for i in pending]
+        rows, reference = pending.pop(0), old.pop(0)
+        batch = tokens.rows(rows)
+        loss, terms = critic_objective(critic(batch), targets[rows, : batch.completion_length], batch.mask, cfg,
+                                       reference, None if weights is None else weights[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+        optimizer.step()
+        history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
+    critic.eval()
+    return history
+
+
+@torch.no_grad()
+def predict_values(critic: Critic, table, processing_class, batch_size: int = 256) -> list[np.ndarray]:
+    """The predicted distribution of the return at every token: one array (T_i, M) of monotone quantiles a response.
+
+    The ensemble of heads is their mean; a scalar critic gives M = 1. `table` needs columns prompt and completion.
+    """
+    rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in ("prompt", "completion")}
+    tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]))
+    values = []
+    for index in torch.arange(len(tokens)).split(batch_size):
+        batch = tokens.rows(index)
+        z = ensemble(critic(batch))
+        values += [z[i, batch.mask[i]].numpy() for i in range(len(index))]
+    return values

@@ -1,0 +1,212 @@
+"""Policies and critics.
+
+A policy is any causal language model of `transformers`: the embedded default is a small Qwen3 architecture trained from
+scratch (`build_policy`, `fit_language_model`); a local folder or a hub name works in its place (`load_policy`).
+A critic is the policy's backbone with N heads of M quantiles at every token; one head of one quantile is PPO's scalar.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .quantiles import from_increments, levels
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class PolicySettings:
+    """The base policy: architecture and supervised training on demonstrations."""
+
+    name_or_path: str | None = None  # a local folder or hub name instead of the embedded model
+    hidden_size: Annotated[int, Field(ge=8)] = 64  # width
+    num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # depth
+    num_attention_heads: Annotated[int, Field(ge=1)] = 4  # query heads (and key/value heads)
+    intermediate_size: Annotated[int, Field(ge=8)] = 256  # feed-forward width
+    steps: Annotated[int, Field(ge=0)] = 1_600  # optimiser steps on demonstrations
+    batch_size: Annotated[int, Field(ge=1)] = 128  # demonstrations a step
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # peak of a cosine schedule with warm-up
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps in which the learning rate rises
+
+
+@dataclass
+class Tokens:
+    """Prompts (padded left) and completions (padded right) side by side, B rows of P + T tokens.
+
+    Attributes:
+        input_ids: (B, P + T) token ids.
+        attention_mask: (B, P + T) 1 on every real token.
+        mask: (B, T) bool, true on the policy's own tokens (end of sequence included): the only ones that may be learned
+            from. In a dialogue the user's tokens are attended to but not in `mask`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+
+    @property
+    def completion_length(self) -> int:
+        return self.mask.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Arguments of a forward pass, positions counted from each row's first real token."""
+        positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        return dict(input_ids=self.input_ids, attention_mask=self.attention_mask, position_ids=positions)
+
+    def rows(self, index: Tensor) -> Tokens:
+        """The rows `index`, with padding that none of them needs cut away."""
+        attention, mask = self.attention_mask[index], self.mask[index]
+        prompt = self.attention_mask.shape[1] - mask.shape[1]
+        first = int(attention.any(0).int().argmax())
+        last = attention.shape[1] - int(attention.any(0).flip(0).int().argmax())
+        first, last = min(first, prompt - 1), max(last, prompt + 1)
+        return Tokens(self.input_ids[index, first:last], attention[:, first:last], mask[:, : last - prompt])
+
+
+def encode(tokenizer, prompts: list[str], completions: list[str], max_completion_length: int | None = None) -> Tokens:
+    """Tokens of (prompt, completion) texts; each completion is closed by the end-of-sequence token.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    eos = tokenizer.eos_token_id
+    left = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+    right = [tokenizer(c, add_special_tokens=False).input_ids + [eos] for c in completions]
+    right = [r[:max_completion_length] for r in right]
+    for i, ids in enumerate(left):
+        if not ids:
+            raise ValueError(f"record {i}: the prompt is empty")
+    width, length = max(map(len, left)), max(map(len, right))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    ids = torch.full((len(left), width + length), pad)
+    attention, mask = torch.zeros_like(ids), torch.zeros(len(left), length, dtype=torch.bool)
+    for i, (p, c) in enumerate(zip(left, right, strict=True)):
+        ids[i, width - len(p) : width + len(c)] = torch.tensor(p + c)
+        attention[i, width - len(p) : width + len(c)] = 1
+        mask[i, : len(c)] = True
+    return Tokens(ids, attention, mask)
+
+
+def build_policy(tokenizer, cfg: PolicySettings, seed: int):
+    """A randomly initialised Qwen3-architecture causal LM over the vocabulary; global generators untouched."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=cfg.hidden_size, num_hidden_layers=cfg.num_hidden_layers,
+        num_attention_heads=cfg.num_attention_heads, num_key_value_heads=cfg.num_attention_heads,
+        head_dim=cfg.hidden_size // cfg.num_attention_heads, intermediate_size=cfg.intermediate_size,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, dtype="float32",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def load_policy(name_or_path: str):
+    """(policy, tokenizer) from a local folder or the hub, ready for left-padded sampling."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(name_or_path), tokenizer
+
+
+def token_logits(policy, tokens: Tokens) -> Tensor:
+    """(B, T, V) logits that predict each completion token, from the position before it."""
+    keep = tokens.completion_length + 1
+    return policy(**tokens.model_inputs(), logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
+
+
+def token_logprobs(policy, tokens: Tokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats, at the sampling temperature."""
+    logp = (token_logits(policy, tokens).float() / temperature).log_softmax(-1)
+    chosen = tokens.input_ids[:, -tokens.completion_length :, None]
+    return logp.gather(-1, chosen).squeeze(-1), -(logp.exp() * logp).sum(-1)
+
+
+def shuffled_batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless batches of row indices, each epoch in a new order; its rest opens the next one's first batch."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(rows, generator=generator)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def fit_language_model(policy, tokens: Tokens, cfg: PolicySettings, seed: int,
+                       progress: str | None = None) -> list[float]:
+    """Supervised training of `policy` on completions, in place: AdamW, cosine schedule with warm-up.
+
+    Returns:
+        The loss (nats a token) of every step.
+    """
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.learning_rate, weight_decay=0.01, foreach=True)
+    warm = max(1, int(cfg.warmup * cfg.steps))
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [
+        torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, cfg.steps - warm), cfg.learning_rate / 50),
+    ], milestones=[warm])  # fmt: skip
+    batches, losses = shuffled_batches(len(tokens), cfg.batch_size, torch.Generator().manual_seed(seed)), []
+    policy.train()
+    for _ in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
+        batch = tokens.rows(next(batches))
+        logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
+        loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    policy.eval()
+    return losses
+
+
+class Critic(nn.Module):
+    """N heads of M quantiles of the return at every completion token, on a copy of the policy's backbone.
+
+    The value at token t is that of the state before it: it is read at the previous position. Heads start from
+    independent random weights, for equal heads would stay equal.
+
+    Args:
+        policy: the causal LM whose backbone is copied.
+        heads, quantiles: N and M; 1 and 1 is a scalar critic.
+        crossing: "rearrange" leaves head outputs free (losses and read-outs sort them), "increments" builds monotone
+            heads from positive steps.
+        seed: of the heads' weights.
+    """
+
+    def __init__(self, policy, heads: int = 1, quantiles: int = 1,
+                 crossing: Literal["rearrange", "increments"] = "rearrange", seed: int = 0):
+        super().__init__()
+        self.backbone = copy.deepcopy(policy.base_model)
+        self.heads, self.quantiles, self.crossing = heads, quantiles, crossing
+        width = policy.config.hidden_size
+        generator = torch.Generator().manual_seed(seed)
+        self.head = nn.utils.skip_init(nn.Linear, width, heads * quantiles)  # the default init draws globally
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=generator) * 0.1 / width**0.5)
+            # Quantiles start in order and each head in its own place, so that heads differ from the first step on.
+            offset = torch.randn(heads, 1, generator=generator) * 0.1 * (heads > 1)
+            start = (levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
+            self.head.bias.copy_((start * (quantiles > 1) + offset).flatten())
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(B, T, N, M) head outputs (return units); monotone in M where built by increments."""
+        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state
+        z = self.head(hidden[:, -tokens.completion_length - 1 : -1].float())
+        z = z.unflatten(-1, (self.heads, self.quantiles))
+        return from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z

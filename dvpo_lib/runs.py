@@ -1,0 +1,157 @@
+"""Specs: what a run of critic pretraining or of training is, as data, and how it is carried out.
+
+A spec holds everything that its run depends on. `dvpo_lib.store.execute` carries specs out side by side and keeps their
+results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from safetensors.torch import load_file, save_file
+
+from .critics import CriticSettings, build_critic, fit_critic
+from .evaluation import evaluate, sample_table
+from .methods import METHODS, DVPOConfig
+from .models import load_policy
+from .noise import NoiseSettings, corrupt
+from .tasks import accuracy_reward, load_suites
+from .trainer import DVPOTrainer
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class EvaluationSettings:
+    """How policies are tested."""
+
+    prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
+    k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
+    max_completion_length: Annotated[int, Field(ge=1)] = 40  # tokens; the long problems need more than training
+
+
+@dataclass(frozen=True)
+class CriticSpec:
+    """Critic pretraining on scored rollouts of the base policy under noise. Stores critic.safetensors, history.csv."""
+
+    critic: CriticSettings
+    noise: NoiseSettings
+    family: str
+    seed: int
+    max_completion_length: int
+    gamma: float
+    base: str = "data/base"  # folder of the base policy
+    suites: str = "data/suites"  # folder of the suites
+    inputs = ("base", "suites")
+
+    def execute(self, folder: Path, scratch: Path) -> None:
+        policy, tokenizer = load_policy(self.base)
+        rollouts = pretraining_rollouts(self, policy, tokenizer)
+        critic = build_critic(policy, self.critic, self.seed)
+        history = fit_critic(critic, rollouts.to_dict("records"), tokenizer, self.critic, self.seed, self.gamma)
+        save_file(critic.state_dict(), folder / "critic.safetensors")
+        pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.8g")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training and its final test. Stores curves.csv, final.csv, policy.safetensors (and critic.safetensors)."""
+
+    name: str  # the row's name in tables: a method, or a row of the ablation
+    noise_name: str
+    config: DVPOConfig
+    noise: NoiseSettings
+    family: str
+    evaluation: EvaluationSettings
+    critic: str | None = None  # file of the pretrained critic's weights
+    base: str = "data/base"  # folder of the base policy
+    suites: str = "data/suites"  # folder of the suites
+    inputs = ("base", "suites", "critic")
+
+    def execute(self, folder: Path, scratch: Path) -> None:
+        policy, tokenizer = load_policy(self.base)
+        suites, method = load_suites(self.suites), METHODS[self.config.method]
+        critic = None
+        if method.critic is not None:
+            critic = build_critic(policy, self.config.critic, self.config.seed)
+            if self.critic:
+                critic.load_state_dict(load_file(self.critic))
+        trainer = DVPOTrainer(
+            policy, corrupt(accuracy_reward, self.noise, seed=self.config.seed), self.config,
+            suites[self.family]["train"], tokenizer, critic, {"reward_true": accuracy_reward},
+        )  # fmt: skip
+        trainer.train(checkpoint=scratch / "state.pt", progress=False)
+        head_start = self.config.critic.pretrain_rollouts if self.critic else 0
+        labels = dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
+        curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
+        curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * self.config.generation_batch_size)
+        final = pd.DataFrame(final_test(policy, tokenizer, suites, self.family, self.evaluation, self.config.seed))
+        for name, table in {"curves": curves, "final": final}.items():
+            for i, (column, value) in enumerate(labels.items()):
+                table.insert(i, column, value)
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
+        state = {k: v for k, v in policy.state_dict().items() if k != "lm_head.weight" or not tied(policy)}
+        save_file(state, folder / "policy.safetensors")
+        if critic is not None:
+            save_file(critic.state_dict(), folder / "critic.safetensors")
+
+
+def tied(policy) -> bool:
+    return bool(policy.config.tie_word_embeddings)
+
+
+def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
+    """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`."""
+    data = load_suites(spec.suites)[spec.family]["train"]
+    generator = torch.Generator().manual_seed(spec.seed)
+    picks = torch.randint(len(data), (spec.critic.pretrain_rollouts,), generator=generator)
+    records = [data[i] for i in picks.tolist()]
+    table = sample_table(policy, tokenizer, records, accuracy_reward, 1, spec.max_completion_length, spec.seed)
+    table = table.rename(columns={"reward": "reward_true"})
+    # A seed of its own: training's first step draws its noise from (seed, 0).
+    noisy = corrupt(accuracy_reward, spec.noise, seed=spec.seed + 10**6)
+    table["reward"] = noisy(table["prompt"].tolist(), table["completion"].tolist(), answer=table["answer"].tolist())
+    return table
+
+
+def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterable[dict]:
+    """Accuracies on every test set: role ID (trained family), OOD (its longer problems), transfer (other families)."""
+    for name, splits in suites.items():
+        for split in ("test", "ood"):
+            data = splits[split].select(range(min(cfg.prompts, len(splits[split]))))
+            role = "transfer" if name != family else "ID" if split == "test" else "OOD"
+            suite = f"{name}_{'id' if split == 'test' else 'ood'}"
+            scores = evaluate(policy, tokenizer, data, accuracy_reward, cfg.k, cfg.max_completion_length, seed)
+            yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
+
+
+# ---- specs from params.yaml ----
+
+
+def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: int) -> CriticSpec:
+    """The pretraining of one critic, by params.yaml."""
+    return CriticSpec(critic, params.noises[noise], family, seed, params.training.max_completion_length,
+                      params.training.gamma)
+
+
+def train_spec(params, name: str, method: str, noise: str, family: str, seed: int, critic: CriticSettings | None,
+               critic_file: str | Path | None) -> TrainSpec:
+    """One training, by params.yaml.
+
+    Every method has the same budget of scored rollouts (`params.budget`): what critic pretraining takes of it is left
+    out of training. A method without a critic does not depend on any critic's settings.
+    """
+    spent = critic.pretrain_rollouts if critic else 0
+    changes: dict[str, Any] = dict(method=method, seed=seed)
+    changes["max_steps"] = max(1, (params.budget - spent) // params.training.generation_batch_size)
+    if critic is not None:
+        changes["critic"] = critic
+    config = dataclasses.replace(params.training, **changes)
+    return TrainSpec(name, noise, config, params.noises[noise], family, params.evaluation,
+                     str(critic_file) if critic_file else None)

@@ -1,0 +1,103 @@
+"""The run store: many runs side by side, resumable, never done twice.
+
+A *spec* is a frozen dataclass that says everything its run depends on, with the names of its fields that are paths in
+`inputs` and a method `execute(folder, scratch)` that writes the result into `folder` and may keep resumable state in
+`scratch`. Its key is a hash of its fields, of its inputs' bytes and of the code that it executes. Finished runs lie
+under their key in the run store (`.runs/`, or $DVPO_STORE), which DVC and git ignore: a killed stage goes on where it
+was, a changed figure trains nothing again, and two notebooks that need the same run share it. Every run uses one thread
+(or its class's `threads`), so results do not depend on how many run at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .deps import reachable
+
+
+def store() -> Path:
+    """The run store's folder."""
+    return Path(os.environ.get("DVPO_STORE", ".runs")).resolve()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 over a file's bytes, or over the names and bytes of all files of a folder."""
+    path, digest = Path(path), hashlib.sha256()
+    for p in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(p.relative_to(path).as_posix().encode() + b"\0" + p.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """SHA-256 over the source of a module and of every module of this package that it imports, however deep."""
+    root = Path(__file__).parent.parent
+    files = sorted(reachable([module], root))
+    return hashlib.sha256(b"".join(f.encode() + (root / f).read_bytes() for f in files)).hexdigest()
+
+
+def spec_key(spec) -> str:
+    """The name of a run in the store."""
+    content = dataclasses.asdict(spec)
+    content |= {name: file_hash(content[name]) for name in spec.inputs if content[name] is not None}
+    content |= {"spec": type(spec).__name__, "code": code_hash(type(spec).__module__), "torch": torch.__version__}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def work(spec, key: str, root: Path) -> None:
+    """Executes one spec unless its result is there; a result appears whole or not at all."""
+    if (root / key).is_dir():
+        return
+    torch.set_num_threads(getattr(spec, "threads", 1))
+    scratch = root / "unfinished" / key
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="result-", dir=scratch))
+    spec.execute(folder, scratch)
+    try:
+        os.replace(folder, root / key)
+    except OSError:  # another process finished the same run meanwhile: its bytes are ours
+        if not (root / key).is_dir():
+            raise
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def execute(specs: Sequence, workers: int | None = None, progress: str | None = "runs") -> list[Path]:
+    """Results of all specs, in their order, each a folder in the store; what is missing is computed side by side.
+
+    Args:
+        workers: processes at a time; default: one a core.
+        progress: label of the progress bar; none where None.
+    """
+    from joblib import Parallel, delayed
+
+    root = store()
+    keys = [spec_key(spec) for spec in specs]
+    todo = {key: spec for key, spec in zip(keys, specs) if not (root / key).is_dir()}
+    if todo:
+        count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+        pool = Parallel(n_jobs=count, return_as="generator_unordered")
+        threads = torch.get_num_threads()
+        try:
+            jobs = pool(delayed(work)(spec, key, root) for key, spec in todo.items())
+            for _ in tqdm(jobs, total=len(todo), desc=progress, disable=progress is None, mininterval=1):
+                pass
+        finally:
+            torch.set_num_threads(threads)
+    return [root / key for key in keys]
+
+
+def collect(folders: Iterable[Path], name: str) -> pd.DataFrame:
+    """One table out of the `name.csv` of all runs."""
+    return pd.concat([pd.read_csv(Path(f) / f"{name}.csv") for f in folders], ignore_index=True)

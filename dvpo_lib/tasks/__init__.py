@@ -1,0 +1,95 @@
+"""The world: task families, each with demonstrations, training prompts and tests, as `datasets`.
+
+A family is a row of `FAMILIES`; `build_suites` turns all of them into one `datasets.DatasetDict` per family, and
+`build_tokenizer` into one word-level tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as settings
+
+from . import math, science
+from .chains import SPLITS, STYLES, ChainSettings, Family, accuracy_reward, build_split, final_answer, hash_split
+
+FAMILIES = {"math": math.family, "science": science.family}
+
+__all__ = ["FAMILIES", "SPLITS", "STYLES", "ChainSettings", "Family", "TaskSettings", "accuracy_reward", "build_suites",
+           "build_tokenizer", "families", "final_answer", "hash_split", "load_suites", "save_suites"]
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class TaskSettings:
+    """Settings of every family."""
+
+    math: ChainSettings = ChainSettings()
+    science: ChainSettings = ChainSettings()
+
+
+def families(cfg: TaskSettings) -> dict[str, Family]:
+    """{name: family} for every family."""
+    return {name: make(getattr(cfg, name)) for name, make in FAMILIES.items()}
+
+
+def build_suites(cfg: TaskSettings):
+    """All suites: {family: datasets.DatasetDict with the splits demonstrations, train, test, ood}."""
+    from datasets import Dataset, DatasetDict
+
+    return {
+        name: DatasetDict({s: Dataset.from_list(list(build_split(f, s, getattr(cfg, name)))) for s in SPLITS})
+        for name, f in families(cfg).items()
+    }
+
+
+def save_suites(suites, path) -> None:
+    """Writes every split as JSON lines, `path/family/split.jsonl`: readable by people, equal bytes for equal data."""
+    for name, splits in suites.items():
+        (Path(path) / name).mkdir(parents=True, exist_ok=True)
+        for split, data in splits.items():
+            lines = "".join(json.dumps(record) + "\n" for record in data)
+            (Path(path) / name / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def load_suites(path, splits: tuple[str, ...] = ("train", "test", "ood")):
+    """The inverse of `save_suites`, demonstrations only where asked for.
+
+    Raises:
+        FileNotFoundError: a split's file is missing.
+        ValueError: a line is no JSON record with a prompt and an answer; names file and line.
+    """
+    from datasets import Dataset, DatasetDict
+
+    def read(file: Path):
+        records = []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                records.append(json.loads(line))
+                if not {"prompt", "answer"} <= records[-1].keys():
+                    raise ValueError("no `prompt` and `answer`")
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{file}:{number}: malformed record: {error}") from None
+        return Dataset.from_list(records)
+
+    return {
+        name: DatasetDict({split: read(Path(path) / name / f"{split}.jsonl") for split in splits})
+        for name in sorted(p.name for p in Path(path).iterdir() if p.is_dir())
+    }
+
+
+def build_tokenizer(cfg: TaskSettings):
+    """A word-level `PreTrainedTokenizerFast` over every word of every family: one token a word."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<unk>"]
+    words = [w for family in families(cfg).values() for w in family.words]
+    vocabulary = {w: i for i, w in enumerate(dict.fromkeys(special + words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+                                   padding_side="left", clean_up_tokenization_spaces=False)

@@ -1,0 +1,132 @@
+"""The embedded families: truth, splits, demonstrations, tokenizer."""
+
+import numpy as np
+import pytest
+
+from dvpo_lib import tasks
+from dvpo_lib.tasks import chains
+from dvpo_lib.tasks.science import RELATIONS, knowledge_base
+
+SMALL = tasks.ChainSettings(demonstrations=600, train=80, test=40)
+CFG = tasks.TaskSettings(math=SMALL, science=SMALL)
+
+
+@pytest.fixture(scope="module")
+def suites():
+    return tasks.build_suites(CFG)
+
+
+def test_math_truth_by_hand():
+    family = tasks.families(CFG)["math"]
+    assert family.prompt("7", ["+5", "*3"]) == "math 7 a +5 b *3 ?"
+    assert family.answer("7", ["+5", "*3"]) == "6"  # 12 -> 2, 6
+    assert family.answer("3", ["-8"]) == "5"
+
+
+def test_every_math_operation_is_a_bijection():
+    family = tasks.families(CFG)["math"]
+    for op in family.operations:
+        assert {family.apply(s, op) for s in family.states} == set(family.states)
+
+
+def test_every_relation_is_a_permutation_and_depends_on_the_seed():
+    facts = knowledge_base(7)
+    species = {s for s, _ in facts}
+    for relation in RELATIONS:
+        assert {facts[s, relation] for s in species} == species
+    assert facts != knowledge_base(8)
+
+
+@pytest.mark.parametrize("name", list(tasks.FAMILIES))
+def test_careful_solution_without_errors_is_right(name):
+    family, rng = tasks.families(CFG)[name], np.random.default_rng(0)
+    for _ in range(50):
+        start, ops = family.sample(rng, (2, 4))
+        solution = family.solution(start, ops, "careful", 0.0, 0.5, rng)
+        assert solution.startswith("careful a ")
+        assert tasks.final_answer(solution) == family.answer(start, ops)
+
+
+def test_step_errors_come_at_the_set_rate():
+    family, rng = tasks.families(CFG)["math"], np.random.default_rng(0)
+    right = [tasks.final_answer(family.solution("3", ["+4"], "average", 0.3, 0.0, rng)) == "7" for _ in range(4000)]
+    assert abs(np.mean(right) - 0.7) < 0.03
+
+
+def test_restatements_make_lengths_vary(suites):
+    lengths = {len(c.split()) for r in suites["math"]["demonstrations"] if r["steps"] == 2 for c in [r["completion"]]}
+    assert len(lengths) >= 3
+
+
+@pytest.mark.parametrize("name", list(tasks.FAMILIES))
+def test_splits_share_no_prompt(suites, name):
+    prompts = {split: set(suites[name][split]["prompt"]) for split in tasks.SPLITS}
+    for a in tasks.SPLITS:
+        for b in tasks.SPLITS:
+            assert a == b or not prompts[a] & prompts[b], (a, b)
+
+
+def test_long_problems_are_longer_than_all_trained_ones(suites):
+    for data in suites.values():
+        assert min(data["ood"]["steps"]) > max(data["train"]["steps"])
+        assert set(data["train"]["steps"]) == {2, 3} == set(data["test"]["steps"])
+
+
+def test_answers_of_the_suite_are_true(suites):
+    for name, family in tasks.families(CFG).items():
+        for record in suites[name]["train"]:
+            words = record["prompt"].split()
+            assert family.answer(words[1], words[3::2]) == record["answer"]
+
+
+def test_equal_seeds_give_equal_suites_and_files(suites, tmp_path):
+    again = tasks.build_suites(CFG)
+    tasks.save_suites(suites, tmp_path / "a")
+    tasks.save_suites(again, tmp_path / "b")
+    for file in (tmp_path / "a").rglob("*.jsonl"):
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+    loaded = tasks.load_suites(tmp_path / "a")
+    assert list(loaded["math"]["test"]) == list(suites["math"]["test"])
+
+
+def test_malformed_suite_names_file_and_line(suites, tmp_path):
+    tasks.save_suites(suites, tmp_path)
+    file = tmp_path / "math" / "train.jsonl"
+    file.write_text(file.read_text().replace("\n", "\n{broken\n", 1))
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: malformed record"):
+        tasks.load_suites(tmp_path)
+
+
+def test_too_many_prompts_is_a_clear_error():
+    cfg = tasks.TaskSettings(science=tasks.ChainSettings(train=5000, short=(2, 2)))
+    with pytest.raises(ValueError, match=r"tasks\.science\.train: found only \d+ distinct prompts of the 5000"):
+        tasks.build_suites(cfg)
+
+
+def test_tokenizer_knows_every_word_and_round_trips(suites, tmp_path):
+    tokenizer = tasks.build_tokenizer(CFG)
+    for data in suites.values():
+        for record in data["demonstrations"].select(range(100)):
+            ids = tokenizer(record["completion"]).input_ids
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids) == record["completion"]
+    tokenizer.save_pretrained(tmp_path)
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(tmp_path)("math 7 ?").input_ids == tokenizer("math 7 ?").input_ids
+
+
+@pytest.mark.parametrize(("completion", "found"), [
+    ("careful a +5 = 2 answer 2", "2"), ("answer 2 answer 3", "3"), ("careful answer", None), ("", None)])
+def test_final_answer(completion, found):
+    assert tasks.final_answer(completion) == found
+
+
+def test_accuracy_reward():
+    assert tasks.accuracy_reward(["p", "p"], ["answer 2", "answer 3"], answer=["2", "2"]) == [1.0, 0.0]
+
+
+def test_hash_split_shares():
+    shares = [chains.hash_split(f"prompt {i}") for i in range(4000)]
+    assert abs(shares.count("demonstrations") / 4000 - 0.6) < 0.03
+    assert abs(shares.count("train") / 4000 - 0.25) < 0.03
