@@ -80,6 +80,7 @@ SECTIONS: dict[str, Section] = {
     "policy": Section("dvpo_lib.models:PolicySettings"),
     "noises": Section("dvpo_lib.noise:NoiseSettings", table=True),
     "train_noises": Section(Annotated[list[str], Field(min_length=1)]),
+    "budget": Section(Annotated[int, Field(ge=1)]),
     "training": Section("dvpo_lib.methods:DVPOConfig"),
     "critics": Section("dvpo_lib.critics:CriticSettings", table=True),
     "methods": Section(MethodSettings, table=True),
