@@ -4,13 +4,14 @@
 """
 
 from .comparison import breakdown, final_comparison, improvement_intervals, learning_curves, paper_beside_ours
-from .critic import calibration, quantile_curves, token_text, value_along_response
+from .critic import calibration, explained_variance, quantile_curves, token_text, value_along_response
 from .diagnostics import diagnostics
-from .style import label, look, save, theme
-from .world import base_skill, confusion_bars, reward_histograms
+from .style import NAMES, label, look, save, theme
+from .world import base_skill, confusion_bars, loss_curve, reward_histograms
 
 __all__ = [
-    "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics", "final_comparison",
-    "improvement_intervals", "label", "learning_curves", "look", "paper_beside_ours", "quantile_curves",
+    "NAMES", "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics", "explained_variance",
+    "final_comparison",
+    "improvement_intervals", "label", "learning_curves", "look", "loss_curve", "paper_beside_ours", "quantile_curves",
     "reward_histograms", "save", "theme", "token_text", "value_along_response",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..statistics import bootstrap_interval, coverage
-from .style import CRITICS, RIGHT, WRONG, caption, legend_above, look, new
+from .style import CRITICS, RIGHT, WRONG, caption, label, legend_above, look, new
 
 PERCENT = PercentFormatter(1.0, decimals=0)
 
@@ -66,8 +66,36 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
     return caption(figure, f"{text} {note}")
 
 
+def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
+    """Explained variance of the received and of the true reward at three positions of a response; dots are seeds.
+
+    Args:
+        scores: of `inspection.critic_scores`; the row "constant" explains nothing and is left out.
+    """
+    scores = scores[scores["critic"] != "constant"]
+    noises, names, places = (list(dict.fromkeys(scores[c])) for c in ("noise", "critic", "at"))
+    figure, axes = new(1.2 + 2.6 * 2 * len(noises), 3.3, 1, 2 * len(noises), sharey=True)
+    handles = []
+    panels = [(n, c) for n in noises for c in ("ev_received", "ev_true")]
+    for ax, (noise, column) in zip(axes[0], panels, strict=True):
+        for k, name in enumerate(names):
+            own, style = scores[(scores["noise"] == noise) & (scores["critic"] == name)], look(name, names)
+            at = np.array([places.index(p) for p in own["at"]]) + 0.16 * (k - (len(names) - 1) / 2)
+            ax.scatter(at, own[column], s=14, color=style.color, alpha=0.45, lw=0)
+            mean = own.groupby("at", sort=False)[column].mean()[places]
+            handles += ax.plot(np.unique(at), mean, color=style.color, marker=style.marker, lw=1.6, label=style.name)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set(xticks=range(len(places)), xlim=(-0.5, len(places) - 0.5), xlabel="token of the response")
+        ax.set_xticklabels(places)
+        ax.set_title(f"{label(noise)}\n{'reward as received' if column == 'ev_received' else 'true reward'}")
+        ax.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel("explained variance")
+    legend_above(figure, handles)
+    return caption(figure, f"1: perfect, 0: no better than a constant. Dots: seeds, lines: their means. {note}")
+
+
 def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: float | None = None,
-                         scalar: np.ndarray | None = None, title: str = "", marks: Sequence[int] = (),
+                         scalar: np.ndarray | None = None, title: str = "", marks: Sequence[float] = (),
                          note: str = "") -> Figure:
     """The predicted return before each token of a response: a fan of quantiles, its mean, a scalar critic beside it.
 
@@ -76,7 +104,7 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
         tokens: T words.
         reward: what the response got, a dot at the end.
         scalar: (T,) values of a scalar critic.
-        marks: token positions to point at (a wrong step, say).
+        marks: positions (in tokens) of dotted lines; a wrong step, say.
     """
     q = np.sort(np.asarray(quantiles, dtype=float), axis=-1)
     steps, m = np.arange(len(q)), q.shape[1]
@@ -95,7 +123,7 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
         handles.append(ax.scatter([len(q) - 0.4], [reward], color=RIGHT if reward >= 0.5 else WRONG, marker="*", s=110,
                                   zorder=4, label="reward received"))  # fmt: skip
     for mark in marks:
-        ax.axvline(mark + 0.5, color=WRONG, lw=1.2, ls=":")
+        ax.axvline(mark, color=WRONG, lw=1.2, ls=":")
     ax.set(xticks=steps, xlim=(-0.6, len(q) - 0.1), ylabel="predicted return", title=title)
     ax.set_xticklabels(tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, family="monospace")
     ax.grid(axis="x", visible=False)
@@ -144,18 +172,22 @@ def token_text(responses: Sequence[dict], width: int = 110, title: str = "advant
     return caption(figure, note) if note else figure
 
 
-def quantile_curves(curves: pd.DataFrame, tail: float = 0.1, ylabel: str = "predicted return",
-                    note: str = "") -> Figure:
+def quantile_curves(curves: pd.DataFrame, tail: float = 0.1, received: np.ndarray | None = None,
+                    ylabel: str = "predicted return", note: str = "") -> Figure:
     """Quantile curves of variants: the whole curve, and both tails enlarged.
 
     Args:
         curves: columns variant, level (0..1), value, and optionally seed (drawn as thin lines under their mean).
         tail: mass of each enlarged tail.
+        received: rewards whose own quantile curve is drawn dotted.
     """
     variants = list(dict.fromkeys(curves["variant"]))
     figure, axes = new(11, 3.9, 1, 3, width_ratios=[1.3, 1, 1])
     parts, handles = (("whole distribution", 0, 1), ("lower tail", 0, tail), ("upper tail", 1 - tail, 1)), []
     for ax, (title, start, end) in zip(axes[0], parts, strict=True):
+        if received is not None:
+            at = np.linspace(start, end, 201)
+            handles += ax.plot(at, np.quantile(received, at), color="black", lw=1.3, ls=":", label="rewards received")
         inside = curves[(curves["level"] >= start - 0.01) & (curves["level"] <= end + 0.01)]
         for variant in variants:
             own, style = inside[inside["variant"] == variant], look(variant, variants)

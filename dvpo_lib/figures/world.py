@@ -31,6 +31,23 @@ def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
     ax.grid(axis="x", visible=False)
 
 
+def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
+    """Training loss of the base policy against steps.
+
+    Args:
+        losses: columns step, loss (nats a token).
+    """
+    figure, axes = new(6.5, 3)
+    ax = axes[0, 0]
+    ax.plot(losses["step"], losses["loss"], color=RIGHT, lw=0.5, alpha=0.4)
+    smooth = losses["loss"].rolling(max(1, len(losses) // 50), min_periods=1).mean()
+    ax.plot(losses["step"], smooth, color=RIGHT, lw=2)
+    ax.set(xlabel="optimiser step", ylabel="loss (nats a token)", yscale="log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if str(v)[-1] in "125" else ""))
+    return caption(figure, f"Thin: every step; thick: running mean. {note}")
+
+
 def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
     """What the base policy can do: accuracy by suite, by the style chosen, by number of steps, by response length.
 

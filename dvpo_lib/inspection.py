@@ -1,0 +1,260 @@
+"""What critics and methods say of single responses: predictions scored, advantages by token, wrong steps found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from .critics import CriticSettings, build_critic, predict_values
+from .figures.style import label
+from .methods import METHODS, DVPOConfig
+from .models import Critic, load_policy
+from .noise import NOISES, NoiseSettings, corrupt
+from .quantiles import crps, levels, pit
+from .statistics import coverage, explained_variance
+from .tasks import Family, accuracy_reward, load_suites
+from .trainer import DVPOTrainer, score
+
+POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
+
+
+def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
+    """The rewards of the same responses under every noise source: noise, true, received, prompt, completion.
+
+    Args:
+        samples: prompt, completion, answer, one row per response.
+    """
+    columns = {"prompts": samples["prompt"].tolist(), "completions": samples["completion"].tolist(),
+               "answer": samples["answer"].tolist()}  # fmt: skip
+    true = accuracy_reward(**columns)
+    frames = [
+        pd.DataFrame({"noise": name, "true": true, "received": corrupt(accuracy_reward, cfg, seed)(**columns),
+                      "prompt": columns["prompts"], "completion": columns["completions"]})
+        for name, cfg in noises.items()
+    ]  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
+    """What each noise source does, its rate and the scale of its spikes."""
+    rows = []
+    for name, cfg in noises.items():
+        spiky = cfg.kind.endswith("spikes")
+        rows.append({"noise": label(name), "what happens to the reward r": (NOISES[cfg.kind].__doc__ or "").strip(),
+                     "rate": f"{cfg.rate:g}" if cfg.kind != "none" else "", "scale": f"{cfg.scale:g}" if spiky else ""})
+    return pd.DataFrame(rows)
+
+
+def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
+    """A right and a wrong answer to one prompt (where both were sampled), with the reward under every noise.
+
+    Args:
+        samples: of `evaluation.sample_table`.
+    """
+    rate = samples.groupby("prompt", sort=False)["reward"].transform("mean")
+    mixed = samples[(rate > 0) & (rate < 1)]
+    chosen = mixed if len(mixed) else samples
+    chosen = chosen[chosen["prompt"] == chosen["prompt"].iloc[0]].drop_duplicates("reward").sort_values("reward")[::-1]
+    table = chosen[["prompt", "answer", "completion"]].reset_index(drop=True)
+    for name, cfg in noises.items():
+        table[name] = received_rewards(chosen, {name: cfg}, seed)["received"]
+    return table.rename(columns={"answer": "right answer"})
+
+
+def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
+    """A pretrained critic from its file of weights."""
+    critic = build_critic(policy, cfg, seed)
+    critic.load_state_dict(load_file(path))
+    return critic.eval()
+
+
+def score_predictions(predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0) -> pd.DataFrame:
+    """Predicted distributions at one token of every response against what the responses got.
+
+    Args:
+        predictions: arrays (T_i, M) of monotone quantiles (M = 1: a point prediction).
+        outcomes: rewards, one per response. at: "first", "middle" or "last" token. seed: of the randomised PIT.
+
+    Returns:
+        One row per response: mean, crps (reward units; absolute error of a point), pit (NaN for a point).
+    """
+    rows = [p[round(POSITIONS[at] * (len(p) - 1))] for p in predictions]
+    q, y = torch.tensor(np.stack(rows), dtype=torch.float64), torch.tensor(np.asarray(outcomes, dtype=float))
+    point = q.shape[1] == 1
+    where = torch.full_like(y, torch.nan) if point else pit(q, y, torch.Generator().manual_seed(seed))
+    return pd.DataFrame({"mean": q.mean(1), "crps": (q[:, 0] - y).abs() if point else crps(q, y), "pit": where})
+
+
+def overall_distribution(rewards, count: int, quantiles: int = 200) -> list[np.ndarray]:
+    """The prediction without a critic: the distribution of the training rewards, the same for all `count` responses."""
+    q = np.quantile(np.asarray(rewards, dtype=float), levels(quantiles).numpy(), method="inverted_cdf")
+    return [q[None]] * count
+
+
+def critic_predictions(files: Mapping[tuple, object], settings: Mapping[str, CriticSettings], policy, tokenizer,
+                       responses: Mapping[tuple, pd.DataFrame], constants: Mapping[tuple, Sequence[float]],
+                       at: Sequence[str] = tuple(POSITIONS)) -> pd.DataFrame:
+    """Every pretrained critic on held-out responses, beside the prediction without a critic.
+
+    Args:
+        files: {(critic, family, noise, seed): file of weights}. settings: {critic: CriticSettings}.
+        responses: {(family, noise): table with prompt, completion, received, true}.
+        constants: {(family, noise): rewards of the critics' training data}, for the row "constant".
+
+    Returns:
+        One row per critic, response and position: critic, family, noise, seed, at, mean, crps, pit, received, true.
+    """
+    frames = []
+    constant = {("constant", *key, -1): None for key in constants}
+    for (name, family, noise, seed), path in {**files, **constant}.items():
+        held = responses[family, noise]
+        if path is None:
+            predicted = overall_distribution(constants[family, noise], len(held))
+        else:
+            critic = load_critic(policy, settings[name], path)
+            predicted = predict_values(critic, held.to_dict("records"), tokenizer)
+        for where in at:
+            frame = score_predictions(predicted, held["received"], where)
+            labels = {"critic": name, "family": family, "noise": noise, "seed": seed, "at": where}
+            frames.append(frame.assign(**labels, received=held["received"].to_numpy(), true=held["true"].to_numpy()))
+    return pd.concat(frames, ignore_index=True)
+
+
+def critic_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row per critic, noise, family, seed and position of `critic_predictions`.
+
+    Columns ev_received and ev_true (explained variance of the received and of the true reward), crps, cover50, cover80
+    and cover90 (share of outcomes in the central interval; NaN for point predictions).
+    """
+    rows = []
+    for key, own in predictions.groupby(["noise", "critic", "family", "seed", "at"], sort=False):
+        pits = own["pit"].dropna()
+        inside = coverage(pits, [0.5, 0.8, 0.9])["covered"] if len(pits) else [np.nan] * 3
+        explained = [explained_variance(own["mean"], own[column]) for column in ("received", "true")]
+        rows.append((*key, *explained, own["crps"].mean(), *inside))
+    return pd.DataFrame(rows, columns=["noise", "critic", "family", "seed", "at", "ev_received", "ev_true", "crps",
+                                       "cover50", "cover80", "cover90"])  # fmt: skip
+
+
+def method_card(name: str, cfg: DVPOConfig) -> str:
+    """The composition of a method and its settings, as a Markdown list."""
+    m = METHODS[name]
+    kl = "in the reward" if m.kl == "reward" else "in the loss"
+    averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
+                "constant": "sum over tokens by a constant length"}  # fmt: skip
+    lines = [
+        f"**{label(name)}** ({m.source})",
+        "",
+        f"- critic: {m.critic or 'none'}; advantage: {(m.advantage.__doc__ or '').strip().splitlines()[0]}",
+        f"- policy loss: PPO clip at {cfg.epsilon}, {averages[m.aggregate]}; "
+        f"KL penalty {cfg.beta} {kl} ({m.estimator})",
+        f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
+        + (f" in groups of {cfg.num_generations}" if m.groups else "") + f", learning rate {cfg.learning_rate:g}",
+    ]  # fmt: skip
+    if m.clip_rewards:
+        lines.append(f"- rewards are cut at the batch's {cfg.reward_clip:.0%} and {1 - cfg.reward_clip:.0%} quantiles")
+    return "\n".join(lines)
+
+
+def first_batch(spec) -> pd.DataFrame:
+    """The first batch of a training run, before any update: what a method makes of it.
+
+    Args:
+        spec: `runs.TrainSpec`. Methods that draw single completions see the same responses under one seed.
+
+    Returns:
+        One row per response: prompt, completion, tokens (list of words), advantages (list, one a token), reward (as
+        received), reward_true, and quantiles (T, M) or None.
+    """
+    policy, tokenizer = load_policy(spec.base)
+    method, critic = METHODS[spec.config.method], None
+    if method.critic is not None and spec.critic:
+        critic = load_critic(policy, spec.config.critic, spec.critic, spec.config.seed)
+    reward = corrupt(accuracy_reward, spec.noise, seed=spec.config.seed)
+    data = load_suites(spec.suites)[spec.family]["train"]
+    trainer = DVPOTrainer(policy, reward, spec.config, data, tokenizer, critic)
+    rollouts, columns = trainer.sample()
+    received = score([reward], rollouts.prompts, rollouts.completions, columns, trainer.state)
+    experience, _ = trainer.examine(rollouts, received)
+    with torch.no_grad():
+        advantages, _ = method.advantage(experience, spec.config)
+    ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
+    rows = []
+    for i, mask in enumerate(rollouts.tokens.mask):
+        rows.append({
+            "prompt": rollouts.prompts[i], "completion": rollouts.completions[i],
+            "tokens": tokenizer.convert_ids_to_tokens(ids[i, mask].tolist()),
+            "advantages": advantages[i, mask].tolist(), "reward": float(received[i]),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["reward_true"] = accuracy_reward(table["prompt"].tolist(), table["completion"].tolist(), **columns)
+    return table
+
+
+def telling_responses(batch: pd.DataFrame) -> list[dict]:
+    """A few responses of `first_batch` for `figures.token_text`: right, wrong, and the two most distorted ones.
+
+    A kind that does not occur is left out.
+    """
+    off = (batch["reward"] - batch["reward_true"]).abs()
+    kinds = {
+        "right, rewarded": batch[(batch["reward_true"] == 1) & (off == 0)].head(1),
+        "wrong, not rewarded": batch[(batch["reward_true"] == 0) & (off == 0)].head(1),
+        "right, reward corrupted": batch[(batch["reward_true"] == 1) & (off > 0)].nsmallest(1, "reward"),
+        "wrong, reward corrupted": batch[(batch["reward_true"] == 0) & (off > 0)].nlargest(1, "reward"),
+    }
+    return [
+        {"tokens": r.tokens, "values": r.advantages, "title": f"{r.prompt}   ({kind}: {r.reward:.2f})"}
+        for kind, rows in kinds.items() for r in rows.itertuples()
+    ]  # fmt: skip
+
+
+def first_wrong_word(family: Family, prompt: str, completion: str) -> int | None:
+    """Index of the first word of a chain's worked solution that is wrong, None where all steps are right.
+
+    A step reads `<letter> <operation> = <result>`; it is wrong where the operation is not the prompt's, or the result
+    not what the operation makes of the state before it. The answer is wrong where it is not the last state.
+    """
+    asked, words = prompt.split()[2:-1], completion.split()
+    operations, state = dict(zip(asked[::2], asked[1::2], strict=False)), prompt.split()[1]
+    for i, word in enumerate(words):
+        if word not in operations or words[i + 2 : i + 3] != ["="]:
+            continue
+        if words[i + 1] != operations[word]:
+            return i + 1
+        if words[i + 3 : i + 4] != [family.apply(state, operations[word])]:
+            return min(i + 3, len(words) - 1)
+        state = words[i + 3]
+    said = [i for i, word in enumerate(words[:-1]) if word == "answer"]
+    return said[-1] + 1 if said and words[said[-1] + 1] != state else None
+
+
+def wrong_and_right(responses: pd.DataFrame, family: Family) -> pd.DataFrame:
+    """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward.
+
+    Args:
+        responses: of `received_rewards`.
+
+    Returns:
+        Two rows with a further column `wrong_word`: where the first wrong word stands, -1 in the right response.
+    """
+    clean = responses[responses["true"] == responses["received"]].reset_index(drop=True)
+    found = [first_wrong_word(family, p, c) for p, c in zip(clean["prompt"], clean["completion"], strict=True)]
+    clean["wrong_word"] = [-1 if f is None else f for f in found]
+    wrong = clean[(clean["true"] == 0) & (clean["wrong_word"] >= 0)]
+    right = clean[(clean["true"] == 1) & (clean["wrong_word"] < 0)]
+    wrong = (wrong if len(wrong) else clean).head(1)
+    alike = right[right["prompt"].str.split().str.len() == len(wrong["prompt"].iloc[0].split())]
+    return pd.concat([wrong, (alike if len(alike) else right if len(right) else clean.tail(1)).head(1)])
+
+
+def along(response, eos: str = "<eos>") -> dict:
+    """Arguments of `figures.value_along_response` that describe a row of `wrong_and_right`."""
+    where = [response["wrong_word"] - 0.5] if response["wrong_word"] >= 0 else []
+    verdict = "right" if response["true"] >= 0.5 else "wrong"
+    return {"tokens": [*response["completion"].split(), eos], "reward": response["received"], "marks": where,
+            "title": f"{response['prompt']}   ({verdict})"}  # fmt: skip

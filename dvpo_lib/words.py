@@ -1,0 +1,219 @@
+"""Sentences of the notebooks, computed from the tidy frames: no number in a notebook is typed in.
+
+Every `*_findings` function returns Markdown text that says what the numbers say, whichever way they fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from . import statistics
+from .figures.style import label, look
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.415 -> "42 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.0f} points"
+
+
+def interval(point: float, low: float, high: float, digits: int = 0) -> str:
+    """ "87 % [83, 90]"; without the brackets where there is no interval."""
+    if not np.isfinite(low):
+        return percent(point, digits)
+    return f"{percent(point, digits)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def listing(items) -> str:
+    """ "a, b and c"."""
+    items = list(items)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
+
+
+def say(*sentences: str):
+    """Sentences (or a list item each, where they begin with "- ") as Markdown for a notebook."""
+    from IPython.display import Markdown
+
+    return Markdown("\n".join(sentences) if all(s.startswith("- ") for s in sentences) else " ".join(sentences))
+
+
+def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) -> str:
+    """What the base policy can and cannot do, and what there is for reinforcement learning to elicit."""
+    k = int(next(iter(samples.values()))["sample"].max()) + 1
+    parts = []
+    for name, s in samples.items():
+        solved = s.groupby("prompt")["reward"].max().mean()
+        parts.append(f"{label(name)} {percent(s['reward'].mean())} (any of {k}: {percent(solved)})")
+    every = pd.concat(samples.values())
+    by = every.groupby(every["completion"].str.split().str[0].fillna(""))["reward"].agg(["mean", "size"])
+    by = by.reindex([s for s in styles if s in by.index])
+    text = f"Sampled at temperature 1, the base policy is right on {listing(parts)}. "
+    if len(by) < 2:
+        return text + "It does not open its answers with an annotator's style: too little training for that to show."
+    best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent(by["mean"].max())
+    return text + (
+        f"Answers in the {best} style are right in {top} of all cases, in the {worst} style in "
+        f"{percent(by['mean'].min())}; it chooses the {best} style {percent(by['size'][best] / len(every))} of the "
+        f"time. Choosing it always would lift sampled accuracy from {percent(every['reward'].mean())} to about {top}, "
+        f"averaged over these suites: that is what can be elicited, and transferred."
+    )
+
+
+def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
+    """How far each source is from the truth, as measured.
+
+    Args:
+        confusion: noise, tp, fn, fp, tn, corrupted, accuracy. rewards: noise, true, received.
+    """
+    spread = rewards.groupby("noise")["received"].std()
+    lines = []
+    for row in confusion.itertuples():
+        if row.corrupted == 0:
+            continue
+        missed, gifted = row.fn / max(row.tp + row.fn, 1e-9), row.fp / max(row.fp + row.tn, 1e-9)
+        lines.append(
+            f"- **{label(row.noise)}**: {percent(row.corrupted, 1)} of the rewards are not the true ones; read as a "
+            f"label, the reward is right in {percent(row.accuracy, 1)} of all cases: {percent(missed)} of the right "
+            f"answers go unrewarded and {percent(gifted)} of the wrong ones are rewarded. The standard deviation of "
+            f"the reward is {spread[row.noise]:.2f}."
+        )
+    return "\n".join(lines) or "No source changes any reward."
+
+
+def critic_findings(scores: pd.DataFrame) -> str:
+    """Which critic predicts better, and whether the predicted distribution can be believed.
+
+    Args:
+        scores: of `inspection.critic_scores`, one row per critic, noise, family, seed and position (`at`).
+    """
+    lines = []
+    for noise, cell in scores[scores["at"] == "last"].groupby("noise", sort=False):
+        rows = cell.groupby("critic")[["ev_true", "crps", "cover80"]].mean()
+        q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
+        better = "the quantile critic" if q["crps"] < s["crps"] else "the scalar critic"
+        lines.append(
+            f"- **{label(noise)}**: at the last token the quantile critic explains {q['ev_true']:.2f} of the variance "
+            f"of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
+            f"{s['crps']:.3f} (scalar), {c['crps']:.3f} (the rewards' overall distribution, no critic): {better} is "
+            f"closer to what is received. Of the received rewards, {percent(q['cover80'])} fall inside the predicted "
+            f"80 % interval."
+        )
+    return "\n".join(lines)
+
+
+def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> str:
+    """What one method reached under each noise, against the base policy and against its own noise-free result."""
+    s = statistics.summary(final, metric).set_index(["noise", "role"])
+    name = look(final["method"].iloc[0]).name
+    lines = []
+    for noise in dict.fromkeys(final["noise"]):
+        parts = []
+        for role in dict.fromkeys(final["role"]):
+            r = s.loc[(noise, role)]
+            parts.append(f"{label(role)} {interval(r['iqm'], r['low'], r['high'])} ({points(r['iqm'] - base[role])})")
+        lines.append(f"- **{label(noise)}**: {name} reaches {listing(parts)}.")
+    if "none" in s.index and len(set(final["noise"])) > 1:
+        free = s.loc[("none", "ID"), "iqm"] - base["ID"]
+        for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
+            kept = s.loc[(noise, "ID"), "iqm"] - base["ID"]
+            if free > 0.02:
+                lines.append(f"- Under {label(noise)} {percent(kept / free)} of the noise-free gain (ID) is left.")
+            else:
+                lines.append("- There is no noise-free gain of which a share could be kept.")
+    n = int(s["n"].min())
+    lines.append("- In brackets: 95 % bootstrap intervals, then the change over the base policy." if n > 1 else
+                 "- One seed: no intervals.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
+    """The order of methods under each noise (ID), and which of them differ from the baseline beyond their intervals."""
+    s, p = statistics.summary(final, metric), statistics.improvement(final, baseline, metric)
+    lines = []
+    for noise in dict.fromkeys(s["noise"]):
+        own = s[(s["noise"] == noise) & (s["role"] == "ID")].sort_values("iqm", ascending=False)
+        order = listing(f"{label(r.method)} {interval(r.iqm, r.low, r.high)}" for r in own.itertuples())
+        versus = p[(p["noise"] == noise) & (p["role"] == "ID")]
+        up = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
+        down = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
+        text = f"- **{label(noise)}**: {order}. "
+        if up:
+            text += f"Better than {label(baseline)} beyond the interval: {listing(up)}. "
+        if down:
+            text += f"Worse: {listing(down)}. "
+        if not up and not down:
+            text += f"None differs from {label(baseline)} beyond its interval."
+        lines.append(text.strip())
+    return "\n".join(lines)
+
+
+def failures(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled") -> str:
+    """What did not work: no gain over the base, behind the baseline, behind the simple control of clipped rewards."""
+    s = statistics.summary(final, metric).set_index(["noise", "method", "role"])["iqm"]
+    methods, lines = list(dict.fromkeys(final["method"])), []
+    for noise in dict.fromkeys(final["noise"]):
+        idle = [label(m) for m in methods if (noise, m, "ID") in s.index and s[noise, m, "ID"] < base["ID"] + 0.02]
+        if idle:
+            lines.append(f"- Under {label(noise)} these do not improve on the base policy (ID): {listing(idle)}.")
+        for method in ("dvpo", "dvpo_winsorised"):
+            for other in (baseline, "ppo_clip_reward"):
+                if {(noise, method, "ID"), (noise, other, "ID")} <= set(s.index):
+                    behind = s[noise, other, "ID"] - s[noise, method, "ID"]
+                    if behind > 0.01:
+                        lines.append(f"- Under {label(noise)} {label(method)} is {100 * behind:.0f} points behind "
+                                     f"{label(other)} (ID).")  # fmt: skip
+    return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
+
+
+def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
+    """Each row against the one before it (paired by seed), on all test sets."""
+    rows, lines, separate = list(dict.fromkeys(final["method"])), [], 0
+    for before, row in zip(rows, rows[1:], strict=False):
+        if not row.startswith("+"):
+            continue
+        two = final[final["method"].isin([before, row])]
+        d = statistics.paired_differences(two, before, metric, overall=True).set_index("role").loc["ALL"]
+        clear = np.isfinite(d["low"]) and (d["low"] > 0 or d["high"] < 0)
+        separate += clear
+        span = f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if np.isfinite(d["low"]) else ""
+        lines.append(f"- {row}: {100 * d['difference']:+.1f} points{span} over all test sets"
+                     f"{'' if clear else ' (not separable from zero)'}.")  # fmt: skip
+    n = final.groupby("method")["seed"].nunique().min()
+    lines.append(f"- {separate} of {len(lines)} steps differ from zero beyond the interval, with {n} seeds a row.")
+    return "\n".join(lines)
+
+
+def budget(curves: pd.DataFrame, final: pd.DataFrame) -> str:
+    """How many scored rollouts every method got, and over how many seeds; unequal budgets are said plainly."""
+    spent = curves.groupby("method", sort=False)["rollouts"].max()
+    seeds = final.groupby("method", sort=False)["seed"].nunique()
+    if spent.nunique() == 1:
+        text = f"**Budget.** Every method got {spent.iloc[0]:,} scored rollouts a run, critic pretraining included"
+    else:
+        each = listing(f"{label(m)} {n:,}" for m, n in spent.items())
+        text = f"**Budget.** The scored rollouts a run, critic pretraining included, are **not equal**: {each}"
+    each = listing(f"{label(m)} {n} seeds" for m, n in seeds.items())
+    runs = f"{seeds.iloc[0]} seeds" if seeds.nunique() == 1 else each
+    return f"{text}; {runs} for each noise. All start from the same base policy and share one trainer and its settings."
+
+
+def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo") -> str:
+    """Whether each noise is as strong as it should be: the baseline loses one to two thirds of its noise-free gain."""
+    s = statistics.summary(final[final["method"] == baseline]).set_index(["noise", "role"])["iqm"]
+    if ("none", "ID") not in s.index:
+        return ""
+    gain, lines = s["none", "ID"] - base["ID"], []
+    for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
+        if gain <= 0.02:
+            return f"{label(baseline)} gains nothing without noise, so no strength of noise can be judged."
+        lost = 1 - (s[noise, "ID"] - base["ID"]) / gain
+        verdict = "as intended" if 1 / 3 <= lost <= 2 / 3 else "too weak" if lost < 1 / 3 else "too strong"
+        lines.append(f"{label(noise)} cost {label(baseline)} {percent(lost)} of its noise-free gain ({verdict})")
+    return f"**Strength of the noise** (a third to two thirds separates best): {listing(lines)}." if lines else ""
