@@ -63,7 +63,8 @@ def final_table(final: pd.DataFrame, metric: str = "sampled", base: Mapping[str,
     """Rows noise and method, columns roles, cells "IQM [low, high]" in per cent; the base policy first."""
     s = statistics.summary(final, metric, overall=overall)
     methods = list(dict.fromkeys(s["method"]))
-    s["cell"] = [interval(r.iqm, r.low, r.high, 1) for r in s.itertuples()]
+    s["cell"] = [interval(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
+    s = s.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     wide = s.pivot(index=["noise", "method"], columns="role", values="cell")
     wide = wide.reindex(index=list(dict.fromkeys(zip(s["noise"], s["method"], strict=True))),
                         columns=list(dict.fromkeys(s["role"]))).reset_index()  # fmt: skip
@@ -71,7 +72,7 @@ def final_table(final: pd.DataFrame, metric: str = "sampled", base: Mapping[str,
     wide["noise"] = wide["noise"].map(label)
     wide["method"] = [look(m, methods).name for m in wide["method"]]
     if base:
-        first = {"noise": "", "method": "base policy", **{r: percent(v, 1) for r, v in base.items() if r in wide}}
+        first = {"noise": "", "method": "base policy", **{r: f"{100 * v:.1f}" for r, v in base.items() if r in wide}}
         wide = pd.concat([pd.DataFrame([first]), wide.astype(object)], ignore_index=True)
     return wide.astype(object).fillna("")
 
@@ -114,6 +115,7 @@ def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
 def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     """Means over families and seeds: explained variance (received, true), CRPS, coverage of 50, 80 and 90 %."""
     own = scores[scores["at"] == at]
+    own = own.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
     wide = own.groupby(["noise", "critic"], sort=False)[columns].mean().reset_index()
     wide["noise"], wide["critic"] = wide["noise"].map(label), [look(c).name for c in wide["critic"]]
@@ -121,7 +123,7 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
         wide[c] = [("" if np.isnan(v) else percent(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
     return wide.rename(columns={
         "ev_received": "explained variance, received", "ev_true": "explained variance, true", "crps": "CRPS",
-        "cover50": "in 50 %", "cover80": "in 80 %", "cover90": "in 90 %",
+        "cover50": "inside 50%", "cover80": "inside 80%", "cover90": "inside 90%",
     })  # fmt: skip
 
 
@@ -144,12 +146,12 @@ def paper_table(final: pd.DataFrame, base: Mapping[str, float], families: Iterab
         ours = {}
         for role in ("ID", "OOD", "transfer", "ALL"):
             if name == "base":
-                ours[f"here: {role}"] = percent(base[role], 1)
+                ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
             elif (name, role) in s.index:
                 r = s.loc[(name, role)]
-                ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1)
+                ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1, unit="")
         columns = ("paper: ID", "paper: other family", "paper: ALL")
-        given = dict(zip(columns, (f"{v:.2f} %" for v in paper), strict=True))
+        given = dict(zip(columns, (f"{v:.2f}" for v in paper), strict=True))
         rows.append({"": "base policy" if name == "base" else label(name), **given, **ours})
     return pd.DataFrame(rows).fillna("")
 
@@ -161,9 +163,12 @@ def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFra
     for name in ["base", *dict.fromkeys(final["method"])]:
         paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
         if name in PAPER_ABLATION:
-            paper = dict(zip(paper, (f"{v:.2f} %" for v in PAPER_ABLATION[name]), strict=True))
-        ours = {f"here: {role}": percent(base[role], 1) if name == "base" else
-                interval(*s.loc[(name, role)][["iqm", "low", "high"]], 1) for role in ("ID", "OOD", "transfer", "ALL")}
+            paper = dict(zip(paper, (f"{v:.2f}" for v in PAPER_ABLATION[name]), strict=True))
+        ours = {
+            f"here: {role}": f"{100 * base[role]:.1f}" if name == "base"
+            else interval(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
+            for role in ("ID", "OOD", "transfer", "ALL")
+        }  # fmt: skip
         rows.append({"": "base policy" if name == "base" else name, **paper, **ours})
     return pd.DataFrame(rows)
 

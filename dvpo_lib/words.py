@@ -13,6 +13,9 @@ import pandas as pd
 from . import statistics
 from .figures.style import label, look
 
+WHERE = {"ID": "in distribution (ID)", "OOD": "on longer problems (OOD)", "ALL": "over all test sets",
+         "transfer": "in the untrained family (transfer)"}  # fmt: skip
+
 
 def percent(share: float, digits: int = 0) -> str:
     """0.415 -> "42 %"."""
@@ -24,11 +27,20 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.0f} points"
 
 
-def interval(point: float, low: float, high: float, digits: int = 0) -> str:
-    """ "87 % [83, 90]"; without the brackets where there is no interval."""
-    if not np.isfinite(low):
-        return percent(point, digits)
-    return f"{percent(point, digits)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+def interval(point: float, low: float, high: float, digits: int = 0, unit: str = " %") -> str:
+    """ "87 % [83, 90]", never broken over two lines; without the brackets where there is no interval."""
+    span = f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]" if np.isfinite(low) else ""
+    return f"{100 * point:.{digits}f}{unit}{span}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def under(noise: str) -> str:
+    """ "without noise", "under flipped labels"."""
+    return "without noise" if noise == "none" else f"under {label(noise)}"
+
+
+def sentence(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
 
 
 def listing(items) -> str:
@@ -99,8 +111,8 @@ def critic_findings(scores: pd.DataFrame) -> str:
         q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
         better = "the quantile critic" if q["crps"] < s["crps"] else "the scalar critic"
         lines.append(
-            f"- **{label(noise)}**: at the last token the quantile critic explains {q['ev_true']:.2f} of the variance "
-            f"of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
+            f"- **{sentence(under(noise))}** the quantile critic explains, at the last token, {q['ev_true']:.2f} of the "
+            f"variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
             f"{s['crps']:.3f} (scalar), {c['crps']:.3f} (the rewards' overall distribution, no critic): {better} is "
             f"closer to what is received. Of the received rewards, {percent(q['cover80'])} fall inside the predicted "
             f"80 % interval."
@@ -117,19 +129,19 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
         parts = []
         for role in dict.fromkeys(final["role"]):
             r = s.loc[(noise, role)]
-            parts.append(f"{label(role)} {interval(r['iqm'], r['low'], r['high'])} ({points(r['iqm'] - base[role])})")
-        lines.append(f"- **{label(noise)}**: {name} reaches {listing(parts)}.")
+            parts.append(f"{interval(r['iqm'], r['low'], r['high'])} {WHERE[role]} ({points(r['iqm'] - base[role])})")
+        lines.append(f"- **{sentence(under(noise))}** {name} reaches {listing(parts)}.")
     if "none" in s.index and len(set(final["noise"])) > 1:
         free = s.loc[("none", "ID"), "iqm"] - base["ID"]
         for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
             kept = s.loc[(noise, "ID"), "iqm"] - base["ID"]
             if free > 0.02:
-                lines.append(f"- Under {label(noise)} {percent(kept / free)} of the noise-free gain (ID) is left.")
+                lines.append(f"- {sentence(under(noise))} {percent(kept / free)} of the noise-free gain (ID) is left.")
             else:
                 lines.append("- There is no noise-free gain of which a share could be kept.")
     n = int(s["n"].min())
-    lines.append("- In brackets: 95 % bootstrap intervals, then the change over the base policy." if n > 1 else
-                 "- One seed: no intervals.")  # fmt: skip
+    bands = "In brackets: 95 % bootstrap intervals" if n > 1 else "One seed, so no intervals"
+    lines.append(f"- {bands}; in parentheses: the change over the base policy.")
     return "\n".join(lines)
 
 
@@ -143,7 +155,7 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
         versus = p[(p["noise"] == noise) & (p["role"] == "ID")]
         up = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
         down = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
-        text = f"- **{label(noise)}**: {order}. "
+        text = f"- **{sentence(under(noise))}** (ID): {order}. "
         if up:
             text += f"Better than {label(baseline)} beyond the interval: {listing(up)}. "
         if down:
@@ -161,32 +173,32 @@ def failures(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "pp
     for noise in dict.fromkeys(final["noise"]):
         idle = [label(m) for m in methods if (noise, m, "ID") in s.index and s[noise, m, "ID"] < base["ID"] + 0.02]
         if idle:
-            lines.append(f"- Under {label(noise)} these do not improve on the base policy (ID): {listing(idle)}.")
+            lines.append(f"- {sentence(under(noise))} these do not improve on the base policy (ID): {listing(idle)}.")
         for method in ("dvpo", "dvpo_winsorised"):
             for other in (baseline, "ppo_clip_reward"):
                 if {(noise, method, "ID"), (noise, other, "ID")} <= set(s.index):
                     behind = s[noise, other, "ID"] - s[noise, method, "ID"]
                     if behind > 0.01:
-                        lines.append(f"- Under {label(noise)} {label(method)} is {100 * behind:.0f} points behind "
+                        lines.append(f"- {sentence(under(noise))} {label(method)} is {100 * behind:.0f} points behind "
                                      f"{label(other)} (ID).")  # fmt: skip
     return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
 
 
 def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
-    """Each row against the one before it (paired by seed), on all test sets."""
+    """Each row against the one before it, "without" rows against the full one (paired by seed), on all test sets."""
     rows, lines, separate = list(dict.fromkeys(final["method"])), [], 0
-    for before, row in zip(rows, rows[1:], strict=False):
-        if not row.startswith("+"):
-            continue
+    full = [r for r in rows if r.startswith("+")][-1]
+    steps = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if b.startswith("+")]
+    for before, row in [*steps, *((full, r) for r in rows if r.startswith("without"))]:
         two = final[final["method"].isin([before, row])]
         d = statistics.paired_differences(two, before, metric, overall=True).set_index("role").loc["ALL"]
         clear = np.isfinite(d["low"]) and (d["low"] > 0 or d["high"] < 0)
         separate += clear
         span = f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if np.isfinite(d["low"]) else ""
-        lines.append(f"- {row}: {100 * d['difference']:+.1f} points{span} over all test sets"
+        lines.append(f"- **{row}**: {100 * d['difference']:+.1f} points{span} over all test sets"
                      f"{'' if clear else ' (not separable from zero)'}.")  # fmt: skip
     n = final.groupby("method")["seed"].nunique().min()
-    lines.append(f"- {separate} of {len(lines)} steps differ from zero beyond the interval, with {n} seeds a row.")
+    lines.append(f"- In all, {separate} of {len(lines)} changes differ from zero beyond the interval ({n} seeds each).")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..statistics import curve_bands, run_scores, summary
 from .style import BASE, caption, jitter, label, legend_above, look, new
@@ -51,7 +51,7 @@ def learning_curves(curves: pd.DataFrame, y: str = "reward_true", x: str = "roll
         ax.set(title=f"{family}: {label(noise)}" if families else label(noise), xlabel=label(x))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0, 0].set_ylabel(label(y))
-    legend_above(figure, handles)
+    legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.7))
     seeds = curves["seed"].nunique()
     spread = f", bands: 95 % bootstrap intervals over {seeds} seeds" if seeds > 1 else " (one seed: no interval)"
     running = f" Running mean over {smooth} iterations." if smooth > 1 else ""
@@ -81,7 +81,7 @@ def _grid(roles: list, noises: list, methods: list, height: float):
     else:
         rows = [[(n, m, look(m, methods).name) for m in methods] for n in noises]
     tall = sum(0.55 + height * len(r) for r in rows)
-    figure, axes = new(2.0 + 2.7 * len(roles), 1.15 + tall, len(rows), len(roles), sharey="row", sharex="col",
+    figure, axes = new(2.0 + min(2.7 * len(roles), 8.0), 1.15 + tall, len(rows), len(roles), sharey="row", sharex="col",
                        height_ratios=[0.6 + len(r) for r in rows])  # fmt: skip
     for ax, role in zip(axes[0], roles, strict=True):
         ax.set_title(label(role))
@@ -122,6 +122,8 @@ def final_comparison(final: pd.DataFrame, metric: str = "sampled", base: dict[st
     for ax in axes[-1]:
         ax.set_xlabel(f"{label(metric)} accuracy")
         ax.xaxis.set_major_formatter(PERCENT)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
     dashed = " Dashed: the base policy." if base else ""
     return caption(figure, "Symbols: interquartile mean over runs with its stratified bootstrap 95 % interval; "
                            f"small dots: every seed.{dashed} {note}")  # fmt: skip

@@ -25,7 +25,7 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
             that predicts a point), crps (reward units).
     """
     names = list(dict.fromkeys(frame["critic"]))
-    figure, axes = new(11, 3.7, 1, 3, width_ratios=[1, 1.1, 0.9])
+    figure, axes = new(9.8, 3.7, 1, 3, width_ratios=[1, 1.1, 0.9])
     cover, hist, bars = axes[0]
     cover.plot([0, 1], [0, 1], color="black", lw=0.9, ls=":")
     drawn = []
@@ -74,7 +74,7 @@ def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
     """
     scores = scores[scores["critic"] != "constant"]
     noises, names, places = (list(dict.fromkeys(scores[c])) for c in ("noise", "critic", "at"))
-    figure, axes = new(1.2 + 2.6 * 2 * len(noises), 3.3, 1, 2 * len(noises), sharey=True)
+    figure, axes = new(1.2 + min(2.6 * 2 * len(noises), 8.6), 3.3, 1, 2 * len(noises), sharey=True)
     handles = []
     panels = [(n, c) for n in noises for c in ("ev_received", "ev_true")]
     for ax, (noise, column) in zip(axes[0], panels, strict=True):
@@ -108,7 +108,7 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
     """
     q = np.sort(np.asarray(quantiles, dtype=float), axis=-1)
     steps, m = np.arange(len(q)), q.shape[1]
-    figure, axes = new(min(13, 2.5 + 0.36 * len(q)), 3.6)
+    figure, axes = new(min(11, max(6.5, 2.5 + 0.33 * len(q))), 3.8)
     ax, color, handles = axes[0, 0], CRITICS["quantile"].color, []
     at = (2 * np.arange(1, m + 1) - 1) / (2 * m)
     for tail, shade in ((0.05, 0.14), (0.1, 0.2), (0.25, 0.28)):
@@ -182,7 +182,7 @@ def quantile_curves(curves: pd.DataFrame, tail: float = 0.1, received: np.ndarra
         received: rewards whose own quantile curve is drawn dotted.
     """
     variants = list(dict.fromkeys(curves["variant"]))
-    figure, axes = new(11, 3.9, 1, 3, width_ratios=[1.3, 1, 1])
+    figure, axes = new(9.8, 3.9, 1, 3, width_ratios=[1.3, 1, 1])
     parts, handles = (("whole distribution", 0, 1), ("lower tail", 0, tail), ("upper tail", 1 - tail, 1)), []
     for ax, (title, start, end) in zip(axes[0], parts, strict=True):
         if received is not None:

@@ -23,7 +23,7 @@ def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", n
     noises = list(dict.fromkeys(curves["noise"]))
     wide = min(4, len(columns))
     tall = -(-len(columns) // wide)
-    figure, axes = new(2.75 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
+    figure, axes = new(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
     handles = []
     for ax, column in zip(axes.flat, columns, strict=False):
         for noise, dash in zip(noises, DASHES * len(noises), strict=False):
@@ -36,6 +36,8 @@ def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", n
             band = curve_bands(own, column, by=["noise"], x="rollouts")
             handles += ax.plot(band["rollouts"], band["iqm"], color=shade, ls=dash, lw=1.9, label=label(noise))
         ax.set_title(label(column), fontsize=9.5)
+        if column == "explained_variance":
+            ax.set_ylim(max(-1.0, ax.get_ylim()[0]), min(1.0, ax.get_ylim()[1]))  # the first steps may lie far below
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.tick_params(labelsize=8)
     for ax in axes.flat[len(columns) :]:

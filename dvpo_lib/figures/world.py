@@ -59,7 +59,7 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     first = table["completion"].str.split().str[0].fillna("")
     table["style"] = np.where(first.isin(list(styles)), first, "other")
     k = int(table["sample"].max()) + 1
-    figure, axes = new(11, 3.6, 1, 4, sharey=True, width_ratios=[1.7, 1, 1.1, 1.25])
+    figure, axes = new(9.8, 3.6, 1, 4, sharey=True, width_ratios=[1.7, 1, 1.1, 1.25])
     suites = list(samples)
     each = table.groupby(["suite", "prompt"])["reward"]
     any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
@@ -130,7 +130,7 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
         limit: the x axis runs from -limit to 1 + limit; default: the 1 % and 99 % quantiles of all.
     """
     noises = list(dict.fromkeys(rewards["noise"]))
-    figure, axes = new(max(6.0, 3.1 * len(noises)), 3.2, 1, len(noises), sharey=True)
+    figure, axes = new(min(10.0, max(6.0, 3.1 * len(noises))), 3.2, 1, len(noises), sharey=True)
     for ax, noise in zip(axes[0], noises, strict=True):
         own = rewards[rewards["noise"] == noise]
         low, high = own["received"].quantile([0.002, 0.998])
