@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .losses import CriticLossSettings, critic_loss, value_loss
 from .models import Critic, Tokens, encode, shuffled_batches
-from .quantiles import ensemble
+from .quantiles import ensemble, monotone
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -59,7 +59,7 @@ def critic_objective(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticSettin
 
     Args:
         z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return. mask: (B, T).
-        old: (B, T, N, M) outputs before this update: what the value clip and the tail ratchet refer to.
+        old: (B, T, N, M) monotone outputs before this update: what the value clip and the tail ratchet refer to.
         weights: (B, N) bootstrap weights.
     """
     if cfg.kind == "scalar":
@@ -105,6 +105,8 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
                progress: str | None = None, refresh: int = 8) -> list[dict[str, float]]:
     """Fits a critic to logged outcomes, in place: every token's target is the discounted return of its response.
 
+    The heads start from the distribution of all targets: a tail that the data has is there from the first step.
+
     Args:
         critic: from `build_critic`.
         table: `datasets.Dataset` or list of records with prompt, completion, reward (or an encoded `CriticTable`).
@@ -117,6 +119,7 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
     """
     data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
     tokens, targets = data.tokens, return_targets(data.rewards, data.tokens.mask, gamma)
+    critic.start_from(targets[data.tokens.mask])
     generator = torch.Generator().manual_seed(seed)
     weights = bootstrap_weights(cfg, len(tokens), generator)
     optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
@@ -128,7 +131,7 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
             with torch.no_grad():
-                old = [critic(tokens.rows(i)) if needs_reference else None for i in pending]
+                old = [monotone(critic(tokens.rows(i))) if needs_reference else None for i in pending]
         rows, reference = pending.pop(0), old.pop(0)
         batch = tokens.rows(rows)
         loss, terms = critic_objective(critic(batch), targets[rows, : batch.completion_length], batch.mask, cfg,

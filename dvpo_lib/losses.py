@@ -146,7 +146,7 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
         raise ValueError(f"quantiles {tuple(quantiles.shape)} and targets {tuple(targets.shape)} differ in rank")
     if weights is not None and weights.shape != quantiles.shape[-1:]:
         raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({quantiles.shape[-1]},)")
-    if not (quantiles.isfinite().all() and targets.isfinite().all()):
+    if not all(x.detach().abs().amax().isfinite() for x in (quantiles, targets) if x.numel()):
         raise ValueError("quantiles and targets must be finite")
     dtype = torch.promote_types(quantiles.dtype, torch.float32)
     q, g = quantiles.to(dtype), targets.detach().to(dtype)
@@ -261,7 +261,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
 
     Args:
         z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
-        reference: (B, T, N, M) the critic's outputs before this update, for the ratchet (`shape_reference: previous`).
+        reference: (B, T, N, M) the critic's own monotone heads before this update, for the ratchet (`shape_reference: previous`).
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
 
@@ -284,16 +284,13 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     terms = {"quantile_huber": average(quantile_huber(z, g, cfg.kappa, level_weights))}
     tails = cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
     q = monotone(z) if crossing == "rearrange" and (tails or cfg.head_consistency) else z
-    if tails and cfg.needs_reference:
-        ref = reference.detach()[mask]
-        ref = monotone(ref) if crossing == "rearrange" else ref
-    else:
-        ref = g.sort(-1).values
+    sample = g.sort(-1).values
+    ref = reference.detach()[mask] if cfg.needs_reference else sample
     masses = (cfg.lower_mass, cfg.upper_mass)
     if cfg.head_consistency:
         terms["head_consistency"] = head_consistency(q).mean()
     if cfg.tail_calibration:
-        terms["tail_calibration"] = average(tail_calibration(q, g.sort(-1).values, *masses, cfg.tail_calibration_form))
+        terms["tail_calibration"] = average(tail_calibration(q, sample, *masses, cfg.tail_calibration_form))
     if cfg.mean_shift:
         terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
     if cfg.tail_shape:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from . import advantages as adv
 from .critics import CriticSettings
-from .quantiles import ensemble
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -54,7 +53,7 @@ class Experience:
 
     Attributes:
         rewards: (B,) task rewards. mask: (B, T). kl: (B, T) log-ratio to the reference policy, log pi_old - log pi_ref.
-        values: (B, T, N, M) the critic's outputs, None without a critic. generator: for targets that draw samples.
+        values: (B, T, N, M) the critic's outputs, each head monotone; None without a critic. generator: for targets that draw samples.
     """
 
     rewards: Tensor
@@ -83,7 +82,7 @@ def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 
 def distributional_gae(x: Experience, args: DVPOConfig, kind: str = "mean") -> tuple[Tensor, Tensor]:
     """GAE in quantile space, read out as a scalar and whitened; targets are distributional lambda-returns."""
-    rewards, zbar = token_rewards(x, args), ensemble(x.values)
+    rewards, zbar = token_rewards(x, args), x.values.mean(-2)
     readout = adv.ReadoutSettings(kind=kind, level_low=args.level_low, level_up=args.level_up)
     advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), readout)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)

@@ -204,6 +204,18 @@ class Critic(nn.Module):
             start = (levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
             self.head.bias.copy_((start * (quantiles > 1) + offset).flatten())
 
+    @torch.no_grad()
+    def start_from(self, returns: Tensor) -> None:
+        """Sets the head's bias so that predictions start as the distribution of `returns` (n,), whatever the token."""
+        if self.quantiles == 1:
+            self.head.bias.fill_(returns.mean())
+            return
+        q = returns.float().quantile(levels(self.quantiles, device=returns.device))
+        if self.crossing == "increments":  # the inverse of `from_increments`
+            steps = (q.diff() * self.quantiles).clamp(min=1e-3)
+            q = torch.cat([q.mean()[None], steps + torch.log(-torch.expm1(-steps))])
+        self.head.bias.copy_(q.repeat(self.heads))
+
     def forward(self, tokens: Tokens) -> Tensor:
         """(B, T, N, M) head outputs (return units); monotone in M where built by increments."""
         hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state

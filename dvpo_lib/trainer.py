@@ -27,7 +27,7 @@ from .critics import bootstrap_weights, build_critic, critic_objective
 from .losses import aggregate, kl_estimate, masked_mean, policy_loss
 from .methods import METHODS, DVPOConfig, Experience, token_rewards
 from .models import Critic, token_logprobs
-from .quantiles import ensemble
+from .quantiles import monotone
 from .rollouts import Rollouts, generate
 
 PURPOSES = ("prompts", "sampling", "targets", "bootstrap", "batches")
@@ -171,7 +171,7 @@ class DVPOTrainer:
             level = self.args.reward_clip
             rewards = rewards.clamp(rewards.quantile(level), rewards.quantile(1 - level))
         reference, _ = token_logprobs(self.reference, tokens, self.args.temperature)
-        values = None if self.critic is None else self.critic(tokens)
+        values = None if self.critic is None else monotone(self.critic(tokens))
         kl = rollouts.logprobs - reference
         return Experience(rewards, tokens.mask, kl, values, self._generator("targets")), reference
 
@@ -225,7 +225,7 @@ class DVPOTrainer:
             logs["flat_groups"] = (x.rewards.view(-1, group).std(1) == 0).float().mean().item()
         if x.values is not None:
             returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[x.mask]
-            error = returns - ensemble(x.values).mean(-1)[x.mask]
+            error = returns - x.values.mean((-2, -1))[x.mask]
             logs["explained_variance"] = (1 - error.var() / returns.var().clamp(min=1e-12)).item()
         return logs
 
