@@ -29,10 +29,10 @@ smoke: $(STAMP)  ## run the whole chain at its smallest scale in a temporary cop
 	@$(CHAIN) profile smoke
 
 full: $(STAMP)  ## run the large profile in work/full, resumable; in pieces with STAGE=train@dvpo
-	@$(CHAIN) profile full --workdir work/full $(STAGE)
+	@$(CHAIN) profile --workdir work/full full $(STAGE)
 
 reference: $(STAMP)  ## run the large profile with real data and write reports/
-	@$(CHAIN) profile full --workdir work/full --set real.dir=$(CURDIR)/data/real --export reports
+	@$(CHAIN) profile --workdir work/full --set real.dir=$(CURDIR)/data/real --export reports full
 
 test: $(STAMP)  ## run all tests, the smoke chain included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)

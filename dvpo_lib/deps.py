@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from dvpo_lib.config import SECTIONS, UNTRACKED, read_yaml
+from dvpo_lib.config import SECTIONS, UNTRACKED, ConfigError, read_yaml
 from dvpo_lib.pipeline import StageSpec, read_stages
 
 PACKAGE = "dvpo_lib"
@@ -34,6 +34,8 @@ def modules_of(spec: StageSpec, root: Path) -> list[str]:
 
 def notebook_source(path: Path) -> str:
     """The code of a notebook as one module; lines of IPython (magics, shell) are left out."""
+    if not path.is_file():
+        raise ConfigError(f"dvc.yaml: notebooks/{path.name} is listed and does not exist")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     lines = "\n".join(cell for cell in code if not cell.startswith("%%")).split("\n")
