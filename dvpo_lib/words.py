@@ -111,8 +111,8 @@ def critic_findings(scores: pd.DataFrame) -> str:
         q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
         better = "the quantile critic" if q["crps"] < s["crps"] else "the scalar critic"
         lines.append(
-            f"- **{sentence(under(noise))}** the quantile critic explains, at the last token, {q['ev_true']:.2f} of the "
-            f"variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
+            f"- **{sentence(under(noise))}** the quantile critic explains, at the last token, {q['ev_true']:.2f} of "
+            f"the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
             f"{s['crps']:.3f} (scalar), {c['crps']:.3f} (the rewards' overall distribution, no critic): {better} is "
             f"closer to what is received. Of the received rewards, {percent(q['cover80'])} fall inside the predicted "
             f"80 % interval."

@@ -1,0 +1,146 @@
+"""Single responses: wrong steps found, predictions scored, ablation rows composed."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dvpo_lib import inspection, tasks
+from dvpo_lib.ablation import CUMULATIVE, TERMS, ablation_rows, tail_table, weights_table
+from dvpo_lib.critics import CriticSettings
+from dvpo_lib.losses import CriticLossSettings
+from dvpo_lib.methods import METHODS, DVPOConfig
+from dvpo_lib.models import PolicySettings, build_policy
+from dvpo_lib.noise import NoiseSettings
+
+SMALL = tasks.ChainSettings(demonstrations=20, train=40, test=10)
+CFG = tasks.TaskSettings(math=SMALL, science=SMALL)
+FAMILIES = tasks.families(CFG)
+
+
+@pytest.mark.parametrize(("completion", "where"), [
+    ("careful a +5 = 2 b *3 = 6 answer 6", None),
+    ("careful a +5 = 2 so 2 b *3 = 6 answer 6", None),
+    ("careful a +5 = 3 b *3 = 9 answer 9", 4),  # the first step is wrong; the second follows from it
+    ("careful a +5 = 2 b *3 = 7 answer 7", 8),
+    ("careful a +4 = 1 b *3 = 3 answer 3", 2),  # another operation than asked for
+    ("careful a +5 = 2 b *3 = 6 answer 5", 10),  # steps right, answer wrong
+    ("careful a +5 =", 3),
+    ("", None),
+])  # fmt: skip
+def test_first_wrong_word_by_hand(completion, where):
+    assert inspection.first_wrong_word(FAMILIES["math"], "math 7 a +5 b *3 ?", completion) == where
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_error_free_solutions_have_no_wrong_word_and_wrong_ones_have(name):
+    family, rng = FAMILIES[name], np.random.default_rng(0)
+    for _ in range(40):
+        start, ops = family.sample(rng, (2, 4))
+        prompt = family.prompt(start, ops)
+        assert inspection.first_wrong_word(family, prompt, family.solution(start, ops, "careful", 0, 0.5, rng)) is None
+        assert inspection.first_wrong_word(family, prompt, family.solution(start, ops, "careful", 1, 0.5, rng)) == 4
+
+
+def test_predictions_are_scored_at_the_token_asked_for():
+    predictions = [np.array([[0.0], [0.5], [1.0]]), np.array([[0.2]])]
+    last = inspection.score_predictions(predictions, [1.0, 0.0], "last")
+    assert last["crps"].tolist() == pytest.approx([0, 0.2]) and last["pit"].isna().all()
+    first = inspection.score_predictions(predictions, [1.0, 0.0], "first")
+    assert first["mean"].tolist() == pytest.approx([0, 0.2])
+
+
+def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
+    rng = np.random.default_rng(0)
+    outcomes = (rng.random(4000) < 0.3).astype(float)
+    predictions = inspection.overall_distribution([0] * 70 + [1] * 30, 4000)
+    pit = inspection.score_predictions(predictions, outcomes, "last")["pit"]
+    assert np.abs(np.histogram(pit, 10, (0, 1))[0] / 400 - 1).max() < 0.2
+    scores = inspection.critic_scores(pd.DataFrame({"pit": pit, "crps": 0.1, "mean": 0.3, "received": outcomes,
+                                                    "true": outcomes, "noise": "none", "critic": "constant",
+                                                    "family": "math", "seed": 0, "at": "last"}))  # fmt: skip
+    assert scores["cover80"].iloc[0] == pytest.approx(0.8, abs=0.03)
+
+
+def test_received_rewards_keep_the_truth_beside_every_noise():
+    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1"})
+    noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}
+    table = inspection.received_rewards(samples, noises, 0)
+    by = {n: f.reset_index(drop=True) for n, f in table.groupby("noise")}
+    assert (by["none"]["true"] == by["none"]["received"]).all()
+    assert 0.4 < (by["flip"]["true"] != by["flip"]["received"]).mean() < 0.6
+    assert by["flip"]["true"].tolist() == by["none"]["true"].tolist()
+
+
+def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
+    said = ["answer 2", "answer 2", "answer 1", "answer 3"]
+    samples = pd.DataFrame({"prompt": list("ppqq"), "completion": said, "answer": "1", "reward": [0.0, 0.0, 1.0, 0.0]})
+    shown = inspection.examples(samples, {"none": NoiseSettings()}, 0)
+    assert shown["prompt"].tolist() == ["q", "q"] and shown["none"].tolist() == [1, 0]
+
+
+def test_wrong_and_right_marks_the_wrong_word():
+    said = [f"careful a +5 = {x} b *3 = {y} answer {y}" for x, y in ((2, 6), (3, 9), (1, 3))]
+    responses = pd.DataFrame({"prompt": "math 7 a +5 b *3 ?", "completion": said, "true": [1.0, 0.0, 0.0],
+                              "received": [1.0, 0.0, 5.0]})  # fmt: skip
+    shown = inspection.wrong_and_right(responses, FAMILIES["math"])
+    assert shown["wrong_word"].tolist() == [4, -1]
+    settings = inspection.along(shown.iloc[0])
+    assert settings["tokens"][-1] == "<eos>" and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
+    assert inspection.along(shown.iloc[1])["marks"] == []
+
+
+@pytest.mark.parametrize("method", ["dvpo", "grpo"])
+def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
+    """Without a pretrained critic's file a critic is new; a method without critic gives one number per response."""
+    tokenizer = tasks.build_tokenizer(CFG)
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), 0)
+    policy.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tasks.save_suites(tasks.build_suites(CFG), tmp_path / "suites")
+    config = DVPOConfig(method=method, generation_batch_size=16, max_completion_length=6,
+                        critic=CriticSettings(heads=2, quantiles=8))  # fmt: skip
+    spec = SimpleNamespace(base=str(tmp_path / "base"), suites=str(tmp_path / "suites"), config=config, family="math",
+                           critic=None, noise=NoiseSettings("spikes", rate=0.5, scale=9.0))  # fmt: skip
+    torch.manual_seed(1)  # the result must not depend on the global generator
+    batch = inspection.first_batch(spec)
+    torch.manual_seed(2)
+    assert inspection.first_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
+    assert len(batch) == 16 and set(batch["reward_true"]) <= {0.0, 1.0}
+    for row in batch.itertuples():
+        assert len(row.tokens) == len(row.advantages) and np.isfinite(row.advantages).all()
+        assert len(set(row.advantages)) == 1 or METHODS[method].critic
+    shown = inspection.telling_responses(batch)
+    assert any("corrupted" in r["title"] for r in shown)
+
+
+def test_method_card_says_what_a_method_is_made_of():
+    card = inspection.method_card("grpo", DVPOConfig(method="grpo"))
+    assert "critic: none" in card and "in the loss (k3)" in card and "groups of 8" in card
+    assert "quantiles" in inspection.method_card("ppo_clip_reward", DVPOConfig(method="ppo_clip_reward"))
+
+
+def test_ablation_rows_add_one_step_at_a_time_and_end_at_the_full_critic():
+    weights = dict(zip(TERMS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    loss = CriticLossSettings(**weights)
+    critic = CriticSettings(loss=loss, heads=5)
+    rows = ablation_rows(critic)
+    assert list(rows) == list(CUMULATIVE) and rows["+ tail shape and curvature"] == critic
+    on = [[t for t in TERMS if getattr(c.loss, t)] for c in rows.values()]
+    assert [len(o) for o in on] == [0, 1, 2, 3, 5]
+    assert rows["+ mean shift"].loss.mean_shift == 0.3 and all(c.heads == 5 for c in rows.values())
+    more = ablation_rows(critic, leave_one_out=True)
+    for term in TERMS:
+        left = more[f"without {term.replace('_', ' ')}"]
+        assert left == dataclasses.replace(critic, loss=dataclasses.replace(loss, **{term: 0.0}))
+    assert weights_table(rows)["mean shift"].tolist() == [0, 0, 0, 0.3, 0.3]
+
+
+def test_tail_table_by_hand():
+    curves = pd.DataFrame({"variant": "core", "seed": 0, "level": np.arange(10) / 10 + 0.05, "value": np.arange(10.0)})
+    table = tail_table(curves, [0.0, 1.0], mass=0.2).set_index("variant")
+    assert table.loc["core", ["mean", "lower tail mean", "upper tail mean"]].tolist() == [4.5, 0.5, 8.5]
+    assert table.loc["rewards received", "mean"] == 0.5

@@ -1,0 +1,145 @@
+"""Sentences and tables say what the numbers say, whichever way they fall."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dvpo_lib import tables, words
+
+BASE = {"ID": 0.40, "OOD": 0.20, "transfer": 0.30, "ALL": 0.30}
+
+
+def final_frame(scores: dict) -> pd.DataFrame:
+    """{(method, noise): scores of seeds in distribution}; the other suites lie 0.2 and 0.1 below."""
+    rows = [
+        (method, noise, "math", seed, suite, role, "sampled", value - below)
+        for (method, noise), values in scores.items() for seed, value in enumerate(values)
+        for suite, role, below in (("math_id", "ID", 0), ("math_ood", "OOD", 0.2), ("science_id", "transfer", 0.1))
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["method", "noise", "family", "seed", "suite", "role", "metric", "value"])
+
+
+def test_small_pieces():
+    assert words.percent(0.415) == "42 %" and words.points(-0.034) == "-3 points"
+    assert words.interval(0.5, 0.4, 0.6).replace("\N{NO-BREAK SPACE}", " ") == "50 % [40, 60]"
+    assert words.interval(0.5, np.nan, np.nan, unit="") == "50"
+    assert words.listing(["a"]) == "a" and words.listing("abc") == "a, b and c" and words.listing([]) == "none"
+
+
+def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
+    clear = final_frame({("ppo", "none"): [0.50, 0.51, 0.52, 0.53], ("dvpo", "none"): [0.80, 0.81, 0.82, 0.83],
+                         ("grpo", "none"): [0.20, 0.21, 0.22, 0.23]})  # fmt: skip
+    text = words.comparison_findings(clear)
+    assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse: GRPO (P = 0.00)" in text
+    tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
+    assert "None differs" in words.comparison_findings(tie)
+
+
+def test_training_findings_report_the_share_of_the_gain_that_noise_leaves():
+    final = final_frame({("ppo", "none"): [0.80] * 4, ("ppo", "spikes"): [0.50] * 4})
+    text = words.training_findings(final, BASE)
+    assert "25 % of the noise-free gain" in text  # 0.1 of 0.4
+    assert "+40 points" in text
+    worse = words.training_findings(final_frame({("ppo", "none"): [0.3] * 2, ("ppo", "flip"): [0.3] * 2}), BASE)
+    assert "no noise-free gain" in worse
+
+
+@pytest.mark.parametrize(("under_noise", "verdict"), [(0.75, "too weak"), (0.6, "as intended"), (0.45, "too strong")])
+def test_strength_of_the_noise_is_judged_by_what_ppo_loses(under_noise, verdict):
+    final = final_frame({("ppo", "none"): [0.8] * 3, ("ppo", "spikes"): [under_noise] * 3})
+    assert f"({verdict})" in words.noise_strength(final, BASE)
+
+
+def test_failures_are_said_and_their_absence_too():
+    bad = final_frame({("ppo", "spikes"): [0.6] * 3, ("dvpo", "spikes"): [0.40] * 3})
+    text = words.failures(bad, BASE)
+    assert "do not improve on the base policy (ID): DVPO" in text and "DVPO is 20 points behind PPO" in text
+    good = final_frame({("ppo", "none"): [0.6], ("dvpo", "none"): [0.7]})
+    assert "Nothing of this kind" in words.failures(good, BASE)
+
+
+def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
+    core = np.array([0.1, 0.5, 0.9, 0.3])
+    final = final_frame({("core", "spikes"): core, ("+ consistency", "spikes"): core + 0.05,
+                         ("+ mean shift", "spikes"): core + 0.05 + np.array([0.2, -0.2, 0.2, -0.2]),
+                         ("without mean shift", "spikes"): core})  # fmt: skip
+    text = words.ablation_findings(final)
+    assert re.search(r"\+ consistency\*\*: \+5\.0 points \[\+5\.0, \+5\.0\] over all test sets\.", text)
+    assert re.search(r"\+ mean shift\*\*: [+-]0\.0 points .*not separable", text)
+    assert "without mean shift" in text and "In all, 1 of 3" in text
+
+
+def test_budget_says_when_it_is_not_equal():
+    curves = pd.DataFrame({"method": ["ppo", "grpo"], "rollouts": [6144, 6144]})
+    final = final_frame({("ppo", "none"): [0.5] * 4, ("grpo", "none"): [0.5] * 4})
+    assert "6,144 scored rollouts" in words.budget(curves, final) and "4 seeds" in words.budget(curves, final)
+    unequal = words.budget(curves.assign(rollouts=[6144, 5120]), final)
+    assert "**not equal**" in unequal and "GRPO 5,120" in unequal
+
+
+def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
+    right = [1, 1, 1, 0, 0, 0, 0, 1]
+    table = pd.DataFrame({"prompt": list("aabbccdd"), "completion": ["careful x"] * 4 + ["careless x"] * 4,
+                          "reward": right, "sample": [0, 1] * 4})  # fmt: skip
+    text = words.base_findings({"math_id": table}, ("careful", "average", "careless"))
+    assert "careful style are right in 75 %" in text and "any of 2: 75 %" in text and "50 % of the time" in text
+    untrained = {"math_id": table.assign(completion="x")}
+    assert "too little training" in words.base_findings(untrained, ("careful", "careless"))
+
+
+def test_noise_findings_give_rates_among_right_and_wrong():
+    confusion = pd.DataFrame([{"noise": "flip", "tp": 0.3, "fn": 0.1, "fp": 0.15, "tn": 0.45, "corrupted": 0.25,
+                               "accuracy": 0.75}])  # fmt: skip
+    text = words.noise_findings(confusion, pd.DataFrame({"noise": "flip", "received": [0.0, 1.0]}))
+    assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
+
+
+def test_base_by_role_depends_on_the_trained_family():
+    base = pd.DataFrame({"suite": ["math_id", "math_ood", "science_id", "science_ood"], "metric": "sampled",
+                         "value": [0.4, 0.2, 0.6, 0.0]})  # fmt: skip
+    assert tables.base_by_role(base, ["math"]) == pytest.approx({"ID": 0.4, "OOD": 0.2, "transfer": 0.3, "ALL": 0.3})
+    both = tables.base_by_role(base, ["math", "science"])
+    assert both == pytest.approx({"ID": 0.5, "OOD": 0.1, "transfer": 0.3, "ALL": 0.3})
+
+
+def test_final_table_groups_by_noise_and_starts_with_the_base():
+    final = final_frame({("ppo", "none"): [0.5], ("ppo", "flip"): [0.4],
+                         ("dvpo", "none"): [0.6], ("dvpo", "flip"): [0.5]})  # fmt: skip
+    table = tables.final_table(final, base=BASE)
+    assert table["method"].tolist() == ["base policy", "PPO", "DVPO", "PPO", "DVPO"]
+    assert table["noise"].tolist() == ["", "no noise", "no noise", "flipped labels", "flipped labels"]
+    assert table["ID"].tolist() == ["40.0", "50.0", "60.0", "40.0", "50.0"]
+
+
+def test_metrics_hold_finite_numbers_only():
+    curves = pd.DataFrame({"rollouts": [128, 256]})
+    one = tables.final_metrics(final_frame({("ppo", "none"): [0.5]}), curves)
+    assert one["accuracy"]["none"]["ID"] == {"iqm": 0.5} and one["rollouts"] == 256
+    several = tables.final_metrics(final_frame({("ppo", "none"): [0.5] * 2, ("dvpo", "none"): [0.6] * 2}), curves)
+    assert several["accuracy"]["dvpo"]["none"]["ID"] == {"iqm": 0.6, "low": 0.6, "high": 0.6}
+
+
+def test_paper_figures_stand_beside_ours_and_are_marked():
+    final = final_frame({("core", "spikes"): [0.5] * 2, ("+ consistency", "spikes"): [0.6] * 2})
+    table = tables.ablation_table(final, BASE).set_index("")
+    assert table.loc["core", "paper: ALL"] == "36.63" and table.loc["base policy", "here: ID"] == "40.0"
+    change = tables.beside_paper(final, BASE).set_index(["row", "source"])["change"]
+    assert change["core", "paper"] == pytest.approx(1.99) and change["core", "here"] == pytest.approx(10)
+    assert "taken from summaries" in tables.PAPER_NOTE
+
+
+def test_tables_are_the_same_html_every_time_and_carry_no_index():
+    frame = pd.DataFrame({"noise": ["none"], "value": [0.123456]}, index=[7])
+    page = tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
+    assert page == tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
+    assert "12.3%" in page and "A caption" in page and ">7<" not in page
+
+
+def test_index_links_every_page_once():
+    pages = tables.pages(["dvpo", "ppo"])
+    html = tables.index_page(pages)
+    for address in [*pages.values(), "notebook.html"]:
+        assert html.count(f'href="{address}"') == 1
+    assert tables.page_list(pages).count("\n") == len(pages) - 1
