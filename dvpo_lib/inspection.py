@@ -52,16 +52,19 @@ def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
 def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
     """A right and a wrong answer to one prompt (where both were sampled), with the reward under every noise.
 
+    Of all prompts one is taken at which as many noises as possible strike.
+
     Args:
         samples: of `evaluation.sample_table`.
     """
-    rate = samples.groupby("prompt", sort=False)["reward"].transform("mean")
-    mixed = samples[(rate > 0) & (rate < 1)]
-    chosen = mixed if len(mixed) else samples
-    chosen = chosen[chosen["prompt"] == chosen["prompt"].iloc[0]].drop_duplicates("reward").sort_values("reward")[::-1]
-    table = chosen[["prompt", "answer", "completion"]].reset_index(drop=True)
+    table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
-        table[name] = received_rewards(chosen, {name: cfg}, seed)["received"]
+        table[name] = received_rewards(samples, {name: cfg}, seed)["received"]
+    table = table.drop_duplicates(["prompt", "reward"])
+    struck = table[list(noises)].ne(table["reward"], axis=0).groupby(table["prompt"], sort=False).any().sum(axis=1)
+    both = table.groupby("prompt", sort=False).size().gt(1)
+    best = (struck + both * (len(noises) + 1)).idxmax()
+    table = table[table["prompt"] == best].sort_values("reward", ascending=False).drop(columns="reward")
     return table.rename(columns={"answer": "right answer"})
 
 
@@ -72,12 +75,15 @@ def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
     return critic.eval()
 
 
-def score_predictions(predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0) -> pd.DataFrame:
+def score_predictions(predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0,
+                      tolerance: float = 0.1) -> pd.DataFrame:
     """Predicted distributions at one token of every response against what the responses got.
 
     Args:
         predictions: arrays (T_i, M) of monotone quantiles (M = 1: a point prediction).
         outcomes: rewards, one per response. at: "first", "middle" or "last" token. seed: of the randomised PIT.
+        tolerance: quantiles so near to the outcome count as equal to it in the PIT (reward units): a network meets an
+            atom at 0 or 1 only nearly, and without a tolerance every such miss would count as a wrong distribution.
 
     Returns:
         One row per response: mean, crps (reward units; absolute error of a point), pit (NaN for a point).
@@ -85,7 +91,8 @@ def score_predictions(predictions: Sequence[np.ndarray], outcomes, at: str = "fi
     rows = [p[round(POSITIONS[at] * (len(p) - 1))] for p in predictions]
     q, y = torch.tensor(np.stack(rows), dtype=torch.float64), torch.tensor(np.asarray(outcomes, dtype=float))
     point = q.shape[1] == 1
-    where = torch.full_like(y, torch.nan) if point else pit(q, y, torch.Generator().manual_seed(seed))
+    met = torch.where((q - y[:, None]).abs() <= tolerance, y[:, None], q)
+    where = torch.full_like(y, torch.nan) if point else pit(met, y, torch.Generator().manual_seed(seed))
     return pd.DataFrame({"mean": q.mean(1), "crps": (q[:, 0] - y).abs() if point else crps(q, y), "pit": where})
 
 
@@ -103,7 +110,7 @@ def critic_predictions(files: Mapping[tuple, object], settings: Mapping[str, Cri
     Args:
         files: {(critic, family, noise, seed): file of weights}. settings: {critic: CriticSettings}.
         responses: {(family, noise): table with prompt, completion, received, true}.
-        constants: {(family, noise): rewards of the critics' training data}, for the row "constant".
+        constants: {(family, noise): rewards of the critics' training data}, for the row "constant"; may be empty.
 
     Returns:
         One row per critic, response and position: critic, family, noise, seed, at, mean, crps, pit, received, true.
@@ -147,7 +154,9 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
     averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
                 "constant": "sum over tokens by a constant length"}  # fmt: skip
     lines = [
-        f"**{label(name)}** ({m.source})",
+        f"## {label(name)}",
+        "",
+        f"Source: {m.source}.",
         "",
         f"- critic: {m.critic or 'none'}; advantage: {(m.advantage.__doc__ or '').strip().splitlines()[0]}",
         f"- policy loss: PPO clip at {cfg.epsilon}, {averages[m.aggregate]}; "

@@ -65,6 +65,15 @@ def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
     assert scores["cover80"].iloc[0] == pytest.approx(0.8, abs=0.03)
 
 
+def test_an_atom_that_is_nearly_met_counts_as_met():
+    outcomes = np.array([0.0, 1.0] * 500)
+    near = [np.r_[np.full(50, 0.03), np.full(50, 0.97)][None]] * 1000  # half and half, not quite at 0 and 1
+    pit = inspection.score_predictions(near, outcomes, "last")["pit"]
+    assert np.abs(np.histogram(pit, 5, (0, 1))[0] / 200 - 1).max() < 0.25
+    strict = inspection.score_predictions(near, outcomes, "last", tolerance=0.0)["pit"]
+    assert ((strict > 0.45) & (strict < 0.55)).mean() < 0.6 and set(strict) <= {0.0, 1.0}
+
+
 def test_received_rewards_keep_the_truth_beside_every_noise():
     samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1"})
     noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}

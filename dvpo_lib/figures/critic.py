@@ -53,8 +53,8 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
         bars.plot([k, k], [e.low, e.high], color="black", lw=1.3)
         bars.text(k, max(e.point, np.nan_to_num(e.high)), f" {e.point:.3f}\n", ha="center", va="bottom", fontsize=9)
     bars.set(xticks=range(len(names)), title="CRPS (smaller is better)", ylabel="reward units")
-    bars.set_xticklabels([look(n, names).name.replace(" (", "\n(") for n in names],
-                         fontsize=8)  # fmt: skip
+    short = [look(n, names).name.replace(" critic", "\ncritic").replace(" (no\n", "\n(no ") for n in names]
+    bars.set_xticklabels(short, fontsize=8)
     bars.margins(y=0.18)
     bars.grid(axis="x", visible=False)
     legend_above(figure, drawn)

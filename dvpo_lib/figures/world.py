@@ -42,9 +42,7 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
     ax.plot(losses["step"], losses["loss"], color=RIGHT, lw=0.5, alpha=0.4)
     smooth = losses["loss"].rolling(max(1, len(losses) // 50), min_periods=1).mean()
     ax.plot(losses["step"], smooth, color=RIGHT, lw=2)
-    ax.set(xlabel="optimiser step", ylabel="loss (nats a token)", yscale="log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if str(v)[-1] in "125" else ""))
+    ax.set(xlabel="optimiser step", ylabel="loss (nats a token)", ylim=(0, None))
     return caption(figure, f"Thin: every step; thick: running mean. {note}")
 
 
@@ -59,7 +57,7 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     first = table["completion"].str.split().str[0].fillna("")
     table["style"] = np.where(first.isin(list(styles)), first, "other")
     k = int(table["sample"].max()) + 1
-    figure, axes = new(9.8, 3.6, 1, 4, sharey=True, width_ratios=[1.7, 1, 1.1, 1.25])
+    figure, axes = new(9.8, 3.6, 1, 4, sharey=True, width_ratios=[1.6, 1.1, 1.1, 1.25])
     suites = list(samples)
     each = table.groupby(["suite", "prompt"])["reward"]
     any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
@@ -70,18 +68,18 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     axes[0, 0].yaxis.set_major_formatter(PERCENT)
     axes[0, 0].grid(axis="x", visible=False)
     legend_above(figure, [Patch(color=RIGHT, label="sampled"), Patch(color="#BBCCEE", label=f"any of {k} samples")])
-    order = [s for s in (*styles, "other") if (table["style"] == s).any()]
-    by_style = table.assign(style=table["style"].astype(object)).sort_values("style", key=lambda c: c.map(order.index))
-    _bars(axes[0, 1], by_style, "style", "reward", RIGHT)
+    order = [s for s in (*styles, "other") if (table["style"] == s).mean() > 0.005]
+    by_style = table[table["style"].isin(order)].astype({"style": object})
+    _bars(axes[0, 1], by_style.sort_values("style", key=lambda c: c.map(order.index)), "style", "reward", RIGHT)
     axes[0, 1].set(title="by style chosen")
     axes[0, 1].tick_params(axis="x", labelsize=8)
     _bars(axes[0, 2], table, "steps", "reward", RIGHT)
-    axes[0, 2].set(title="by steps of the problem")
+    axes[0, 2].set(title="by steps")
     cuts = np.unique(np.quantile(table["length"], np.linspace(0, 1, 5)).astype(int))
     names = [f"{a + (i > 0)}-{b}" for i, (a, b) in enumerate(itertools.pairwise(cuts))]
     groups = pd.cut(table["length"], cuts, labels=names, include_lowest=True) if len(cuts) > 2 else table["length"]
     _bars(axes[0, 3], table.assign(bin=groups.astype(object)).sort_values("length"), "bin", "reward", RIGHT)
-    axes[0, 3].set(title="by response length (tokens)")
+    axes[0, 3].set(title="by length (tokens)")
     axes[0, 3].tick_params(axis="x", labelsize=8)
     text = (
         f"Sampled at temperature 1, {k} completions a prompt, all suites together in the three right panels. Black "
@@ -142,7 +140,7 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
             ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(own)), color=color, alpha=0.75)
         mean, spread = own["received"].mean(), own["received"].std()
         ax.set(xlabel="received reward", yscale="log")
-        ax.set_title(f"{label(noise)}\nmean {mean:.2f}, standard deviation {spread:.2f}", fontsize=9.5)
+        ax.set_title(f"{label(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
     axes[0, 0].set_ylabel("share of responses (log scale)")
     axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%"))
     legend_above(figure, [Patch(color=RIGHT, label="truly right"), Patch(color=WRONG, label="truly wrong")])
