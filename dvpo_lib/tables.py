@@ -60,6 +60,12 @@ def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sam
     return {**pd.DataFrame(rows).groupby("role")["value"].mean().to_dict(), "ALL": float(value.mean())}
 
 
+def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, float]:
+    """{family: accuracy of the base policy on its in-distribution test}."""
+    own = base[(base["metric"] == metric) & base["suite"].str.endswith("_id")]
+    return dict(zip(own["suite"].str.removesuffix("_id"), own["value"], strict=True))
+
+
 def final_table(final: pd.DataFrame, metric: str = "sampled", base: Mapping[str, float] | None = None,
                 overall: bool = True) -> pd.DataFrame:
     """Rows noise and method, columns roles, cells "IQM [low, high]" in per cent; the base policy first."""

@@ -58,7 +58,7 @@ def drawings(frames) -> dict:
     change = pd.DataFrame({"row": ["core", "core"], "source": ["paper", "here"], "change": [2.0, 9.0],
                            "low": [np.nan, 5], "high": [np.nan, 12]})  # fmt: skip
     return {
-        "learning": figures.learning_curves(curves, base=0.4, smooth=2),
+        "learning": figures.learning_curves(curves, base={"math": 0.4}, smooth=2),
         "final": figures.final_comparison(final, base={"ID": 0.4}, overall=True),
         "final of one method": figures.final_comparison(final[final["method"] == "dvpo"]),
         "improvement": figures.improvement_intervals(statistics.improvement(final, "grpo"), "grpo"),

@@ -100,6 +100,7 @@ def test_base_by_role_depends_on_the_trained_family():
     base = pd.DataFrame({"suite": ["math_id", "math_ood", "science_id", "science_ood"], "metric": "sampled",
                          "value": [0.4, 0.2, 0.6, 0.0]})  # fmt: skip
     assert tables.base_by_role(base, ["math"]) == pytest.approx({"ID": 0.4, "OOD": 0.2, "transfer": 0.3, "ALL": 0.3})
+    assert tables.base_by_family(base) == {"math": 0.4, "science": 0.6}
     both = tables.base_by_role(base, ["math", "science"])
     assert both == pytest.approx({"ID": 0.5, "OOD": 0.1, "transfer": 0.3, "ALL": 0.3})
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -16,22 +19,24 @@ def _in_order(values) -> list:
     return list(dict.fromkeys(values))
 
 
-def learning_curves(curves: pd.DataFrame, y: str = "reward_true", x: str = "rollouts", base: float | None = None,
-                    smooth: int = 1, note: str = "") -> Figure:
+def learning_curves(curves: pd.DataFrame, y: str = "reward_true", x: str = "rollouts",
+                    base: Mapping[str, float] | None = None, smooth: int = 1, note: str = "") -> Figure:
     """Training curves: every seed a thin line, their interquartile mean a thick one, its bootstrap interval a band.
 
     Args:
-        curves: tidy frame method, noise, family, seed, iteration, rollouts, ...; panels are noise (and family).
-        base: value of the base policy, a dashed line.
+        curves: tidy frame method, noise, family, seed, iteration, rollouts, ...; a column per noise, a row per family.
+        base: {family: value of the base policy}, a dashed line.
         smooth: iterations of a running mean over each seed's line (1: none).
     """
     curves = curves.copy()
     runs = curves.groupby(["method", "noise", "family", "seed"], sort=False)[y]
     curves[y] = runs.transform(lambda s: s.rolling(smooth, min_periods=1).mean())
-    panels, methods = _in_order(zip(curves["family"], curves["noise"], strict=True)), _in_order(curves["method"])
-    figure, axes = new(max(4.6, 3.9 * len(panels)) + 0.4, 3.7, 1, len(panels), sharey=True)
+    families, noises, methods = (_in_order(curves[c]) for c in ("family", "noise", "method"))
+    width = min(3.9, 9.6 / len(noises)) if len(noises) > 1 else 5.6
+    figure, axes = new(width * len(noises) + 0.4, 0.9 + 2.8 * len(families), len(families), len(noises), sharex=True,
+                       sharey="row")  # fmt: skip
     handles = []
-    for ax, (family, noise) in zip(axes[0], panels, strict=True):
+    for ax, (family, noise) in zip(axes.flat, itertools.product(families, noises), strict=True):
         cell = curves[(curves["family"] == family) & (curves["noise"] == noise)]
         for method in methods:
             own = cell[cell["method"] == method]
@@ -45,12 +50,15 @@ def learning_curves(curves: pd.DataFrame, y: str = "reward_true", x: str = "roll
             every = max(1, len(band) // 6)
             handles += ax.plot(band[x], band["iqm"], color=style.color, lw=2, marker=style.marker, ms=5,
                                markevery=every, label=style.name)  # fmt: skip
-        if base is not None:
-            handles.append(ax.axhline(base, color=BASE.color, ls="--", lw=1.2, label=BASE.name))
-        families = len(set(curves["family"])) > 1
-        ax.set(title=f"{family}: {label(noise)}" if families else label(noise), xlabel=label(x))
+        if base is not None and family in base:
+            handles.append(ax.axhline(base[family], color=BASE.color, ls="--", lw=1.2, label=BASE.name))
+        if family == families[0]:
+            ax.set_title(label(noise))
+        if family == families[-1]:
+            ax.set_xlabel(label(x))
+        if noise == noises[0]:
+            ax.set_ylabel(label(y) + (f", trained on {family}" if len(families) > 1 else ""))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0, 0].set_ylabel(label(y))
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.7))
     seeds = curves["seed"].nunique()
     spread = f", bands: 95 % bootstrap intervals over {seeds} seeds" if seeds > 1 else " (one seed: no interval)"
