@@ -242,23 +242,45 @@ def first_wrong_word(family: Family, prompt: str, completion: str) -> int | None
     return said[-1] + 1 if said and words[said[-1] + 1] != state else None
 
 
-def wrong_and_right(responses: pd.DataFrame, family: Family) -> pd.DataFrame:
+def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series, pd.Series]:
     """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward.
 
     Args:
         responses: of `received_rewards`.
 
     Returns:
-        Two rows with a further column `wrong_word`: where the first wrong word stands, -1 in the right response.
+        Two rows with further entries `index` (the row's place in `responses`) and `wrong_word`: where the first wrong
+        word stands, -1 in the right response.
     """
-    clean = responses[responses["true"] == responses["received"]].reset_index(drop=True)
+    clean = responses.assign(index=range(len(responses)))
+    clean = clean[clean["true"] == clean["received"]].reset_index(drop=True)
     found = [first_wrong_word(family, p, c) for p, c in zip(clean["prompt"], clean["completion"], strict=True)]
     clean["wrong_word"] = [-1 if f is None else f for f in found]
     wrong = clean[(clean["true"] == 0) & (clean["wrong_word"] >= 0)]
     right = clean[(clean["true"] == 1) & (clean["wrong_word"] < 0)]
     wrong = (wrong if len(wrong) else clean).head(1)
     alike = right[right["prompt"].str.split().str.len() == len(wrong["prompt"].iloc[0].split())]
-    return pd.concat([wrong, (alike if len(alike) else right if len(right) else clean.tail(1)).head(1)])
+    right = (alike if len(alike) else right if len(right) else clean.tail(1)).head(1)
+    return wrong.iloc[0], right.iloc[0]
+
+
+def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, family: Family) -> dict[str, float]:
+    """What a critic's mean does at the style word, and at the first wrong word of responses that have one.
+
+    Args:
+        values: arrays (T_i, M) of `critics.predict_values` for `responses` (prompt, completion, ...).
+
+    Returns:
+        `wrong`: mean change of the value over the first wrong word; `style`: spread (standard deviation over responses)
+        of the value right after the first word; `count` of responses with a wrong word.
+    """
+    changes, after = [], []
+    for v, r in zip(values, responses.itertuples(), strict=True):
+        where = first_wrong_word(family, r.prompt, r.completion)
+        after.append(v[min(1, len(v) - 1)].mean())
+        if where is not None and where + 1 < len(v):
+            changes.append(v[where + 1].mean() - v[where].mean())
+    return {"wrong": float(np.mean(changes)) if changes else 0.0, "style": float(np.std(after)), "count": len(changes)}
 
 
 def along(response, eos: str = "<eos>") -> dict:

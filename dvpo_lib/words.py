@@ -137,6 +137,27 @@ def critic_findings(scores: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str:
+    """Whether critics notice the first wrong word, or judge by the style alone.
+
+    Args:
+        changes: {critic: `inspection.change_at_error`}.
+    """
+    parts = [f"the {look(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the style word)"
+             for c, d in changes.items()]  # fmt: skip
+    count = next(iter(changes.values()))["count"]
+    text = f"Over {count} held-out responses with a wrong step, {under(noise)}, the predicted mean moves at the first "
+    text += f"wrong word: {listing(parts)}. "
+    quantile = changes.get("quantile", next(iter(changes.values())))
+    if quantile["wrong"] > -0.1 and quantile["style"] > 0.1:
+        text += "The quantile critic judges by the style and does not check the steps."
+    elif quantile["wrong"] > -0.1:
+        text += "The quantile critic sees neither the style nor the wrong step."
+    else:
+        text += "The quantile critic sees that something went wrong."
+    return text
+
+
 def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> str:
     """What one method reached under each noise, against the base policy and against its own noise-free result."""
     s = statistics.summary(final, metric).set_index(["noise", "role"])

@@ -95,11 +95,20 @@ def test_wrong_and_right_marks_the_wrong_word():
     said = [f"careful a +5 = {x} b *3 = {y} answer {y}" for x, y in ((2, 6), (3, 9), (1, 3))]
     responses = pd.DataFrame({"prompt": "math 7 a +5 b *3 ?", "completion": said, "true": [1.0, 0.0, 0.0],
                               "received": [1.0, 0.0, 5.0]})  # fmt: skip
-    shown = inspection.wrong_and_right(responses, FAMILIES["math"])
-    assert shown["wrong_word"].tolist() == [4, -1]
-    settings = inspection.along(shown.iloc[0])
+    wrong, right = inspection.wrong_and_right(responses, FAMILIES["math"])
+    assert (wrong["wrong_word"], wrong["index"]) == (4, 1) and (right["wrong_word"], right["index"]) == (-1, 0)
+    settings = inspection.along(wrong)
     assert settings["tokens"][-1] == "<eos>" and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
-    assert inspection.along(shown.iloc[1])["marks"] == []
+    assert inspection.along(right)["marks"] == []
+
+
+def test_change_at_error_by_hand():
+    said = [f"careful a +5 = {x} answer {x}" for x in (2, 3)]
+    responses = pd.DataFrame({"prompt": "math 7 a +5 ?", "completion": said})
+    flat, falling = np.full((8, 2), 0.5), np.full((8, 2), 0.7)
+    falling[5:] = 0.1  # the value before the word after the wrong one
+    found = inspection.change_at_error([flat, falling], responses, FAMILIES["math"])
+    assert found == pytest.approx({"wrong": -0.6, "style": 0.1, "count": 1})
 
 
 @pytest.mark.parametrize("method", ["dvpo", "grpo"])

@@ -96,6 +96,14 @@ def test_noise_findings_give_rates_among_right_and_wrong():
     assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
 
 
+@pytest.mark.parametrize(("wrong", "style", "verdict"), [
+    (-0.01, 0.3, "judges by the style"), (-0.01, 0.01, "sees neither"), (-0.4, 0.3, "sees that something went wrong"),
+])  # fmt: skip
+def test_step_findings_follow_the_numbers(wrong, style, verdict):
+    text = words.step_findings({"quantile": {"wrong": wrong, "style": style, "count": 7}}, "none")
+    assert verdict in text and "7 held-out" in text and "without noise" in text
+
+
 def test_base_by_role_depends_on_the_trained_family():
     base = pd.DataFrame({"suite": ["math_id", "math_ood", "science_id", "science_ood"], "metric": "sampled",
                          "value": [0.4, 0.2, 0.6, 0.0]})  # fmt: skip

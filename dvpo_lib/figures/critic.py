@@ -96,7 +96,7 @@ def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
 
 def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: float | None = None,
                          scalar: np.ndarray | None = None, title: str = "", marks: Sequence[float] = (),
-                         note: str = "") -> Figure:
+                         limits: tuple[float, float] | None = None, note: str = "") -> Figure:
     """The predicted return before each token of a response: a fan of quantiles, its mean, a scalar critic beside it.
 
     Args:
@@ -105,6 +105,7 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
         reward: what the response got, a dot at the end.
         scalar: (T,) values of a scalar critic.
         marks: positions (in tokens) of dotted lines; a wrong step, say.
+        limits: of the y axis, where the tails would hide the middle.
     """
     q = np.sort(np.asarray(quantiles, dtype=float), axis=-1)
     steps, m = np.arange(len(q)), q.shape[1]
@@ -127,8 +128,11 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
     ax.set(xticks=steps, xlim=(-0.6, len(q) - 0.1), ylabel="predicted return", title=title)
     ax.set_xticklabels(tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, family="monospace")
     ax.grid(axis="x", visible=False)
+    ax.set_ylim(limits)
+    beyond = limits is not None and (q.min() < limits[0] or q.max() > limits[1])
+    cut = " The bands go on beyond the axis." if beyond else ""
     legend_above(figure, handles)
-    return caption(figure, note or "The value stands over the token it comes before.")
+    return caption(figure, f"The value stands over the token it comes before.{cut} {note}")
 
 
 def token_text(responses: Sequence[dict], width: int = 110, title: str = "advantage", note: str = "") -> Figure:
