@@ -43,7 +43,7 @@ def ablation_rows(critic: CriticSettings, leave_one_out: bool = False) -> dict[s
 
 def weights_table(rows: Mapping[str, CriticSettings]) -> pd.DataFrame:
     """The weight of every term in every row."""
-    return pd.DataFrame([{"row": name, **{t.replace("_", " "): getattr(c.loss, t) for t in TERMS}}
+    return pd.DataFrame([{"row": name, **{t.replace("_", " "): f"{getattr(c.loss, t):g}" for t in TERMS}}
                          for name, c in rows.items()])  # fmt: skip
 
 

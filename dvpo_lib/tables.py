@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -33,14 +34,19 @@ PAGES = {
 }  # fmt: skip
 
 
+def _unbroken(cell):
+    """A short text that is never broken over two lines; hyphens before digits (signs) stay as they are."""
+    if not isinstance(cell, str) or len(cell) > 28:
+        return cell
+    return re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def show(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
     """A DataFrame as a table with a caption, without its index, the same HTML every time."""
     uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
     look = [{"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
             {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"}]  # fmt: skip
-    frame = frame.reset_index(drop=True).map(
-        lambda v: v.replace(" ", "\N{NO-BREAK SPACE}") if isinstance(v, str) and len(v) <= 28 else v
-    )
+    frame = frame.reset_index(drop=True).map(_unbroken)
     styler = frame.style.format({c: f for c, f in (formats or {}).items() if c in frame}, na_rep="–", precision=3)
     styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(look)
     return styler.relabel_index([label(str(c)) for c in frame.columns], axis="columns")

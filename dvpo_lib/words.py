@@ -197,10 +197,12 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
         if up:
             text += f"Better than {label(baseline)} beyond the interval: {listing(up)}. "
         if down:
-            text += f"Worse: {listing(down)}. "
+            text += f"Worse than {label(baseline)}: {listing(down)}. "
         if not up and not down:
             text += f"None differs from {label(baseline)} beyond its interval."
         lines.append(text.strip())
+    if (n := int(s["n"].min())) < 8:
+        lines.append(f"- Intervals of {n} run{'s' * (n > 1)} are shorter than they should be: read them with the dots.")
     return "\n".join(lines)
 
 

@@ -32,7 +32,8 @@ def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
     clear = final_frame({("ppo", "none"): [0.50, 0.51, 0.52, 0.53], ("dvpo", "none"): [0.80, 0.81, 0.82, 0.83],
                          ("grpo", "none"): [0.20, 0.21, 0.22, 0.23]})  # fmt: skip
     text = words.comparison_findings(clear)
-    assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse: GRPO (P = 0.00)" in text
+    assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse than PPO: GRPO (P = 0.00)" in text
+    assert "Intervals of 4 runs are shorter" in text
     tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
     assert "None differs" in words.comparison_findings(tie)
 

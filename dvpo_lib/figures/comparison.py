@@ -92,7 +92,7 @@ def _grid(roles: list, noises: list, methods: list, height: float):
     figure, axes = new(2.0 + min(2.7 * len(roles), 8.0), 1.15 + tall, len(rows), len(roles), sharey="row", sharex="col",
                        height_ratios=[0.6 + len(r) for r in rows])  # fmt: skip
     for ax, role in zip(axes[0], roles, strict=True):
-        ax.set_title(label(role))
+        ax.set_title(label(role), fontsize=11 if len(roles) < 4 else 9)
     for row, panels in zip(rows, axes, strict=True):
         for ax in panels:
             _rows(ax, [name for _, _, name in row])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -11,6 +13,13 @@ from .style import caption, label, legend_above, new
 
 COLUMNS = ("kl", "entropy", "length", "clip_fraction", "explained_variance", "policy_grad_norm", "flat_groups")
 DASHES = ("-", "--", ":", "-.")
+
+
+def tint(color: str, step: int) -> tuple[float, float, float]:
+    """A method's own colour (step 0), and shades of it for further noises: towards black, or white where it is dark."""
+    rgb = np.array(to_rgb(color))
+    other = np.zeros(3) if rgb.mean() > 0.25 else np.ones(3)
+    return tuple(rgb + (other - rgb) * min(0.55 * step, 0.8))
 
 
 def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", note: str = "") -> Figure:
@@ -30,7 +39,7 @@ def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", n
             own = curves[curves["noise"] == noise].dropna(subset=[column])
             if own.empty:
                 continue
-            shade = color if noise == noises[0] else "#D55E00" if dash == "--" else "#777777"
+            shade = tint(color, noises.index(noise))
             for _, run in own.groupby(["family", "seed"]):
                 ax.plot(run["rollouts"], run[column], color=shade, lw=0.5, alpha=0.3)
             band = curve_bands(own, column, by=["noise"], x="rollouts")
