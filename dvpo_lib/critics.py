@@ -36,7 +36,7 @@ class CriticSettings:
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
     pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
-    batch_size: Annotated[int, Field(ge=1)] = 64  # responses a step in pretraining
+    batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
 
 
 def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic:

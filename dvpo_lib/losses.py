@@ -13,7 +13,6 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .quantiles import interpolate, levels, lower_tail_mean, monotone, tail_count, upper_tail_mean
@@ -28,11 +27,11 @@ class CriticLossSettings:
     kappa: Annotated[float, Field(ge=0)] = 0.0  # Huber threshold; 0: pinball. Must be small against returns' spread
     rho: Annotated[float, Field(ge=0)] = 0.0  # risk weights exp(-rho * tau), mean 1, on the core's levels; 0: equal
     head_consistency: Weight = 0.1  # heads agree with their mean
-    tail_calibration: Weight = 0.1  # tail means agree with those of the target
+    tail_calibration: Weight = 0.03  # tail means agree with those of the target
     tail_calibration_form: Literal["sample", "elicitable"] = "elicitable"  # literal reading, or joint proper score
-    mean_shift: Weight = 0.1  # pessimism of the batch mean is punished
-    tail_shape: Weight = 0.1  # lower tail's variance only falls, upper tail's only grows
-    tail_curvature: Weight = 1e-5  # second differences in the tails only grow (in units of M^2: large numbers)
+    mean_shift: Weight = 0.03  # pessimism of the batch mean is punished
+    tail_shape: Weight = 1e-3  # lower tail's variance only falls, upper tail's only grows
+    tail_curvature: Weight = 1e-6  # second differences in the tails only grow (in units of M^2: large numbers)
     shape_reference: Literal["sample", "previous"] = "previous"  # what the shape terms compare with
     lower_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # alpha: mass of the lower tail
     upper_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # beta: mass of the upper tail
@@ -57,14 +56,24 @@ class _QuantileHuber(torch.autograd.Function):
             loss, grad = _against_sample(q, g, tau, kappa)
         if weights is not None:
             loss, grad = loss * weights, grad * weights
-        ctx.save_for_backward(grad.div_(q.shape[-1]))
+        ctx.save_for_backward(grad.div_(q.shape[-1]), q)
         return loss.mean(-1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor):
-        (grad,) = ctx.saved_tensors
-        return upstream[..., None] * grad, None, None, None, None
+        return _Gradient.apply(upstream, *ctx.saved_tensors), None, None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient, tied to q: `once_differentiable` would see only `upstream`, and take the gradient for constant."""
+
+    @staticmethod
+    def forward(ctx, upstream: Tensor, grad: Tensor, q: Tensor) -> Tensor:
+        return upstream[..., None] * grad
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        raise RuntimeError("quantile_huber has no second derivative")
 
 
 def _against_point(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
@@ -213,17 +222,18 @@ def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = Non
     """
     gap = target_mean - q_mean
     gap = gap.mean(0) if weights is None else (gap * weights).sum(0) / weights.sum(0).clamp(min=1)
-    return F.huber_loss(gap.clamp(min=0), torch.zeros_like(gap))
+    return F.huber_loss(F.relu(gap), torch.zeros_like(gap))
 
 
 def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
     """(..., M) to (...): relu(var_low(q) - var_low(ref)) + relu(var_up(ref) - var_up(q)) (paper; reconstructed).
 
-    Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink.
+    Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink. At q = ref the
+    gradient is 0 (relu's; that of clamp is 1 there, and would push at every first step).
     """
     low_q, low_ref = (x[..., : tail_count(x.shape[-1], lower_mass)].var(-1, correction=0) for x in (q, ref))
     up_q, up_ref = (x[..., -tail_count(x.shape[-1], upper_mass) :].var(-1, correction=0) for x in (q, ref))
-    return (low_q - low_ref).clamp(min=0) + (up_ref - up_q).clamp(min=0)
+    return F.relu(low_q - low_ref) + F.relu(up_ref - up_q)
 
 
 def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
@@ -235,7 +245,7 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float)
     total = q.new_zeros(())
     for side, mass in ((1, lower_mass), (-1, upper_mass)):
         d2_q, d2_ref = (_tail_second_difference(x, side, mass) for x in (q, ref))
-        total = total + (d2_ref - d2_q).clamp(min=0).mean(-1)
+        total = total + F.relu(d2_ref - d2_q).mean(-1)
     return total
 
 
@@ -261,7 +271,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
 
     Args:
         z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
-        reference: (B, T, N, M) the critic's own monotone heads before this update, for the ratchet (`shape_reference: previous`).
+        reference: (B, T, N, M) the critic's own monotone heads before this update, for `shape_reference: previous`.
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
 
@@ -273,7 +283,9 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     """
     if cfg.needs_reference and reference is None:
         raise ValueError("tail_shape and tail_curvature with shape_reference 'previous' need `reference`")
-    z, g = z[mask], targets.detach()[mask].to(z.dtype)  # (R, N, M), (R, K): padding costs nothing from here on
+    z = z[mask]  # (R, N, M): padding costs nothing from here on
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    g = targets.detach()[mask].to(z.dtype)  # (R, K)
     w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
     g = g[:, None]  # (R, 1, K): heads share their targets
 
