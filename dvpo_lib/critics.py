@@ -17,8 +17,9 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .losses import CriticLossSettings, critic_loss, value_loss
+from .losses import CriticLossSettings, critic_loss
 from .models import Critic, Tokens, encode, shuffled_batches
+from .policy_losses import value_loss
 from .quantiles import ensemble, monotone
 
 

@@ -53,7 +53,8 @@ class Experience:
 
     Attributes:
         rewards: (B,) task rewards. mask: (B, T). kl: (B, T) log-ratio to the reference policy, log pi_old - log pi_ref.
-        values: (B, T, N, M) the critic's outputs, each head monotone; None without a critic. generator: for targets that draw samples.
+        values: (B, T, N, M) the critic's outputs, each head monotone; None without a critic.
+        generator: for targets that draw samples.
     """
 
     rewards: Tensor
@@ -108,7 +109,7 @@ class Method:
         critic: the kind of critic, or None.
         advantage: (Experience, DVPOConfig) -> (advantages (B, T), targets (B, T, K) or None).
         source: where the method comes from.
-        aggregate: how the clipped loss is averaged (see `losses.policy_loss`).
+        aggregate: how the clipped loss is averaged (see `policy_losses.policy_loss`).
         kl, estimator: where the KL penalty goes, and how it is estimated there.
         groups: several completions a prompt.
         clip_rewards: rewards are cut at batch quantiles before anything sees them.

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 
 from .advantages import returns_to_go
 from .critics import bootstrap_weights, build_critic, critic_objective
-from .losses import aggregate, kl_estimate, masked_mean, policy_loss
 from .methods import METHODS, DVPOConfig, Experience, token_rewards
 from .models import Critic, token_logprobs
+from .policy_losses import aggregate, kl_estimate, masked_mean, policy_loss
 from .quantiles import monotone
 from .rollouts import Rollouts, generate
 
