@@ -20,7 +20,7 @@ from .quantiles import interpolate, levels, lower_tail_mean, monotone, tail_coun
 Weight = Annotated[float, Field(ge=0)]
 
 
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CriticLossSettings:
     """Terms of the quantile critic's loss; a weight of 0 switches a term off."""
 
@@ -305,9 +305,10 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
         terms["tail_calibration"] = average(tail_calibration(q, sample, *masses, cfg.tail_calibration_form))
     if cfg.mean_shift:
         terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
+    shape_average = average if cfg.shape_reference == "sample" else torch.mean
     if cfg.tail_shape:
-        terms["tail_shape"] = tail_shape(q, ref, *masses).mean()
+        terms["tail_shape"] = shape_average(tail_shape(q, ref, *masses))
     if cfg.tail_curvature:
-        terms["tail_curvature"] = tail_curvature(q, ref, *masses).mean()
+        terms["tail_curvature"] = shape_average(tail_curvature(q, ref, *masses))
     total = terms["quantile_huber"] + sum(getattr(cfg, k) * v for k, v in terms.items() if k != "quantile_huber")
     return total, {k: v.detach() for k, v in terms.items()}

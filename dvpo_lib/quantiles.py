@@ -79,7 +79,8 @@ def distortion_weights(kind: Literal["mean", "cvar", "wang", "cpw", "blend"], m:
         mean   g(t) = t
         cvar   g(t) = min(t / alpha, 1)                              neutral at alpha = 1
         wang   g(t) = Phi(Phi^-1(t) + strength)                      neutral at 0; > 0 stresses low quantiles
-        cpw    g(t) = t^k / (t^k + (1-t)^k)^(1/k), k = 1 - strength  neutral at 0; > 0 stresses both tails
+        cpw    g(t) = t^k / (t^k + (1-t)^k)^(1/k), k = 1 - strength  neutral at 0; > 0 stresses both tails; at most
+               0.72, for g is no distribution function where k < 0.279 (its weights turn negative)
         blend  (1 - |strength|) * mean + |strength| * tail, the upper tail of mass beta where strength > 0, the lower
                one of mass alpha where strength < 0; neutral at 0
 
@@ -96,13 +97,15 @@ def distortion_weights(kind: Literal["mean", "cvar", "wang", "cpw", "blend"], m:
     elif kind == "wang":
         g = torch.special.ndtr(torch.special.ndtri(t) + strength)
     elif kind == "cpw":
-        if not 0 <= strength < 1:
-            raise ValueError(f"cpw: strength lies in [0, 1), not {strength}")
+        if not 0 <= strength <= 0.72:
+            raise ValueError(f"cpw: strength lies in [0, 0.72], not {strength}")
         k = 1 - strength
         g = t**k / (t**k + (1 - t) ** k) ** (1 / k)
     elif kind == "blend":
         if not -1 <= strength <= 1:
             raise ValueError(f"blend: strength lies in [-1, 1], not {strength}")
+        if not (0 < alpha <= 1 and 0 < beta <= 1):
+            raise ValueError(f"blend: alpha and beta lie in (0, 1], not {alpha} and {beta}")
         tail = (t / alpha).clamp(max=1) if strength < 0 else (1 - (1 - t) / beta).clamp(min=0)
         g = (1 - abs(strength)) * t + abs(strength) * tail
     else:
