@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,8 +31,16 @@ def tail_count(m: int, mass: float) -> int:
 
 
 def monotone(z: Tensor) -> Tensor:
-    """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p."""
-    return z.sort(dim=-1).values
+    """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p.
+
+    Sorting is most of what a quantile critic costs beyond a scalar one; on CPUs numpy's vectorised sort is several
+    times faster than torch's (`make bench`).
+    """
+    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
+        return z.sort(dim=-1).values
+    if torch.is_grad_enabled() and z.requires_grad:
+        return z.gather(-1, torch.from_numpy(np.argsort(z.detach().numpy(), axis=-1)))
+    return torch.from_numpy(np.sort(z.detach().numpy(), axis=-1))
 
 
 def from_increments(raw: Tensor) -> Tensor:

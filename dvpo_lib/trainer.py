@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .advantages import returns_to_go
 from .critics import bootstrap_weights, build_critic, critic_objective
 from .methods import METHODS, DVPOConfig, Experience, token_rewards
-from .models import Critic, token_logprobs
+from .models import Critic, Tokens, token_logprobs
 from .policy_losses import aggregate, kl_estimate, masked_mean, policy_loss
 from .quantiles import monotone
 from .rollouts import Rollouts, generate
@@ -178,35 +178,45 @@ class DVPOTrainer:
     def update(self, rollouts: Rollouts, advantages: Tensor, targets: Tensor | None, values: Tensor | None,
                reference_logprobs: Tensor) -> dict[str, float]:
         """`num_iterations` passes of mini-batches over the rollouts; returns means over the optimiser steps."""
-        args, tokens, records = self.args, rollouts.tokens, []
+        tokens, records = rollouts.tokens, []
         generator = self._generator("batches")
         weights = None
         if self.critic is not None:
-            weights = bootstrap_weights(args.critic, len(tokens), self._generator("bootstrap"))
-        for _ in range(args.num_iterations):
+            weights = bootstrap_weights(self.args.critic, len(tokens), self._generator("bootstrap"))
+        for _ in range(self.args.num_iterations):
             order = torch.randperm(len(tokens), generator=generator).to(tokens.mask.device)
-            for rows in order.chunk(args.num_mini_batches):
+            for rows in order.chunk(self.args.num_mini_batches):
                 batch = tokens.rows(rows)
                 t = batch.completion_length
                 logs = {}
                 if self.critic is not None:
-                    loss, terms = critic_objective(self.critic(batch), targets[rows, :t], batch.mask, args.critic,
-                                                   values[rows, :t], None if weights is None else weights[rows])
-                    logs |= {"critic_loss": loss.item(), **{f"critic/{k}": float(v) for k, v in terms.items()}}
-                    logs["critic_grad_norm"] = self._descend(loss, self.critic, self.critic_optimizer)
-                logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
-                loss, stats = policy_loss(logprobs, rollouts.logprobs[rows, :t], advantages[rows, :t], batch.mask,
-                                          args.epsilon, how=self.method.aggregate,
-                                          max_length=args.max_completion_length)
-                if self.method.kl == "loss" and args.beta:
-                    penalty = kl_estimate(logprobs, reference_logprobs[rows, :t], self.method.estimator)
-                    loss = loss + args.beta * aggregate(penalty, batch.mask, self.method.aggregate,
-                                                        args.max_completion_length)
-                logs |= {"policy_loss": loss.item(), "entropy": masked_mean(entropy, batch.mask).item(),
-                         **{k: float(v) for k, v in stats.items()}}
-                logs["policy_grad_norm"] = self._descend(loss, self.policy, self.policy_optimizer)
+                    logs |= self.update_critic(batch, targets[rows, :t], values[rows, :t],
+                                               None if weights is None else weights[rows])
+                logs |= self.update_policy(batch, rollouts.logprobs[rows, :t], advantages[rows, :t],
+                                           reference_logprobs[rows, :t])
                 records.append(logs)
         return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
+
+    def update_critic(self, batch: Tokens, targets: Tensor, old: Tensor, weights: Tensor | None) -> dict[str, float]:
+        """One optimiser step of the critic; arguments of `critics.critic_objective` for the rows of `batch`."""
+        loss, terms = critic_objective(self.critic(batch), targets, batch.mask, self.args.critic, old, weights)
+        norm = self._descend(loss, self.critic, self.critic_optimizer)
+        return {"critic_loss": loss.item(), **{f"critic/{k}": float(v) for k, v in terms.items()},
+                "critic_grad_norm": norm}
+
+    def update_policy(self, batch: Tokens, old_logprobs: Tensor, advantages: Tensor,
+                      reference_logprobs: Tensor) -> dict[str, float]:
+        """One optimiser step of the policy on (B, T) tensors for the rows of `batch`."""
+        args, how = self.args, self.method.aggregate
+        logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
+        loss, stats = policy_loss(logprobs, old_logprobs, advantages, batch.mask, args.epsilon, how=how,
+                                  max_length=args.max_completion_length)
+        if self.method.kl == "loss" and args.beta:
+            penalty = kl_estimate(logprobs, reference_logprobs, self.method.estimator)
+            loss = loss + args.beta * aggregate(penalty, batch.mask, how, args.max_completion_length)
+        norm = self._descend(loss, self.policy, self.policy_optimizer)
+        return {"policy_loss": loss.item(), "entropy": masked_mean(entropy, batch.mask).item(),
+                **{k: float(v) for k, v in stats.items()}, "policy_grad_norm": norm}
 
     def _descend(self, loss: Tensor, module, optimizer) -> float:
         """One optimiser step; returns the gradient norm before clipping."""
