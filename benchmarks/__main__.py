@@ -1,0 +1,74 @@
+"""Measures speed and memory and writes results.json and results.png (default: benchmarks/).
+
+Times are of one machine and one moment: compare rows of one file, never rows of two. All forms and methods that are
+compared take turns, so that whatever else the machine does strikes them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .iterations import MODELS, iteration_rows
+from .kernels import gae_rows, loss_rows
+from .pictures import picture, write
+
+
+def ratios(iterations: pd.DataFrame, baseline: str = "ppo") -> dict:
+    """{model: {method: median over rounds of its time over the baseline's in the same round}}."""
+    wide = iterations.pivot(index=["model", "round"], columns="method", values="step")
+    relative = wide.div(wide[baseline], axis=0).groupby("model").median()
+    return {model: row.round(3).to_dict() for model, row in relative.iterrows()}
+
+
+def speedups(losses: pd.DataFrame) -> list[dict]:
+    """Table over sorted form, by kappa and M: times faster and times smaller."""
+    wide = losses.pivot(index=["kappa", "quantiles"], columns="form", values=["ms", "peak_mb"])
+    found = pd.DataFrame({"faster": wide["ms", "table"] / wide["ms", "sorted"],
+                          "smaller": wide["peak_mb", "table"] / wide["peak_mb", "sorted"]})
+    return found.round(1).reset_index().to_dict("records")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, as in training (default 1)")
+    parser.add_argument("--quantiles", type=int, nargs="+", default=[50, 100, 200, 400, 800], help="sizes M of the loss")
+    parser.add_argument("--rows", type=int, default=384, help="tokens times heads of the loss")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of losses and advantages")
+    parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
+    parser.add_argument("--methods", nargs="+", default=["ppo", "dvpo", "grpo"], help="methods to train, ppo among them")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+
+    print("loss and advantages ...", flush=True)
+    losses = pd.DataFrame(loss_rows(chosen.quantiles, chosen.rows, chosen.repeats))
+    gaes = pd.DataFrame(gae_rows([(128, 32, 1), (128, 32, 200), (16, 1024, 1), (16, 1024, 200)], chosen.repeats))
+    found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads,
+                         "torch": torch.__version__},
+             "loss": losses.to_dict("records"), "loss_table_over_sorted": speedups(losses),
+             "gae": gaes.to_dict("records")}  # fmt: skip
+    rows = []
+    for model in chosen.models:
+        rounds = chosen.rounds if model == "default" else max(1, chosen.rounds // 4)
+        rows += iteration_rows(model, chosen.methods, rounds)
+    if rows:
+        iterations = pd.DataFrame(rows)
+        found["iteration_seconds"] = iterations.drop(columns="round").groupby(
+            ["model", "method"], sort=False).median().round(4).reset_index().to_dict("records")
+        found["iteration_over_ppo"] = ratios(iterations)
+        print(json.dumps(found["iteration_over_ppo"], indent=2))
+    print(pd.DataFrame(found["loss_table_over_sorted"]).to_string(index=False))
+    write(chosen.out, found, picture(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The quantile loss beside its M x M table, and advantage estimation beside a loop over tokens."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dvpo_lib.advantages import gae
+from dvpo_lib.losses import quantile_huber
+from dvpo_lib.quantiles import levels
+
+
+def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
+    """The loss as it is written down, (R, M) and (R, K) to (R,): every quantile against every target."""
+    u = g[:, None, :] - q[:, :, None]
+    weight = (levels(q.shape[-1])[:, None] - (u.detach() < 0).float()).abs()
+    if kappa == 0:
+        return (weight * u.abs()).mean((-2, -1))
+    return (weight * torch.nn.functional.huber_loss(u, torch.zeros_like(u), reduction="none", delta=kappa)
+            / kappa).mean((-2, -1))  # fmt: skip
+
+
+def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Advantages of (B, T, M) values by the usual loop over tokens; mask true on a prefix of every row."""
+    after, advantage, out = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0]), []
+    for t in range(values.shape[1] - 1, -1, -1):
+        real = mask[:, t, None].to(values.dtype)
+        delta = rewards[:, t, None] + gamma * after - values[:, t]
+        advantage = (delta + gamma * lam * advantage) * real
+        after = values[:, t] * real
+        out.append(advantage)
+    return torch.stack(out[::-1], 1)
+
+
+def median_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each function, the median of `repeats` rounds in which all are run one after the other."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for name, function in functions.items():
+        function()
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            taken[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_mb(function: Callable[[], object]) -> float:
+    """The most that torch held at a time beyond what it held before, in MB."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6
+
+
+def loss_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
+    """Loss and gradient of (rows, M) quantiles against as many targets: form, kappa, quantiles, ms, peak_mb."""
+    generator = torch.Generator().manual_seed(0)
+    for m in sizes:
+        q = torch.randn(rows, m, generator=generator).sort(-1).values.requires_grad_()
+        g = torch.randn(rows, m, generator=generator)
+        for kappa in (0.0, 1.0):
+            def run(loss, q=q, g=g, kappa=kappa):
+                return torch.autograd.grad(loss(q, g, kappa).mean(), q)
+
+            forms = {"sorted": lambda run=run: run(quantile_huber), "table": lambda run=run: run(table_quantile_huber)}
+            times = median_ms(forms, repeats)
+            for form, function in forms.items():
+                yield dict(form=form, kappa=kappa, quantiles=m, rows=rows, ms=times[form], peak_mb=peak_mb(function))
+
+
+def gae_rows(shapes: list[tuple[int, int, int]], repeats: int) -> Iterator[dict]:
+    """Distributional GAE of (B, T, M) values by matrix products and by the loop: form, responses, tokens, ..., ms."""
+    generator = torch.Generator().manual_seed(0)
+    for b, t, m in shapes:
+        rewards, values = torch.randn(b, t, generator=generator), torch.randn(b, t, m, generator=generator)
+        mask = torch.arange(t) < torch.randint(t // 2, t + 1, (b, 1), generator=generator)
+        forms = {"matrix": lambda r=rewards, v=values, k=mask: gae(r, v, k, 1.0, 0.95),
+                 "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95)}
+        for form, ms in median_ms(forms, repeats).items():
+            yield dict(form=form, responses=b, tokens=t, quantiles=m, ms=ms)
