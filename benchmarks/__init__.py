@@ -1,1 +1,1 @@
-"""Speed and memory: `make bench` (or `python -m benchmarks --help`). No stage of the chain and no test depends on it."""
+"""Speed and memory: `make bench`, or `python -m benchmarks --help`. No stage of the chain depends on it."""

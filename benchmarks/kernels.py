@@ -39,7 +39,7 @@ def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: f
 def median_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Milliseconds of each function, the median of `repeats` rounds in which all are run one after the other."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for name, function in functions.items():
+    for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():

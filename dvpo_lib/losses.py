@@ -7,6 +7,7 @@ vectors are (..., M); "lower tail" is the first max(3, ceil(mass * M)) of them, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quantiles import interpolate, levels, lower_tail_mean, monotone, tail_count, upper_tail_mean
+from .quantiles import levels, monotone, tail_count, tails
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -192,14 +193,13 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     logistic function, for both tails; the true pair minimises its expectation.
     """
     if form == "sample":
-        low = lower_tail_mean(q, lower_mass) - lower_tail_mean(targets, lower_mass)
-        up = upper_tail_mean(q, upper_mass) - upper_tail_mean(targets, upper_mass)
-        return low**2 + up**2
+        pairs = zip(tails(q, lower_mass, upper_mass), tails(targets, lower_mass, upper_mass))
+        return sum((own.mean(-1) - theirs.mean(-1)) ** 2 for own, theirs in pairs)
     m = q.shape[-1]
-    low, up = tail_count(m, lower_mass) / m, tail_count(m, upper_mass) / m
-    lower = _fissler_ziegel(interpolate(q, low), lower_tail_mean(q, lower_mass), targets, low)
-    upper = _fissler_ziegel(-interpolate(q, 1 - up), -upper_tail_mean(q, upper_mass), -targets, up)
-    return lower + upper
+    lower, upper = tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
+    low, up = (tail_count(m, mass) / m for mass in (lower_mass, upper_mass))
+    return (_fissler_ziegel(lower[..., -2:].mean(-1), lower[..., :-1].mean(-1), targets, low)
+            + _fissler_ziegel(-upper[..., :2].mean(-1), -upper[..., 1:].mean(-1), -targets, up))
 
 
 def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float) -> Tensor:
@@ -234,8 +234,7 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> 
     def variance(x: Tensor) -> Tensor:  # Tensor.var is several times slower on short rows
         return (x - x.mean(-1, keepdim=True)).square().mean(-1)
 
-    low_q, low_ref = (variance(x[..., : tail_count(x.shape[-1], lower_mass)]) for x in (q, ref))
-    up_q, up_ref = (variance(x[..., -tail_count(x.shape[-1], upper_mass) :]) for x in (q, ref))
+    (low_q, up_q), (low_ref, up_ref) = (map(variance, tails(x, lower_mass, upper_mass)) for x in (q, ref))
     return F.relu(low_q - low_ref) + F.relu(up_ref - up_q)
 
 
@@ -245,24 +244,18 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float)
     d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, for a mean of d2 telescopes to its end slopes. A heavy lower
     tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference of fewer than 3 quantiles counts as flat.
     """
-    total = q.new_zeros(())
-    for side, mass in ((1, lower_mass), (-1, upper_mass)):
-        d2_q, d2_ref = (_tail_second_difference(x, side, mass) for x in (q, ref))
-        total = total + F.relu(d2_ref - d2_q).mean(-1)
-    return total
+    def second_differences(x: Tensor) -> Iterator[Tensor]:
+        m = x.shape[-1]
+        return (t.diff(n=2) * m**2 if m >= 3 else x.new_zeros(1) for t in tails(x, lower_mass, upper_mass))
 
-
-def _tail_second_difference(x: Tensor, side: int, mass: float) -> Tensor:
-    m = x.shape[-1]
-    if m < 3:
-        return x.new_zeros(())
-    k = tail_count(m, mass)
-    return (x[..., :k] if side > 0 else x[..., -k:]).diff(n=2) * m**2
+    pairs = zip(second_differences(q), second_differences(ref))
+    return sum(F.relu(theirs - own).mean(-1) for own, theirs in pairs)
 
 
 def head_consistency(q: Tensor) -> Tensor:
     """(..., N, M) to (...): mean over heads and quantiles of (q_nj - mean_n q_nj)^2 (paper; formula reconstructed)."""
-    return (q - q.mean(-2, keepdim=True)).square().mean((-2, -1))
+    mean = q.detach().mean(-2, keepdim=True)  # deviations from it sum to zero, so no gradient flows through it
+    return F.mse_loss(q, mean.expand_as(q), reduction="none").mean((-2, -1))
 
 
 def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
@@ -297,8 +290,8 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
 
     level_weights = risk_weights(z.shape[-1], cfg.rho, dtype=z.dtype, device=z.device) if cfg.rho else None
     terms = {"quantile_huber": average(quantile_huber(z, g, cfg.kappa, level_weights))}
-    tails = cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
-    q = monotone(z) if crossing == "rearrange" and (tails or cfg.head_consistency) else z
+    shaped = cfg.head_consistency or cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
+    q = monotone(z) if crossing == "rearrange" and shaped else z
     sample = g.sort(-1).values
     ref = reference.detach()[mask] if cfg.needs_reference else sample
     masses = (cfg.lower_mass, cfg.upper_mass)

@@ -60,14 +60,30 @@ def ensemble(z: Tensor) -> Tensor:
     return (z if z.shape[-1] == 1 else monotone(z)).mean(-2)
 
 
+def tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tuple[Tensor, Tensor]:
+    """(..., M) monotone quantiles to the lower (..., K) and the upper (..., L) tail, K and L by `tail_count`.
+
+    One split and no slices where the tails do not overlap: the gradient of each slice is a vector of all M zeros.
+
+    Args:
+        more: quantiles beside each tail that come with it.
+    """
+    m = q.shape[-1]
+    low, up = (min(m, tail_count(m, mass) + more) for mass in (lower_mass, upper_mass))
+    if low + up > m:
+        return q[..., :low], q[..., m - up :]
+    lower, _, upper = q.split([low, m - low - up, up], -1)
+    return lower, upper
+
+
 def lower_tail_mean(q: Tensor, mass: float) -> Tensor:
     """(..., M) monotone quantiles to (...): mean of the lower tail, CVaR at level `mass`."""
-    return q[..., : tail_count(q.shape[-1], mass)].mean(-1)
+    return tails(q, mass, mass)[0].mean(-1)
 
 
 def upper_tail_mean(q: Tensor, mass: float) -> Tensor:
     """(..., M) monotone quantiles to (...): mean of the upper tail, the upper gain."""
-    return q[..., q.shape[-1] - tail_count(q.shape[-1], mass) :].mean(-1)
+    return tails(q, mass, mass)[1].mean(-1)
 
 
 def interpolate(q: Tensor, level: float | Tensor) -> Tensor:
