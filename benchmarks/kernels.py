@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -49,10 +51,24 @@ def median_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Without what the profiler's native code prints at every start and stop."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def peak_mb(function: Callable[[], object]) -> float:
     """The most that torch held at a time beyond what it held before, in MB."""
     function()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0

@@ -25,6 +25,7 @@ from dvpo_lib.config import load_params, overlay, read_yaml, set_dotted
 from dvpo_lib.pipeline import StageError, project_root, read_stages
 
 SYNCED = ".synced"  # in a copy: the list of files that came from the project
+FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
 LARGEST_REPORT = 10e6  # bytes of the exported folder, which is committed
 
 
@@ -57,6 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
         return code
     if chosen.export:
         export(workdir, root / chosen.export)
+        insert_findings(root / "README.md", root / chosen.export / FINDINGS)
     if not chosen.workdir:
         shutil.rmtree(workdir)
     return 0
@@ -108,6 +110,16 @@ def export(project: Path, target: Path) -> None:
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > LARGEST_REPORT:
         raise StageError(f"{target}: {size / 1e6:.1f} MB are too much to commit (at most {LARGEST_REPORT / 1e6:.0f})")
+
+
+def insert_findings(readme: Path, findings: Path) -> None:
+    """Puts the findings of an exported run between their marks in README.md, so that no number there is typed in."""
+    text = readme.read_text(encoding="utf-8")
+    before, start, rest = text.partition("<!-- findings: written by `make reference` -->\n")
+    _, end, after = rest.partition("<!-- end of findings -->")
+    if not (start and end):
+        raise StageError(f"{readme.name}: the marks around the findings are missing")
+    readme.write_text(before + start + findings.read_text(encoding="utf-8") + end + after, encoding="utf-8")
 
 
 def _pictures(notebook: Path) -> Iterable[bytes]:
