@@ -99,9 +99,13 @@ def check_kernel() -> None:
 
 def execute(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_timeout: int) -> Any:
     """The executed notebook; its output streams to the terminal. A failed one is kept and StageError says where."""
+    import nbclient.output_widget
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    # nbclient sends what a widget shows back to the kernel, past asyncio on the very socket that it awaits the cell's
+    # reply on: the reply may then go unnoticed for ever. What widgets showed is in the notebook without that.
+    nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=os.getcwd())  # this copy of dvpo_lib, also in worker processes
     unfinished, kept = scratch / "notebook.ipynb", FAILED / f"{spec.name}.ipynb"
     kept.unlink(missing_ok=True)

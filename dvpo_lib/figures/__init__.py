@@ -6,12 +6,13 @@
 from .comparison import breakdown, final_comparison, improvement_intervals, learning_curves, paper_beside_ours
 from .critic import calibration, explained_variance, quantile_curves, token_text, value_along_response
 from .diagnostics import diagnostics
+from .method import kappa_curves, lab_curve, readouts, term_curves, walk_widths
 from .style import NAMES, label, look, save, theme
 from .world import base_skill, confusion_bars, loss_curve, reward_histograms
 
 __all__ = [
     "NAMES", "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics", "explained_variance",
-    "final_comparison",
-    "improvement_intervals", "label", "learning_curves", "look", "loss_curve", "paper_beside_ours", "quantile_curves",
-    "reward_histograms", "save", "theme", "token_text", "value_along_response",
+    "final_comparison", "improvement_intervals", "kappa_curves", "lab_curve", "label", "learning_curves", "look",
+    "loss_curve", "paper_beside_ours", "quantile_curves", "readouts", "reward_histograms", "save", "term_curves",
+    "theme", "token_text", "value_along_response", "walk_widths",
 ]  # fmt: skip
