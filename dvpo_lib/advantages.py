@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
@@ -19,9 +19,13 @@ from .quantiles import distortion_weights, interpolate
 CHUNK = 64  # tokens that one matrix product covers
 
 
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ReadoutSettings:
-    """How a distribution of returns becomes the scalar value that advantages use."""
+    """How a distribution of returns becomes the scalar value that advantages use.
+
+    Raises:
+        pydantic.ValidationError: a setting out of its range, or a strength that the distortion does not take.
+    """
 
     kind: Literal["mean", "distorted", "winsorised"] = "mean"  # paper, extension, extension
     distortion: Literal["mean", "cvar", "wang", "cpw", "blend"] = "mean"  # of the distorted read-out
@@ -30,6 +34,16 @@ class ReadoutSettings:
     beta: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the upper tail, for blend
     level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: lower level of the band; 0: no bound
     level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: upper level of the band; 0: no bound
+
+    @model_validator(mode="after")
+    def _strength_fits(self):
+        self.weights(8)
+        return self
+
+    def weights(self, m: int) -> Tensor:
+        """(M,) weights of the quantiles in the distorted read-out, float64."""
+        return distortion_weights(self.distortion, m, alpha=self.alpha, beta=self.beta, strength=self.strength,
+                                  dtype=torch.float64)
 
 
 def _justify(mask: Tensor) -> Tensor | None:
@@ -160,7 +174,7 @@ def quantile_targets(rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float =
     # n-step return = to_go[t] - gamma^n to_go[t+n] + gamma^n Z[t+n,j]; both are 0 after the last token.
     rest = torch.cat([z - to_go[..., None], torch.zeros_like(z[:, :1])], 1)
     when = torch.arange(z.shape[1], device=z.device)[:, None] + horizon
-    targets = to_go[..., None] + gamma**horizon * rest.gather(1, when)
+    targets = to_go[..., None] + z.new_tensor(gamma) ** horizon * rest.gather(1, when)
     return _put_back(_clean(targets, real), order)
 
 
@@ -216,11 +230,8 @@ def actor_advantages(rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float, 
     Args:
         rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
     """
-    m = zbar.shape[-1]
     if readout.kind == "distorted":
-        weights = distortion_weights(readout.distortion, m, alpha=readout.alpha, beta=readout.beta,
-                                     strength=readout.strength, dtype=zbar.dtype).to(zbar.device)
-        return gae(rewards, zbar @ weights, mask, gamma, lam)[0]
+        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]
     values = zbar.mean(-1)
     if readout.kind == "winsorised":
         infinity = torch.full_like(values, float("inf"))

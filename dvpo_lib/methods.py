@@ -7,7 +7,7 @@ for the critic), and how the clipped policy loss is averaged and where the KL pe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -19,7 +19,7 @@ from . import advantages as adv
 from .critics import CriticSettings
 
 
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class DVPOConfig:
     """Settings of a training run; names follow TRL where a setting exists there."""
 
@@ -39,8 +39,7 @@ class DVPOConfig:
     lam_critic: Annotated[float, Field(ge=0, le=1)] = 1.0  # lambda of the critic's targets
     lam_adaptive: Annotated[float, Field(gt=0)] | None = None  # c of the length-adaptive lambda 1 - 1/(c * length)
     target: Literal["comonotone", "mixture"] = "comonotone"  # how lambda-returns mix distributions
-    level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised read-out: lower level of the critic's band
-    level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # and upper level
+    readout: adv.ReadoutSettings = adv.ReadoutSettings()  # how a quantile critic's distribution becomes a value
     reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # *_clip_reward: batch quantile at which rewards are cut
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # gradient clipping, policy and critic each
     critic: CriticSettings = CriticSettings()  # the critic, for methods that have one
@@ -81,18 +80,17 @@ def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     return adv.whiten(advantages, x.mask), returns[..., None]
 
 
-def distributional_gae(x: Experience, args: DVPOConfig, kind: str = "mean") -> tuple[Tensor, Tensor]:
-    """GAE in quantile space, read out as a scalar and whitened; targets are distributional lambda-returns."""
+def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
-    readout = adv.ReadoutSettings(kind=kind, level_low=args.level_low, level_up=args.level_up)
-    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), readout)
+    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
     return adv.whiten(advantages, x.mask), targets
 
 
 def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
-    """`distributional_gae`, the last reward clipped into the critic's own band before the actor sees it."""
-    return distributional_gae(x, args, kind="winsorised")
+    """`distributional_gae` with the winsorised read-out, whatever `args.readout.kind` says; its levels count."""
+    return distributional_gae(x, replace(args, readout=replace(args.readout, kind="winsorised")))
 
 
 def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
