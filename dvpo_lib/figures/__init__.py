@@ -6,12 +6,13 @@
 from .comparison import breakdown, final_comparison, improvement_intervals, learning_curves, paper_beside_ours
 from .critic import calibration, explained_variance, quantile_curves, token_text, value_along_response
 from .diagnostics import diagnostics
+from .real import auc_against_noise, value_over_text
 from .style import NAMES, label, look, save, theme
 from .world import base_skill, confusion_bars, loss_curve, reward_histograms
 
 __all__ = [
-    "NAMES", "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics", "explained_variance",
-    "final_comparison",
-    "improvement_intervals", "label", "learning_curves", "look", "loss_curve", "paper_beside_ours", "quantile_curves",
-    "reward_histograms", "save", "theme", "token_text", "value_along_response",
+    "NAMES", "auc_against_noise", "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics",
+    "explained_variance", "final_comparison", "improvement_intervals", "label", "learning_curves", "look", "loss_curve",
+    "paper_beside_ours", "quantile_curves", "reward_histograms", "save", "theme", "token_text", "value_along_response",
+    "value_over_text",
 ]  # fmt: skip
