@@ -86,6 +86,7 @@ SECTIONS: dict[str, Section] = {
     "methods": Section(MethodSettings, table=True),
     "ablation": Section(AblationSettings),
     "evaluation": Section("dvpo_lib.runs:EvaluationSettings"),
+    "real": Section("dvpo_lib.real:RealSettings"),
     "runtime": Section(RuntimeSettings),
 }
 UNTRACKED = ("runtime",)  # readable by every stage, tracked by none
@@ -215,6 +216,9 @@ def load_params(path: str | Path = "params.yaml", tracked: Iterable[str] | None 
                     fail((name, row), f"there is no such row{_suggest(row, value)}")
             value = {row: value[row] for row in rows}
         sections[name] = _validate(name, value, fail)
+        if hasattr(sections[name], "missing"):  # settings that name files are held to them before anything runs
+            for field, problem in sections[name].missing(Path(path).parent).items():
+                fail((name, field), problem)
         if SECTIONS[name].table:
             sections[name] = Rows(sections[name], name, reader)
     if tracked is None:

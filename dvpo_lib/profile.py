@@ -78,6 +78,8 @@ def make_copy(root: Path, workdir: Path, profile: Path, further: Mapping[str, An
             shutil.copy2(source, target)
     record.write_text("\n".join(files))
     params = set_dotted(overlay(read_yaml(root / "params.yaml"), read_yaml(profile)), further or {})
+    if (params.get("real") or {}).get("dir"):
+        params["real"]["dir"] = str(root / params["real"]["dir"])  # ignored by git, so the copy has none of its own
     with open(workdir / "params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params, file)
     (workdir / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a copy is no git repository

@@ -39,6 +39,7 @@ CRITICS = {
     "quantile": Look("#0072B2", "o", "quantile critic"),
     "scalar": Look("#222222", "s", "scalar critic"),
     "constant": Look("#8C8C8C", "d", "training rewards (no critic)"),
+    "generator": Look("#CC79A7", "^", "generator's own rewards (no critic)"),
 }
 RIGHT, WRONG = "#4477AA", "#EE6677"  # answers that are truly right, truly wrong
 NAMES = {

@@ -1,0 +1,77 @@
+"""Critics on real language-model solutions: discrimination under label noise, values over real text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from .critic import token_text
+from .style import caption, legend_above, look, new
+
+ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
+
+
+def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
+    """AUC on clean held-out labels against the noise of the training labels: a column per position, all solutions
+    above, within one generator below.
+
+    Args:
+        scores: of `real.study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
+    """
+    places = [at for at in dict.fromkeys(scores["at"]) if at != "any"]
+    names = list(dict.fromkeys(scores.loc[scores["at"] != "any", "critic"]))
+    rates = np.array(sorted(scores["noise"].unique()))
+    shift = 0.02 * max(np.ptp(rates), 0.1)
+    figure, axes = new(9.6, 5.2, len(ROWS), len(places), sharex=True, sharey="row")
+    handles = []
+    for line, (metric, text) in zip(axes, ROWS.items(), strict=True):
+        own = scores[scores["metric"] == metric]
+        for ax, at in zip(line, places, strict=True):
+            ax.axhline(0.5, color="black", lw=0.9, ls=":")
+            for k, name in enumerate(names):
+                row, style = own[(own["critic"] == name) & (own["at"] == at)].sort_values("noise"), look(name)
+                x = row["noise"] + shift * (k - (len(names) - 1) / 2)
+                ax.vlines(x, row["low"], row["high"], color=style.color, lw=1.6)
+                handles += ax.plot(x, row["value"], color=style.color, marker=style.marker, ms=5, lw=1.6,
+                                   label=style.name)  # fmt: skip
+            base = own[own["critic"] == "generator"].sort_values("noise")
+            if metric == "auc" and len(base):
+                style = look("generator")
+                handles += ax.plot(base["noise"], base["value"], color=style.color, marker=style.marker, ms=4, lw=1.2,
+                                   ls="--", label=style.name)  # fmt: skip
+            ax.set(xticks=rates)
+            ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            if metric == next(iter(ROWS)):
+                ax.set_title(f"{at} token")
+            else:
+                ax.set_xlabel("training labels turned over")
+        line[0].set_ylabel(f"AUC, {text}")
+    legend_above(figure, handles)
+    text = (
+        "Clean labels of held-out problems; bars: 95 % bootstrap intervals over problems; dotted: chance. At the first "
+        "token a critic has read the problem only; at the last one the whole solution."
+    )
+    return caption(figure, f"{text} {note}")
+
+
+def value_over_text(responses: Sequence[dict], base: float, first: int = 150, note: str = "") -> Figure:
+    """The predicted mean over the text of solutions, as colours: purple above `base`, orange below.
+
+    Args:
+        responses: of `real.study.values_of`: tokens, quantiles (T, M), correct, generator.
+        base: what counts as neutral (the share of right training solutions).
+        first: tokens shown of each solution.
+    """
+    shown = [
+        {"tokens": [*r["tokens"][:first], *(["..."] if len(r["tokens"]) > first else [])],
+         "values": [*(r["quantiles"].mean(1)[:first] - base), *([0.0] if len(r["tokens"]) > first else [])],
+         "title": f"{'right' if r['correct'] >= 0.5 else 'wrong'} solution of {r['generator']}: predicted "
+                  f"{r['quantiles'][0].mean():.2f} before it, {r['quantiles'][-1].mean():.2f} at its end"}
+        for r in responses
+    ]  # fmt: skip
+    text = "Each colour stands on the token that the value comes before."
+    return token_text(shown, title=f"predicted chance of being right, minus {base:.2f}", note=f"{text} {note}")
