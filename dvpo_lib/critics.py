@@ -23,14 +23,14 @@ from .policy_losses import value_loss
 from .quantiles import ensemble, monotone
 
 
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CriticSettings:
     """A critic and its training."""
 
     kind: Literal["scalar", "quantile"] = "quantile"  # squared error on one value, or the quantile losses
     heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
     quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic
-    crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted after the fact, or monotone by construction
+    crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted afterwards, or built monotone (smooth returns)
     bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
     loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
@@ -88,16 +88,22 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
     """Tokens and rewards of a table with columns prompt, completion, reward.
 
     Raises:
-        ValueError: a column is missing, the table is empty, or a reward is not a finite number (names the record).
+        ValueError: a column is missing, the table is empty, or a record (which is named) has a prompt or completion
+            that is no text, an empty prompt, or a reward that is not a finite number.
     """
-    rows = table[:] if hasattr(table, "column_names") else {k: [r.get(k) for r in table] for k in (table or [{}])[0]}
+    if len(table) == 0:
+        raise ValueError("the table is empty")
+    rows = table[:] if hasattr(table, "column_names") else {k: [r.get(k) for r in table] for k in table[0]}
     for column in ("prompt", "completion", "reward"):
         if column not in rows:
             raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
-    rewards = np.array([np.nan if r is None else r for r in rows["reward"]], dtype=float)
-    if not np.isfinite(rewards).all():
-        i = int(np.flatnonzero(~np.isfinite(rewards))[0])
-        raise ValueError(f"record {i}: reward {rows['reward'][i]!r} is not a finite number")
+    rewards = list(rows["reward"])
+    for i, (reward, *texts) in enumerate(zip(rewards, rows["prompt"], rows["completion"])):
+        if not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward):
+            raise ValueError(f"record {i}: reward {reward!r} is not a finite number")
+        for name, text in zip(("prompt", "completion"), texts):
+            if not isinstance(text, str):
+                raise ValueError(f"record {i}: {name} {text!r} is not a text")
     tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]), max_completion_length)
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
 

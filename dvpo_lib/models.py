@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .quantiles import from_increments, levels
+from .quantiles import from_increments, interpolate, levels
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -210,7 +210,8 @@ class Critic(nn.Module):
         if self.quantiles == 1:
             self.head.bias.fill_(returns.mean())
             return
-        q = returns.float().quantile(levels(self.quantiles, device=returns.device))
+        x = returns.flatten().float().sort().values  # torch.quantile refuses more than 2^24 numbers
+        q = interpolate(x.expand(self.quantiles, -1), levels(self.quantiles, device=x.device))
         if self.crossing == "increments":  # the inverse of `from_increments`
             steps = (q.diff() * self.quantiles).clamp(min=1e-3)
             q = torch.cat([q.mean()[None], steps + torch.log(-torch.expm1(-steps))])

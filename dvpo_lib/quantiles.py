@@ -47,7 +47,8 @@ def from_increments(raw: Tensor) -> Tensor:
     """Quantiles that cannot cross: (..., M) raw outputs to a location and M - 1 positive steps around it.
 
     q_1 = 0 and q_{j+1} = q_j + softplus(raw_{j+1}) / M, shifted so that the mean of q is raw_1: the location is learned
-    apart from the shape, and steps scale with 1/M, so that M does not set the width.
+    apart from the shape, and steps scale with 1/M, so that M does not set the width. Made for smooth distributions: a
+    jump by 1 between two levels needs a raw output of M, so that 0/1 outcomes at M = 200 are hardly learned.
     """
     m = raw.shape[-1]
     steps = F.softplus(raw[..., 1:]) / m
