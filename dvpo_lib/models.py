@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -116,11 +117,16 @@ def build_policy(tokenizer, cfg: PolicySettings, seed: int):
 def load_policy(name_or_path: str):
     """(policy, tokenizer) from a local folder or the hub, ready for left-padded sampling."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if Path(name_or_path).is_dir():  # there in an instant; a bar for each of many small loads would hide the others
+        logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(name_or_path), tokenizer
+    policy = AutoModelForCausalLM.from_pretrained(name_or_path)
+    logging.enable_progress_bar()
+    return policy, tokenizer
 
 
 def token_logits(policy, tokens: Tokens) -> Tensor:

@@ -38,6 +38,7 @@ BASE = Look("#8C8C8C", "|", "base policy")
 CRITICS = {
     "quantile": Look("#0072B2", "o", "quantile critic"),
     "scalar": Look("#222222", "s", "scalar critic"),
+    "quantile_increments": Look("#56B4E9", "v", "quantile critic, increments"),
     "constant": Look("#8C8C8C", "d", "training rewards (no critic)"),
     "generator": Look("#CC79A7", "^", "generator's own rewards (no critic)"),
 }
