@@ -57,7 +57,21 @@ def drawings(frames) -> dict:
     decay = pd.DataFrame(cells, columns=["method", "rate", "seed"])
     change = pd.DataFrame({"row": ["core", "core"], "source": ["paper", "here"], "change": [2.0, 9.0],
                            "low": [np.nan, 5], "high": [np.nan, 12]})  # fmt: skip
+    steps = pd.DataFrame({"p": 0.2, "kappa": np.repeat([0.0, 1.0], 20), "level": np.tile(level, 2),
+                          "value": np.tile(level, 2), "truth": np.tile(level > 0.8, 2) * 1.0})  # fmt: skip
+    truth = pd.DataFrame({"level": level, "value": 9 * level - 4})
+    terms = pd.concat([truth.assign(term=t, form=f, weight=w) for t, f, w in (
+        ("core", "", 0.0), ("mean_shift", "per sample", 0.1), ("mean_shift", "per sample", 1.0),
+        ("tail_shape", "previous", 0.1))])  # fmt: skip
+    walk = pd.concat([truth.assign(kind=k, **{"lambda": x}) for k in ("true", "comonotone", "mixture") for x in (0, 1)])
+    weights = pd.DataFrame({"readout": "mean", "level": level, "weight": 1.0})
+    band = pd.DataFrame({"level": [0.0, 0.0, 0.1, 0.1], "reward": [-1, 1, -1, 1], "used": [-1, 1, 0, 1]})
     return {
+        "kappa": figures.kappa_curves(steps),
+        "terms": figures.term_curves(terms, truth, truth.assign(form="previous")),
+        "walk": figures.walk_widths(walk, 1),
+        "readouts": figures.readouts(weights, band),
+        "lab": figures.lab_curve(truth.assign(truth=truth["value"]), "n"),
         "learning": figures.learning_curves(curves, base={"math": 0.4}, smooth=2),
         "final": figures.final_comparison(final, base={"ID": 0.4}, overall=True),
         "final of one method": figures.final_comparison(final[final["method"] == "dvpo"]),

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.stats import norm
 
 from .style import caption, label, legend_above, new
 
@@ -15,6 +16,19 @@ PERCENT = PercentFormatter(1.0, decimals=0)
 TRUTH = {"color": "black", "lw": 1.4, "ls": ":"}
 WEAK, STRONG, CORE = "#56B4E9", "#D55E00", "#8C8C8C"
 KINDS = {"true": "black", "comonotone": "#D55E00", "mixture": "#0072B2"}
+
+
+TICKS = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+def _probability_axis(ax) -> None:
+    """An x axis on which a Gaussian's quantile curve is a straight line: the tails get room."""
+    ax.set_xscale("function", functions=(norm.ppf, norm.cdf))
+    ax.set(xlim=(0.007, 0.993), xticks=TICKS)
+    ax.set_xticklabels([f"{100 * t:g}" for t in TICKS])
+    ax.set_xticks([], minor=True)
+    for start, end in ((0.007, 0.1), (0.9, 0.993)):
+        ax.axvspan(start, end, color="0.5", alpha=0.08, lw=0)
 
 
 def _shades(count: int) -> list[str]:
@@ -40,11 +54,12 @@ def kappa_curves(curves: pd.DataFrame, note: str = "") -> Figure:
         ax.xaxis.set_major_formatter(PERCENT)
     axes[0, 0].set_ylabel("return (reward units)")
     legend_above(figure, handles, columns=6)
-    return caption(figure, "The area under a curve is its mean read-out. The larger kappa, the more of a step turns into "
-                           f"a slope that starts far too early. {note}")  # fmt: skip
+    return caption(figure, "The area under a curve is its mean read-out. The larger kappa, the more of the step turns "
+                           f"into a slope that starts far too early. {note}")  # fmt: skip
 
 
-def term_curves(curves: pd.DataFrame, truth: pd.DataFrame, starts: pd.DataFrame | None = None, note: str = "") -> Figure:
+def term_curves(curves: pd.DataFrame, truth: pd.DataFrame, starts: pd.DataFrame | None = None,
+                note: str = "") -> Figure:
     """Small multiples: the quantile curve that the core learns together with one term, a panel per term and form.
 
     Args:
@@ -54,7 +69,7 @@ def term_curves(curves: pd.DataFrame, truth: pd.DataFrame, starts: pd.DataFrame 
     cells = [(t, f) for t, f in dict.fromkeys(zip(curves["term"], curves["form"])) if t != "core"]
     columns = 4
     rows = math.ceil(len(cells) / columns)
-    figure, axes = new(10.4, 0.9 + 2.15 * rows, rows, columns, sharex=True, sharey=True)
+    figure, axes = new(10.4, 0.9 + 2.3 * rows, rows, columns, sharex=True, sharey=True)
     core, handles = curves[curves["term"] == "core"], []
     for ax in axes.flat[len(cells) :]:
         ax.axis("off")
@@ -73,17 +88,17 @@ def term_curves(curves: pd.DataFrame, truth: pd.DataFrame, starts: pd.DataFrame 
         ax.set_title(f"{label(term)}\n{form}" if form else label(term), fontsize=9)
         ax.text(0.03, 0.95, "weight " + ", ".join(f"{w:g}" for w in weights), transform=ax.transAxes, fontsize=7.5,
                 va="top", color="0.35")  # fmt: skip
-        ax.xaxis.set_major_formatter(PERCENT)
+        _probability_axis(ax)
         ax.set_ylim(truth["value"].min() * 1.25, truth["value"].max() * 1.5)
     for ax in axes[:, 0]:
         ax.set_ylabel("return")
     for k, ax in enumerate(axes.flat[: len(cells)]):
         if k + columns >= len(cells):
-            ax.set_xlabel("quantile level")
+            ax.set_xlabel("quantile level (%)")
             ax.tick_params(labelbottom=True)
     legend_above(figure, handles, columns=5)
-    return caption(figure, "A term is harmless where its curve lies on the dotted one, and a bias where it leaves it: "
-                           f"look at both ends. {note}")  # fmt: skip
+    return caption(figure, "A term is harmless where its curve lies on the dotted one and biased where it leaves it: "
+                           f"look at both ends. The axis stretches the tails; shaded: 10 % each. {note}")  # fmt: skip
 
 
 def walk_widths(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
@@ -97,7 +112,7 @@ def walk_widths(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
     handles = []
     for kind, color in KINDS.items():
         own = widths[widths["kind"] == kind]
-        line = {"color": color, "ls": ":" if kind == "true" else "-", "lw": 1.6 if kind == "true" else 2, "label": kind}
+        line = {"lw": 2, "color": color, "label": kind, "ls": ":" if kind == "true" else "-"}
         one = own[own["lambda"] == lam]
         curve.plot(one["level"], one["value"], **line, zorder=3 if kind == "true" else 2)
         std = own.groupby("lambda")["value"].std(ddof=0)
@@ -106,7 +121,7 @@ def walk_widths(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
     curve.xaxis.set_major_formatter(PERCENT)
     spread.set(title="width", xlabel="lambda", ylabel="standard deviation (return units)", ylim=(0, None))
     legend_above(figure, handles)
-    return caption(figure, f"Both kinds are right in the mean; only the mixture keeps the width between 0 and 1. {note}")
+    return caption(figure, f"Look at the lines between lambda 0 and 1: which of them keeps the dotted width? {note}")
 
 
 def readouts(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") -> Figure:
@@ -143,7 +158,7 @@ def lab_curve(found: pd.DataFrame, note: str = "") -> Figure:
     ax = axes[0, 0]
     ax.plot(found["level"], found["value"], color=STRONG, lw=2.2, label="learned")
     ax.plot(found["level"], found["truth"], **TRUTH, label="truth")
-    ax.set(xlabel="quantile level", ylabel="return (reward units)")
-    ax.xaxis.set_major_formatter(PERCENT)
+    ax.set(xlabel="quantile level (%)", ylabel="return (reward units)")
+    _probability_axis(ax)
     ax.legend(loc="upper left")
     return caption(figure, note) if note else figure
