@@ -167,7 +167,8 @@ def kappa_findings(table: pd.DataFrame) -> str:
         parts.append(f"for p = {p:g} it is {first['found']:.3f} at kappa = {first['kappa']:g} and {last['found']:.3f} "
                      f"at kappa = {last['kappa']:g}, off by {percent(last['found'] / p - 1)}")  # fmt: skip
     off = (table["found"] - table["closed"]).abs().max()
-    return (f"The mean read-out: {'; '.join(parts)}. The library's gradient leads to the closed form to within "
+    parts = "; ".join(parts).replace(" %", "\N{NO-BREAK SPACE}%")
+    return (f"The mean read-out: {parts}. The library's gradient leads to the closed form to within "
             f"{off:.0e}.")  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
         assert table.loc[(p, 0.0), "found"] == pytest.approx(p, abs=1e-9)
         assert table.loc[p, "found"].is_monotonic_increasing
     text = method.kappa_findings(table.reset_index())
-    assert "p = 0.05 it is 0.050 at kappa = 0 and 0.117 at kappa = 1, off by 134 %" in text
+    assert "p = 0.05 it is 0.050 at kappa = 0 and 0.117 at kappa = 1, off by 134\N{NO-BREAK SPACE}%" in text
     assert set(curves.columns) == {"p", "kappa", "level", "value", "truth"}
 
 
