@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .quantiles import levels, monotone, tail_count, tails
 
 Weight = Annotated[float, Field(ge=0)]
+BLOCK = 2**15  # numbers that the core works on at a time
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -53,8 +54,10 @@ class _QuantileHuber(torch.autograd.Function):
     def forward(ctx, q: Tensor, g: Tensor, tau: Tensor, weights: Tensor | None, kappa: float) -> Tensor:
         if g.shape[-1] == 1:
             loss, grad = _against_point(q, g[:, :, None], tau, kappa)
-        else:
-            loss, grad = _against_sample(q, g, tau, kappa)
+        else:  # on a CPU in blocks of rows that stay in its cache
+            rows = len(q) if q.is_cuda else max(1, BLOCK // (q.shape[1:].numel() + g.shape[-1]))
+            parts = [_against_sample(*block, tau, kappa) for block in zip(q.split(rows), g.split(rows))]
+            loss, grad = (torch.cat(x) for x in zip(*parts))
         if weights is not None:
             loss, grad = loss * weights, grad * weights
         ctx.save_for_backward(grad.div_(q.shape[-1]), q)

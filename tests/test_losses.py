@@ -188,6 +188,19 @@ def test_memory_is_linear(kappa):
     assert 0 < seen.numel <= 2 * (3 * 500 + 700)
 
 
+@pytest.mark.parametrize("kappa", [0.0, 0.5])
+def test_blocks_of_rows_change_nothing(kappa, monkeypatch):
+    q, g, results = normal(50, 3, 9), normal(50, 1, 7, seed=1), []
+    for block in (1, 100, 10**9):
+        monkeypatch.setattr(losses, "BLOCK", block)
+        x = q.clone().requires_grad_()
+        loss = quantile_huber(x, g, kappa)
+        results.append((loss.detach(), torch.autograd.grad(loss.sum(), x)[0]))
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=0)
+    torch.testing.assert_close(results[1], results[2], rtol=0, atol=0)
+    assert quantile_huber(q[:0], g[:0], kappa).shape == (0, 3)
+
+
 @pytest.mark.parametrize("p, expectile", [(0.2, 0.282), (0.05, 0.117)])
 def test_large_kappa_learns_expectiles(p, expectile):
     """0/1 returns, kappa = 1: the loss is stationary at tau p / (tau p + (1 - tau)(1 - p)), whose mean is not p."""
