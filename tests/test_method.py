@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dvpo_lib import advantages, biases, losses, method, quantiles
+from dvpo_lib import advantages, biases, losses, method, quantiles, ratchet
 from dvpo_lib.losses import CriticLossSettings, critic_loss
 from dvpo_lib.quantiles import levels
 
@@ -215,3 +215,16 @@ def test_every_function_that_the_notebook_names_exists():
     assert len(names) > 10
     for module, name in names:
         assert hasattr({"losses": losses, "advantages": advantages, "quantiles": quantiles}[module], name)
+
+
+def test_the_ratchet_drifts_upwards_with_its_weight_and_the_core_does_not():
+    runs = ratchet.drift(["Gaussian N(0, 1)"], steps=800, seeds=3, strengths=(1.0, 10.0))
+    upper = runs.groupby(["term", "weight"])["upper"].mean()
+    truth = runs["upper_truth"].iloc[0]
+    assert abs(upper["core", 0.0] - truth) < 0.05
+    for term in ratchet.TERMS:
+        light, heavy = upper[term].sort_index()
+        assert truth + 0.05 < light < heavy
+    assert "moves the upper tail by +" in ratchet.drift_findings(runs)
+    table = ratchet.drift_table(runs)
+    assert len(table) == 5 and "truth 1.73" in " ".join(table.columns)
