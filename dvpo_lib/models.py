@@ -8,6 +8,7 @@ A critic is the policy's backbone with N heads of M quantiles at every token; on
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +120,17 @@ def load_policy(name_or_path: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    if Path(name_or_path).is_dir():  # there in an instant; a bar for each of many small loads would hide the others
+    quiet = Path(name_or_path).is_dir() and logging.is_progress_bar_enabled()
+    if quiet:  # read in an instant; a bar for each of many small loads would hide the bars that matter
         logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     policy = AutoModelForCausalLM.from_pretrained(name_or_path)
-    logging.enable_progress_bar()
+    if quiet:
+        with warnings.catch_warnings():  # that the hub's own bars stay off where the environment says so
+            warnings.simplefilter("ignore")
+            logging.enable_progress_bar()
     return policy, tokenizer
 
 

@@ -34,6 +34,7 @@ SCRATCH = Path("work/run")  # where a running stage writes
 FAILED = Path("work/failed")  # where a failed stage's notebook is kept
 KERNEL_ENVIRONMENT = {  # equal runs give equal bytes
     "PYTHONHASHSEED": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost many times the time on a busy machine
     "OMP_NUM_THREADS": "1",  # on any number of cores; runs that gain by more threads ask for them (store.work)
     "SOURCE_DATE_EPOCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
