@@ -93,7 +93,7 @@ def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[
         parts.append(f"{number(s.loc[n, rate, 'last', 'auc'])} ({look(n).name}; {gain['value']:+.2f} since the first "
                      f"token)")  # fmt: skip
     read = "Reading the solution helps" if all(gains) else "Reading the solution helps one of them" if any(gains) else \
-        "Reading the solution adds nothing that is beyond its interval: what they know is the problem's difficulty"
+        "What reading the solution adds is not beyond its interval"
     return f"- **{percent(rate)} of the labels turned over.** The AUC at the last token is {listing(parts)}. {read}."
 
 
