@@ -18,7 +18,7 @@ from conftest import ROOT, stage_command
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
-from dvpo_lib import figures
+from dvpo_lib import figures, store
 from dvpo_lib.config import ConfigError, load_params
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.real import data, download, report, runs, study
@@ -385,13 +385,32 @@ def test_scores_are_those_of_the_stored_predictions(twice):
     assert (middle["low"] <= middle["value"]).all() and (middle["value"] <= middle["high"]).all()
 
 
+def test_differences_are_paired(twice):
+    done = twice[0]
+    scores = done.scores.set_index(["critic", "noise", "at", "metric"])["value"]
+    for r in done.differences.itertuples():
+        if r.contrast == "quantile - scalar":
+            expected = scores["quantile", r.noise, r.at, r.metric] - scores["scalar", r.noise, r.at, r.metric]
+        else:
+            name = r.contrast.partition(":")[0]
+            expected = scores[name, r.noise, "last", r.metric] - scores[name, r.noise, "first", r.metric]
+        assert r.value == pytest.approx(expected)
+    assert len(done.differences) == 2 * 3 * (3 + 2)
+
+
+def test_a_runs_key_does_not_follow_figures_or_settings_files():
+    used = store.reachable(["dvpo_lib.real.runs"], ROOT)
+    assert {"dvpo_lib/real/data.py", "dvpo_lib/critics.py", "dvpo_lib/models.py"} <= used
+    assert not [f for f in used if "figures" in f or "config" in f or "statistics" in f or "download" in f]
+
+
 def test_report_and_figures_of_a_study(twice, tmp_path):
     done = twice[0]
     text = report.findings(done)
     assert "Who wrote it?" in text and "nan" not in text and str(len(set(done.held["problem"]))) in text
     assert "were cut" in report.data_findings(done)
     table = report.score_cells(done)
-    assert len(table) == 2 * 4 and table["critic"].iloc[0] == "scalar critic"
+    assert len(table) == 2 * 4 and table["critic"].tolist()[:2] == ["scalar critic", "quantile critic"]
     assert report.generator_table(done)["generator"].tolist() == list(data.GENERATORS)
     assert set(report.metrics(done)["real"]) == {"scalar", "quantile", "constant", "generator"}
     assert report.metrics(None) == {} and "make real-data" in report.WITHOUT

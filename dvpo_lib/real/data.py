@@ -29,7 +29,7 @@ class RealSettings:
     num_hidden_layers: Annotated[int, Field(ge=1)] = 4  # its depth
     language_model_passes: Annotated[float, Field(gt=0)] = 2  # over the worked solutions of the training file
     language_model_learning_rate: Annotated[float, Field(gt=0)] = 2e-3  # peak of a cosine schedule
-    critic_passes: Annotated[int, Field(ge=1)] = 1  # over the solutions of the training problems; more overfit
+    critic_passes: Annotated[int, Field(ge=1)] = 1  # over the solutions of the training problems
     critic_learning_rate: Annotated[float, Field(gt=0)] = 3e-4  # in place of the tracked critics' own
     batch_size: Annotated[int, Field(ge=1)] = 16  # texts a step
     max_tokens: Annotated[int, Field(ge=8)] = 320  # of a prompt and of a solution; longer ones are cut

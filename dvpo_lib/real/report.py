@@ -8,7 +8,7 @@ import pandas as pd
 from ..figures.style import look
 from ..words import listing, percent
 from .data import HOW
-from .study import RealStudy
+from .study import BASELINES, RealStudy
 
 NAMES = {"auc": "AUC", "auc_within": "AUC within one generator", "brier": "Brier", "crps": "CRPS",
          "cover50": "inside 50%", "cover80": "inside 80%", "cover90": "inside 90%"}  # fmt: skip
@@ -51,8 +51,10 @@ def data_findings(study: RealStudy) -> str:
 def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
     """One row per noise and critic at one position, baselines included: every metric with its interval."""
     own = study.scores[study.scores["at"].isin([at, "any"])].copy()
-    own["cell"] = [percent(r["value"]) if r["metric"].startswith("cover") else number(r) for _, r in own.iterrows()]
-    order = {name: i for i, name in enumerate(dict.fromkeys(own["critic"]))}
+    own["cell"] = [percent(r["value"]) if r["metric"].startswith("cover")
+                   else number(r, 2 if r["metric"].startswith("auc") else 3) for _, r in own.iterrows()]  # fmt: skip
+    names = list(dict.fromkeys(own["critic"]))
+    order = {name: (name in BASELINES) * len(names) + i for i, name in enumerate(names)}
     wide = own.pivot(index=["noise", "critic"], columns="metric", values="cell").reset_index()
     wide = wide.sort_values(["noise", "critic"], key=lambda c: c.map(order) if c.name == "critic" else c)
     wide["noise"], wide["critic"] = wide["noise"].map(percent), [look(c).name for c in wide["critic"]]
@@ -76,17 +78,23 @@ def findings(study: RealStudy) -> str:
     rates = sorted(study.scores["noise"].unique())
     names = [n for n in study.critics if n in set(study.scores["critic"])]
     return "\n".join([
-        _discrimination(s, rates[0], names), _recognition(s, rates[0], names), _noise(s, study, rates, names),
+        _discrimination(s, study, rates[0], names), _recognition(s, rates[0], names), _noise(s, study, rates, names),
         *_distribution(s, rates, names), _uncertainty(study),
     ])  # fmt: skip
 
 
-def _discrimination(s: pd.DataFrame, rate: float, names: list[str]) -> str:
-    parts = [f"{number(s.loc[n, rate, 'last', 'auc'])} ({look(n).name}; at the first token "
-             f"{number(s.loc[n, rate, 'first', 'auc'])})" for n in names]  # fmt: skip
-    gains = [s.loc[(n, rate, "last", "auc"), "value"] - s.loc[(n, rate, "first", "auc"), "value"] for n in names]
-    read = "most of what they know is the problem's difficulty" if max(gains) < 0.05 else "reading the solution helps"
-    return f"- **{percent(rate)} of the labels turned over.** The AUC at the last token is {listing(parts)}: {read}."
+def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[str]) -> str:
+    d = study.differences[(study.differences["noise"] == rate) & (study.differences["metric"] == "auc")]
+    d = d.set_index("contrast")
+    parts, gains = [], []
+    for n in names:
+        gain = d.loc[f"{n}: last - first"]
+        gains.append(gain["low"] > 0)
+        parts.append(f"{number(s.loc[n, rate, 'last', 'auc'])} ({look(n).name}; {gain['value']:+.2f} since the first "
+                     f"token)")  # fmt: skip
+    read = "Reading the solution helps" if all(gains) else "Reading the solution helps one of them" if any(gains) else \
+        "What reading the solution adds is not beyond its interval"
+    return f"- **{percent(rate)} of the labels turned over.** The AUC at the last token is {listing(parts)}. {read}."
 
 
 def _recognition(s: pd.DataFrame, rate: float, names: list[str]) -> str:
@@ -112,7 +120,8 @@ def _noise(s: pd.DataFrame, study: RealStudy, rates: list[float], names: list[st
         f"- **Noise.** From {percent(rates[0])} to {percent(rates[-1])} of the training labels turned over, the AUC at "
         f"the last token goes from {listing(kept)}."
     )
-    d = study.differences[(study.differences["metric"] == "auc") & (study.differences["at"] == "last")]
+    d = study.differences[study.differences["contrast"] == "quantile - scalar"]
+    d = d[(d["metric"] == "auc") & (d["at"] == "last")].sort_values("noise")
     clear = [f"{percent(r.noise)} ({r.value:+.3f})" for r in d.itertuples() if r.low > 0 or r.high < 0]
     if clear:
         return f"{text} The quantile critic's AUC less the scalar one's is beyond its interval at {listing(clear)}."
@@ -128,8 +137,8 @@ def _distribution(s: pd.DataFrame, rates: list[float], names: list[str]) -> list
         cells.append(f"{percent(rate)} turned over: CRPS {crps:.3f}, Brier score {brier:.3f}, {percent(inside)} of the "
                      f"outcomes inside the 80 % interval")  # fmt: skip
     return [
-        "- **The distribution.** Outcomes are 0 or 1: the CRPS of a coin with the predicted mean is its Brier score: "
-        f"a quantile critic with a higher CRPS predicts a worse distribution than that. {'; '.join(cells)}."
+        "- **The distribution.** Outcomes are 0 or 1, and so the CRPS of a coin with the predicted mean is its Brier "
+        f"score; a quantile critic with a higher CRPS predicts a worse distribution than that. {'; '.join(cells)}."
     ]
 
 

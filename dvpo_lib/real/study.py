@@ -35,7 +35,7 @@ class RealStudy:
         training, held: solutions by `data.read_solutions`, cut. cut: how many of them were.
         language_model: one row (of `runs.RealBaseSpec`).
         scores: critic, noise (rate), at, metric, value, low, high, n (problems).
-        differences: noise, at, metric, value, low, high: quantile critic minus scalar critic, on the same problems.
+        differences: of `difference_table`.
     """
 
     files: pd.DataFrame
@@ -158,14 +158,21 @@ def score_table(predictions: Mapping[tuple, list[pd.DataFrame]], held: pd.DataFr
 
 def difference_table(predictions: Mapping[tuple, list[pd.DataFrame]], held: pd.DataFrame,
                      resamples: int) -> pd.DataFrame:
-    """Quantile minus scalar critic on the same problems: noise, at, metric, value, low, high, n; empty without both."""
-    rows = []
-    for (name, rate, at), frames in predictions.items():
+    """Differences on the same problems: contrast, noise, at, metric, value, low, high, n.
+
+    Contrasts: "quantile - scalar" at every position, and "<critic>: last - first", what reading a solution adds.
+    """
+    pairs = {}
+    for name, rate, at in predictions:
         if name == "quantile" and ("scalar", rate, at) in predictions:
-            for metric in ("auc", "auc_within", "brier"):
-                e = _estimate(metric, frames, held, resamples, minus=predictions["scalar", rate, at])
-                rows.append((rate, at, metric, *e))
-    return pd.DataFrame(rows, columns=["noise", "at", "metric", "value", "low", "high", "n"])
+            pairs["quantile - scalar", rate, at] = (name, rate, at), ("scalar", rate, at)
+        if at == "last":
+            pairs[f"{name}: last - first", rate, at] = (name, rate, at), (name, rate, "first")
+    rows = [
+        (*key, metric, *_estimate(metric, predictions[plus], held, resamples, minus=predictions[less]))
+        for key, (plus, less) in pairs.items() for metric in ("auc", "auc_within", "brier")
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["contrast", "noise", "at", "metric", "value", "low", "high", "n"])
 
 
 def right_and_wrong(held: pd.DataFrame, longest: int = 420) -> pd.DataFrame:
