@@ -150,23 +150,28 @@ def critic_metrics(scores: pd.DataFrame) -> dict:
     return tree
 
 
-def paper_table(final: pd.DataFrame, base: Mapping[str, float], families: Iterable[str],
+def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str],
                 noise: str = "none") -> pd.DataFrame:
-    """Base, PPO and DVPO after training on one family: the paper's ID, OOD (the other family) and ALL beside ours."""
-    family = next(iter(families))
-    s = statistics.summary(final[final["noise"] == noise], overall=True).set_index(["method", "role"])
+    """Base, PPO and DVPO after training on each family: the paper's ID, OOD (the other family) and ALL beside ours.
+
+    Args:
+        start: of the base policy: suite, metric, value.
+    """
     rows = []
-    for name, paper in PAPER[family].items():
-        ours = {}
-        for role in ("ID", "OOD", "transfer", "ALL"):
-            if name == "base":
-                ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
-            elif (name, role) in s.index:
-                r = s.loc[(name, role)]
-                ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1, unit="")
-        columns = ("paper: ID", "paper: other family", "paper: ALL")
-        given = dict(zip(columns, (f"{v:.2f}" for v in paper), strict=True))
-        rows.append({"": "base policy" if name == "base" else label(name), **given, **ours})
+    for family in families:
+        own = final[(final["noise"] == noise) & (final["family"] == family)]
+        s, base = statistics.summary(own, overall=True).set_index(["method", "role"]), base_by_role(start, [family])
+        for name, paper in PAPER[family].items():
+            ours = {}
+            for role in ("ID", "OOD", "transfer", "ALL"):
+                if name == "base":
+                    ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
+                elif (name, role) in s.index:
+                    r = s.loc[(name, role)]
+                    ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1, unit="")
+            columns = ("paper: ID", "paper: other family", "paper: ALL")
+            given = dict(zip(columns, (f"{v:.2f}" for v in paper), strict=True))
+            rows.append({"trained on": family, "": "base policy" if name == "base" else label(name), **given, **ours})
     return pd.DataFrame(rows).fillna("")
 
 

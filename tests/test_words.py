@@ -140,6 +140,18 @@ def test_paper_figures_stand_beside_ours_and_are_marked():
     assert "taken from summaries" in tables.PAPER_NOTE
 
 
+def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
+    start = pd.DataFrame({"suite": ["math_id", "math_ood", "science_id", "science_ood"], "metric": "sampled",
+                          "value": [0.4, 0.2, 0.6, 0.0]})  # fmt: skip
+    math = final_frame({("ppo", "none"): [0.5] * 2, ("dvpo", "none"): [0.7] * 2, ("dvpo", "spikes"): [0.1] * 2})
+    both = pd.concat([math, math.assign(family="science", value=0.9)])
+    table = tables.paper_table(both, start, ["math", "science"]).set_index(["trained on", ""])
+    assert len(table) == 6 and table.loc[("math", "base policy"), "here: ID"] == "40.0"
+    assert table.loc[("math", "DVPO"), "here: ID"].startswith("70.0")
+    assert table.loc[("science", "DVPO"), "here: ID"].startswith("90.0")
+    assert table.loc[("science", "DVPO"), "paper: ALL"] == "39.63"
+
+
 def test_tables_are_the_same_html_every_time_and_carry_no_index():
     frame = pd.DataFrame({"noise": ["none"], "value": [0.123456]}, index=[7])
     page = tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
