@@ -27,10 +27,10 @@ class RealSettings:
     vocabulary: Annotated[int, Field(ge=260)] = 3000  # of the byte-level BPE
     hidden_size: Annotated[int, Field(ge=8, multiple_of=8)] = 128  # width of the backbone
     num_hidden_layers: Annotated[int, Field(ge=1)] = 4  # its depth
-    language_model_passes: Annotated[float, Field(gt=0)] = 2  # over the worked solutions of the training file
+    language_model_passes: Annotated[float, Field(gt=0)] = 3  # over the worked solutions of the training file
     language_model_learning_rate: Annotated[float, Field(gt=0)] = 2e-3  # peak of a cosine schedule
     critic_passes: Annotated[int, Field(ge=1)] = 1  # over the solutions of the training problems
-    critic_learning_rate: Annotated[float, Field(gt=0)] = 3e-4  # in place of the tracked critics' own
+    critic_learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # in place of the tracked critics' own
     batch_size: Annotated[int, Field(ge=1)] = 16  # texts a step
     max_tokens: Annotated[int, Field(ge=8)] = 320  # of a prompt and of a solution; longer ones are cut
     noise_rates: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.0, 0.2, 0.4)
