@@ -37,6 +37,16 @@ def test_commands_exist():
     assert {"repro", "test"} <= named <= targets
 
 
+def test_settings_of_its_experiments_can_be_set():
+    """`dvc exp run -S` takes only what stands in params.yaml already."""
+    changes = re.findall(r"-S ([\w.]+)=", TEXT + (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert len(changes) >= 2
+    for dotted in changes:
+        value = YAML(typ="safe").load(ROOT / "params.yaml")
+        for part in dotted.split("."):
+            value = value[part]
+
+
 def test_links_lead_to_files():
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", TEXT):
         assert (ROOT / target).is_file(), target
