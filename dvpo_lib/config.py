@@ -187,7 +187,7 @@ def load_params(path: str | Path = "params.yaml", tracked: Iterable[str] | None 
     """Reads and validates params.yaml.
 
     `tracked`: names of sections ("training") and of rows of tables ("critics.quantile"); None reads everything and
-    checks the names that one section gives of another. `changes`: dotted settings to lay over the file. `overlaid`: a
+    checks what one section says of another. `changes`: dotted settings to lay over the file. `overlaid`: a
     profile's file, laid over the first. Raises ConfigError with file, line and key of the first wrong setting."""
     tree = read_yaml(path)
     files = {str(Path(path).name): tree}
@@ -221,9 +221,13 @@ def load_params(path: str | Path = "params.yaml", tracked: Iterable[str] | None 
                 fail((name, field), problem)
         if SECTIONS[name].table:
             sections[name] = Rows(sections[name], name, reader)
+    params = Params(sections, reader)
     if tracked is None:
         _check_references(values, fail)
-    return Params(sections, reader)
+        # By name, as the types of sections are: no stage depends on the checks.
+        for location, problem in importlib.import_module("dvpo_lib.checks").contradictions(params, values):
+            fail(location, problem)
+    return params
 
 
 def _wanted(tracked: Iterable[str] | None) -> dict[str, list[str] | None]:

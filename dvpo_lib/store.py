@@ -11,6 +11,7 @@ was, a changed figure trains nothing again, and two notebooks that need the same
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
@@ -57,20 +58,22 @@ def spec_key(spec) -> str:
 
 
 def work(spec, key: str, root: Path) -> None:
-    """Executes one spec unless its result is there; a result appears whole or not at all."""
-    if (root / key).is_dir():
-        return
-    torch.set_num_threads(getattr(spec, "threads", 1))
+    """Executes one spec unless its result is there; a result appears whole or not at all.
+
+    Another process that wants the same run (a notebook in JupyterLab beside the chain) waits and finds it done.
+    """
     scratch = root / "unfinished" / key
     scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="result-", dir=scratch))
-    spec.execute(folder, scratch)
-    try:
-        os.replace(folder, root / key)
-    except OSError:  # another process finished the same run meanwhile: its bytes are ours
+    with open(root / "unfinished" / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system, however the process ends
         if not (root / key).is_dir():
-            raise
-    shutil.rmtree(scratch, ignore_errors=True)
+            torch.set_num_threads(getattr(spec, "threads", 1))
+            scratch.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="result-", dir=scratch))
+            spec.execute(folder, scratch)
+            os.replace(folder, root / key)
+        shutil.rmtree(scratch, ignore_errors=True)
+        Path(lock.name).unlink(missing_ok=True)
 
 
 def execute(specs: Sequence, workers: int | None = None, progress: str | None = "runs") -> list[Path]:
@@ -80,13 +83,13 @@ def execute(specs: Sequence, workers: int | None = None, progress: str | None = 
         workers: processes at a time; default: one a core.
         progress: label of the progress bar; none where None.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
 
     root = store()
     keys = [spec_key(spec) for spec in specs]
     todo = {key: spec for key, spec in zip(keys, specs) if not (root / key).is_dir()}
     if todo:
-        count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+        count = min(workers or cpu_count(), len(todo))
         pool = Parallel(n_jobs=count, return_as="generator_unordered")
         threads = torch.get_num_threads()
         try:

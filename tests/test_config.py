@@ -130,6 +130,30 @@ def test_names_of_rows_must_exist(key, message):
         load_params(ROOT / "params.yaml", changes={key: "nonesuch"})
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"methods.dvpoo": {"critic": "quantile"}}, "methods.dvpoo: unknown method; did you mean `dvpo`"),
+    ({"methods.ppo.critic": "quantile"}, "methods.ppo.critic: ppo needs a scalar critic; critics.quantile is a"),
+    ({"methods.dvpo.critic": "none"}, "methods.dvpo.critic: dvpo needs a quantile critic; critics.none is null"),
+    ({"methods.grpo.critic": "scalar"}, "methods.grpo.critic: grpo needs no critic; critics.scalar is a scalar one"),
+    ({"critics.quantile.kind": "scalar"}, "methods.dvpo.critic: dvpo needs a quantile critic"),
+    ({"critics.scalar.pretrain_rollouts": 0}, "critics.scalar.pretrain_rollouts: should be at least 1"),
+    ({"critics.quantile.pretrain_epochs": 0}, "critics.quantile.pretrain_epochs: should be at least 1"),
+    ({"critics.scalar.pretrain_rollouts": 10_000}, "budget: the budget less the 10000 of critics.scalar is -3856"),
+    ({"budget": 6143}, "budget: .* no whole number of batches of 128"),
+    ({"training.generation_batch_size": 100}, "training.generation_batch_size: 100 is not a multiple of"),
+    ({"training.max_steps": 7}, "training.max_steps: is not set here but by `budget`"),
+    ({"training.method": "ppo"}, "training.method: is not set here but by rows of `methods`"),
+    ({"tasks.math": {"long": [9, 9]}}, "tasks.math.long: should be 1 <= first <= last <= 8 steps, not 9, 9"),
+    ({"tasks.math": {"short": [3, 2]}}, "tasks.math.short: should be 1 <= first <= last"),
+    ({"tasks.science": {"step_errors": [0.1, 0.2, 5.0]}}, "tasks.science.step_errors: rates lie between 0 and 1"),
+    ({"noises.flip": None}, "noises.flip: this row is empty"),
+    ({"families": ["math", "math"]}, "families: `math` stands here twice"),
+])  # fmt: skip
+def test_sections_must_agree(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_params(ROOT / "params.yaml", changes=changes)
+
+
 def test_settings_of_every_section_carry_a_comment(committed):
     """A reader of params.yaml sees the class of each section, and finds it."""
     from dvpo_lib.config import SECTIONS

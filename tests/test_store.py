@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +33,14 @@ class Toy:
         pd.DataFrame({"x": [self.number]}).to_csv(folder / "final.csv", index=False)
 
 
+class Slow(Toy):
+    """Takes long enough to be wanted twice."""
+
+    def execute(self, folder, scratch):
+        time.sleep(1)
+        super().execute(folder, scratch)
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
@@ -49,6 +59,17 @@ def test_a_run_is_done_once_and_results_keep_their_order(toy):
     assert store.collect(folders, "final")["x"].tolist() == [3, 1, 2]
     store.execute(specs[::-1], workers=1, progress=None)
     assert sorted(runs(toy)) == ["1", "2", "3"]
+
+
+def test_two_processes_that_want_the_same_run_share_it(toy, tmp_path):
+    """The second one waits; neither loses its result."""
+    key, root = store.spec_key(replace(toy, number=5)), store.store()
+    spec = Slow(5, toy.source, toy.log)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for job in [pool.submit(store.work, spec, key, root) for _ in range(2)]:
+            job.result()
+    assert runs(toy) == ["5"] and (root / key / "final.csv").is_file()
+    assert not list((root / "unfinished").iterdir())
 
 
 def test_key_follows_fields_and_input_bytes_not_input_names(toy, tmp_path):

@@ -1,0 +1,99 @@
+"""What must hold between settings of several sections: found before anything runs, named by key.
+
+Ranges of single settings stand in their settings classes; here is what only shows when sections are read together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .methods import METHODS
+from .tasks.chains import LABELS
+
+SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
+    "method": "rows of `methods`", "critic": "rows of `critics`", "seed": "`seed` and `seeds`",
+    "max_steps": "`budget` divided by `training.generation_batch_size`",
+}  # fmt: skip
+
+Problem = tuple[tuple, str]  # where (keys from the root) and what
+
+
+def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yields every problem.
+
+    Args:
+        params: all sections, validated one by one. values: the plain tree of the file.
+    """
+    yield from _lists(params)
+    yield from _methods(params)
+    yield from _critics(params)
+    yield from _budget(params, values)
+    yield from _tasks(params)
+    for name, noise in params.noises.items():
+        if noise is None:
+            yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
+        elif not math.isfinite(noise.scale):
+            yield ("noises", name, "scale"), f"should be finite, not {noise.scale}"
+
+
+def _lists(params) -> Iterator[Problem]:
+    for key in ("families", "train_noises"):
+        listed = getattr(params, key)
+        for i, name in enumerate(listed):
+            if name in listed[:i]:
+                yield (key,), f"`{name}` stands here twice"
+
+
+def _methods(params) -> Iterator[Problem]:
+    for name, row in params.methods.items():
+        if name not in METHODS:
+            close = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(METHODS)}"
+            yield ("methods", name), f"unknown method{hint}"
+            continue
+        critic, needed = params.critics.get(row.critic), METHODS[name].critic
+        kind = critic.kind if critic is not None else None
+        if kind != needed:
+            yield ("methods", name, "critic"), (f"{name} needs {f'a {needed} critic' if needed else 'no critic'}; "
+                                                f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}")
+
+
+def _critics(params) -> Iterator[Problem]:
+    for name in ("scalar", "quantile"):  # notebooks 02 and 04 compare these
+        critic = params.critics.get(name) if name in params.critics else None
+        if critic is None or critic.kind != name:
+            yield ("critics", name), f"notebooks 02 and 04 need this row, of kind {name}"
+    for name, critic in params.critics.items():
+        for key in ("pretrain_rollouts", "pretrain_epochs"):
+            if critic is not None and getattr(critic, key) < 1:
+                yield ("critics", name, key), "should be at least 1: notebook 02 pretrains every critic"
+
+
+def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, place in SET_BY_THE_CHAIN.items():
+        if key in (values.get("training") or {}):
+            yield ("training", key), f"is not set here but by {place}"
+    size, group = params.training.generation_batch_size, params.training.num_generations
+    if size % group and any(METHODS[m].groups for m in params.methods if m in METHODS):
+        yield ("training", "generation_batch_size"), f"{size} is not a multiple of num_generations {group}"
+    for name in {row.critic for row in params.methods.values()}:
+        critic = params.critics.get(name) if name in params.critics else None
+        left = params.budget - (critic.pretrain_rollouts if critic else 0)
+        if left < size or left % size:
+            spent = f"the budget less the {critic.pretrain_rollouts} of critics.{name}" if critic else "the budget"
+            yield ("budget",), f"{spent} is {left} rollouts, no whole number of batches of {size}"
+
+
+def _tasks(params) -> Iterator[Problem]:
+    for family in ("math", "science"):
+        cfg = getattr(params.tasks, family)
+        for key in ("short", "long"):
+            first, last = getattr(cfg, key)
+            if not 1 <= first <= last <= len(LABELS):
+                most = len(LABELS)
+                yield ("tasks", family, key), f"should be 1 <= first <= last <= {most} steps, not {first}, {last}"
+        if any(not 0 <= rate <= 1 for rate in cfg.step_errors):
+            yield ("tasks", family, "step_errors"), f"rates lie between 0 and 1, not {list(cfg.step_errors)}"
