@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .critics import CriticSettings, predict_values
 from .inspection import POSITIONS, load_critic
 from .quantiles import levels
+from .quantiles import tails as quantile_tails
 
 # The paper's cumulative order; a row has its own terms and those of all rows above it.
 CUMULATIVE = {
@@ -71,9 +73,9 @@ def tail_table(curves: pd.DataFrame, received, mass: float = 0.1) -> pd.DataFram
     """
 
     def describe(name: str, q: np.ndarray) -> dict:
-        count = max(1, int(np.ceil(mass * len(q))))
-        return {"variant": name, "mean": q.mean(), "lower tail mean": q[:count].mean(),
-                "upper tail mean": q[-count:].mean(), "median": float(np.median(q))}  # fmt: skip
+        tails = [t.mean().item() for t in quantile_tails(torch.tensor(q), mass, mass)]
+        return {"variant": name, "mean": q.mean(), "lower tail mean": tails[0], "upper tail mean": tails[1],
+                "median": float(np.median(q))}  # fmt: skip
 
     rows = [describe("rewards received", np.sort(np.asarray(received, dtype=float)))]
     for name, own in curves.groupby("variant", sort=False):

@@ -177,7 +177,7 @@ def first_batch(spec) -> pd.DataFrame:
 
     Returns:
         One row per response: prompt, completion, tokens (list of words), advantages (list, one a token), reward (as
-        received), reward_true, and quantiles (T, M) or None.
+        received) and reward_true.
     """
     policy, tokenizer = load_policy(spec.base)
     method, critic = METHODS[spec.config.method], None

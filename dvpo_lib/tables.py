@@ -82,7 +82,7 @@ def final_table(final: pd.DataFrame, metric: str = "sampled", base: Mapping[str,
     wide = s.pivot(index=["noise", "method"], columns="role", values="cell")
     wide = wide.reindex(index=list(dict.fromkeys(zip(s["noise"], s["method"], strict=True))),
                         columns=list(dict.fromkeys(s["role"]))).reset_index()  # fmt: skip
-    wide.insert(2, "seeds", s.groupby(["noise", "method"], sort=False)["n"].max().to_numpy())
+    wide.insert(2, "runs", s.groupby(["noise", "method"], sort=False)["n"].max().to_numpy())
     wide["noise"] = wide["noise"].map(label)
     wide["method"] = [look(m, methods).name for m in wide["method"]]
     if base:
@@ -136,7 +136,8 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     for c in columns:
         wide[c] = [("" if np.isnan(v) else percent(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
     return wide.rename(columns={
-        "ev_received": "explained variance, received", "ev_true": "explained variance, true", "crps": "CRPS",
+        "ev_received": "explained variance, received", "ev_true": "explained variance, true",
+        "crps": "CRPS (of a point: its error)",
         "cover50": "inside 50%", "cover80": "inside 80%", "cover90": "inside 90%",
     })  # fmt: skip
 

@@ -53,6 +53,7 @@ def say(*sentences: str):
     """Sentences (or a list item each, where they begin with "- ") as Markdown for a notebook."""
     from IPython.display import Markdown
 
+    sentences = tuple(filter(None, sentences))
     return Markdown("\n".join(sentences) if all(s.startswith("- ") for s in sentences) else " ".join(sentences))
 
 
@@ -126,13 +127,12 @@ def critic_findings(scores: pd.DataFrame) -> str:
     for noise, cell in scores[scores["at"] == "last"].groupby("noise", sort=False):
         rows = cell.groupby("critic")[["ev_true", "crps", "cover80"]].mean()
         q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
-        better = "the quantile critic" if q["crps"] < s["crps"] else "the scalar critic"
+        knows = "more than" if q["crps"] < c["crps"] else "no more than"
         lines.append(
             f"- **{sentence(under(noise))}** the quantile critic explains, at the last token, {q['ev_true']:.2f} of "
-            f"the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. CRPS {q['crps']:.3f} (quantile), "
-            f"{s['crps']:.3f} (scalar), {c['crps']:.3f} (the rewards' overall distribution, no critic): {better} is "
-            f"closer to what is received. Of the received rewards, {percent(q['cover80'])} fall inside the predicted "
-            f"80 % interval."
+            f"the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. Its distribution has a CRPS of "
+            f"{q['crps']:.3f}, against {c['crps']:.3f} of the rewards' overall distribution (no critic): it knows "
+            f"{knows} that. Of the received rewards, {percent(q['cover80'])} fall inside the predicted 80 % interval."
         )
     return "\n".join(lines)
 
@@ -201,8 +201,8 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
         if not up and not down:
             text += f"None differs from {label(baseline)} beyond its interval."
         lines.append(text.strip())
-    if (n := int(s["n"].min())) < 8:
-        lines.append(f"- Intervals of {n} run{'s' * (n > 1)} are shorter than they should be: read them with the dots.")
+    if (n := final["seed"].nunique()) < 8:
+        lines.append(f"- Intervals of {n} seed{'s' * (n > 1)} are too short: read them with the dots.")
     return "\n".join(lines)
 
 
@@ -222,6 +222,37 @@ def failures(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "pp
                         lines.append(f"- {sentence(under(noise))} {label(method)} is {100 * behind:.0f} points behind "
                                      f"{label(other)} (ID).")  # fmt: skip
     return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
+
+
+def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: str = "sampled") -> str:
+    """What the control of clipped rewards costs where there is nothing to clip.
+
+    Args:
+        level: the batch quantile at which rewards are cut.
+    """
+    s = statistics.summary(final, metric).set_index(["noise", "method", "role"])["iqm"]
+    keys = [("none", m, "ID") for m in (baseline, "ppo_clip_reward")]
+    if not set(keys) <= set(s.index):
+        return ""
+    cost = s[keys[0]] - s[keys[1]]
+    if cost < 0.01:
+        return f"- Without noise {label('ppo_clip_reward')} loses nothing against {label(baseline)} (ID)."
+    return (
+        f"- Without noise {label('ppo_clip_reward')} ends {100 * cost:.0f} points behind {label(baseline)} (ID). "
+        f"Rewards are cut at the batch's {percent(level)} quantiles: once fewer than {percent(level)} of a batch are "
+        "wrong, all its clipped rewards are equal, and nothing more is learned."
+    )
+
+
+def findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd.DataFrame, reward_clip: float) -> str:
+    """The report in a few lines of Markdown, for README.md."""
+    noise = under(ablation["noise"].iloc[0])
+    failed = "\n".join(filter(None, [failures(final, base), clip_cost(final, reward_clip)]))
+    return (
+        f"**Comparison** (sampled accuracy; the base policy has {percent(base['ID'])} ID)\n\n"
+        f"{comparison_findings(final)}\n\n**What did not work**\n\n{failed}\n\n"
+        f"**Terms of the critic's loss** {noise}, each row against the one before it\n\n{ablation_findings(ablation)}\n"
+    )
 
 
 def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:

@@ -158,7 +158,7 @@ def test_ablation_rows_add_one_step_at_a_time_and_end_at_the_full_critic():
 
 
 def test_tail_table_by_hand():
-    curves = pd.DataFrame({"variant": "core", "seed": 0, "level": np.arange(10) / 10 + 0.05, "value": np.arange(10.0)})
+    curves = pd.DataFrame({"variant": "core", "seed": 0, "level": np.arange(20) / 20 + 0.025, "value": np.arange(20.0)})
     table = tail_table(curves, [0.0, 1.0], mass=0.2).set_index("variant")
-    assert table.loc["core", ["mean", "lower tail mean", "upper tail mean"]].tolist() == [4.5, 0.5, 8.5]
+    assert table.loc["core", ["mean", "lower tail mean", "upper tail mean"]].tolist() == [9.5, 1.5, 17.5]
     assert table.loc["rewards received", "mean"] == 0.5

@@ -33,7 +33,7 @@ def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
                          ("grpo", "none"): [0.20, 0.21, 0.22, 0.23]})  # fmt: skip
     text = words.comparison_findings(clear)
     assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse than PPO: GRPO (P = 0.00)" in text
-    assert "Intervals of 4 runs are shorter" in text
+    assert "Intervals of 4 seeds are too short" in text
     tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
     assert "None differs" in words.comparison_findings(tie)
 
@@ -51,6 +51,23 @@ def test_training_findings_report_the_share_of_the_gain_that_noise_leaves():
 def test_strength_of_the_noise_is_judged_by_what_ppo_loses(under_noise, verdict):
     final = final_frame({("ppo", "none"): [0.8] * 3, ("ppo", "spikes"): [under_noise] * 3})
     assert f"({verdict})" in words.noise_strength(final, BASE)
+
+
+def test_cost_of_clipping_is_said_where_there_is_nothing_to_clip():
+    final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
+    text = words.clip_cost(final, 0.1)
+    assert "ends 5 points behind PPO" in text and "fewer than 10 %" in text
+    final = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.9] * 3})
+    assert "loses nothing" in words.clip_cost(final, 0.1)
+    assert words.clip_cost(final[final["method"] == "ppo"], 0.1) == ""
+
+
+def test_findings_hold_comparison_failures_and_ablation():
+    final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
+    ablation = final_frame({("core", "spikes"): [0.5] * 3, ("+ consistency", "spikes"): [0.6] * 3})
+    text = words.findings(final, BASE, ablation, 0.1)
+    assert text.count("**Comparison**") == 1 and "has 40 % ID" in text and "ends 5 points behind" in text
+    assert "under heavy-tailed spikes, each row against" in text and "+10.0 points" in text
 
 
 def test_failures_are_said_and_their_absence_too():
