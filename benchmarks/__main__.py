@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .iterations import MODELS, iteration_rows
-from .kernels import gae_rows, loss_rows
+from .iterations import MODELS, ROWS, iteration_rows
+from .kernels import gae_rows, loss_rows, sort_rows
 from .pictures import picture, write
 
 
@@ -45,8 +45,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds of losses and advantages")
     parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
-    parser.add_argument("--methods", nargs="+", default=["ppo", "dvpo", "grpo"], help="ppo must be among them")
+    parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), help="ppo must be among them")
     chosen = parser.parse_args()
+    if "ppo" not in chosen.methods:
+        parser.error("--methods: times are given relative to ppo, which is not among them")
     torch.set_num_threads(chosen.threads)
 
     print("loss and advantages ...", flush=True)
@@ -55,7 +57,8 @@ def main() -> None:
     found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads,
                          "torch": torch.__version__},
              "loss": losses.to_dict("records"), "loss_table_over_sorted": speedups(losses),
-             "gae": gaes.to_dict("records")}  # fmt: skip
+             "gae": gaes.to_dict("records"),
+             "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats))}  # fmt: skip
     rows = []
     for model in chosen.models:
         rounds = chosen.rounds if model == "default" else max(1, chosen.rounds // 4)

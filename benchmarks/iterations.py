@@ -18,6 +18,13 @@ MODELS = {  # both untrained: their responses have nearly the full length
     "default": PolicySettings(),
     "20M": PolicySettings(hidden_size=512, num_hidden_layers=5, num_attention_heads=8, intermediate_size=2048),
 }
+ROWS = {  # name: method, further settings
+    "ppo": ("ppo", {}),
+    "dvpo": ("dvpo", {}),
+    "dvpo, comonotone targets": ("dvpo", {"lam_critic": 0.95}),  # below lambda 1 a target is M numbers, not one
+    "dvpo, mixture targets": ("dvpo", {"lam_critic": 0.95, "target": "mixture"}),
+    "grpo": ("grpo", {}),
+}
 PARTS = {"sample": "sampling", "examine": "values and log-probabilities", "update_critic": "critic update",
          "update_policy": "policy update"}  # fmt: skip
 
@@ -42,14 +49,16 @@ class TimedTrainer(DVPOTrainer):
         return timed
 
 
-def iteration_rows(model: str, methods: list[str], rounds: int) -> Iterator[dict]:
-    """One row per method and round: model, method, round, parameters, length, step (seconds), and a column per part."""
+def iteration_rows(model: str, rows: list[str], rounds: int) -> Iterator[dict]:
+    """A row for each of ROWS and each round: model, method (the row's name), round, parameters, length, step (seconds),
+    and a column per part."""
     tasks = TaskSettings()
     tokenizer, prompts = build_tokenizer(tasks), build_suites(tasks)["math"]["train"]
     trainers = {}
-    for name in methods:
+    for name in rows:
+        method, settings = ROWS[name]
         policy = build_policy(tokenizer, MODELS[model], seed=0)
-        args = DVPOConfig(method=name, critic=CriticSettings(kind=METHODS[name].critic or "quantile"))
+        args = DVPOConfig(method=method, critic=CriticSettings(kind=METHODS[method].critic or "quantile"), **settings)
         trainers[name] = TimedTrainer(policy, accuracy_reward, args, prompts, tokenizer)
     parameters = policy.num_parameters()
     for number in tqdm(range(-1, rounds), desc=f"iterations, {model} model"):

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,3 +105,13 @@ def gae_rows(shapes: list[tuple[int, int, int]], repeats: int) -> Iterator[dict]
                  "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95)}
         for form, ms in median_ms(forms, repeats).items():
             yield dict(form=form, responses=b, tokens=t, quantiles=m, ms=ms)
+
+
+def sort_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
+    """Sorting nearly monotone heads with indices, as a differentiable rearrangement needs: library, quantiles, ms."""
+    generator = torch.Generator().manual_seed(0)
+    for m in sizes:
+        z = levels(m) + 0.05 * torch.randn(rows, m, generator=generator)
+        forms = {"torch": lambda z=z: z.sort(-1), "numpy": lambda z=z: np.argsort(z.numpy(), axis=-1)}
+        for library, ms in median_ms(forms, repeats).items():
+            yield dict(library=library, quantiles=m, rows=rows, ms=ms)
