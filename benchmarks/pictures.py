@@ -30,7 +30,8 @@ def picture(found: dict) -> Figure:
     if models:
         handles, labels = axes[-1, 0].get_legend_handles_labels()
         axes[-1, 2].legend(handles, labels, title="part of an iteration", loc="center left")
-        axes[-1, 2].axis("off")
+        for ax in axes[-1, len(models) :]:
+            ax.axis("off")
     threads, rows = found["machine"]["threads"], found["loss"][0]["rows"]
     return caption(figure, f"Medians over rounds in which all take turns, {threads} thread(s). Loss: {rows} rows. "
                            "Ratios are medians of ratios inside a round. GAE: responses x tokens x quantiles.")
