@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -53,8 +54,7 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
         bars.plot([k, k], [e.low, e.high], color="black", lw=1.3)
         bars.text(k, max(e.point, np.nan_to_num(e.high)), f" {e.point:.3f}\n", ha="center", va="bottom", fontsize=9)
     bars.set(xticks=range(len(names)), title="CRPS (smaller is better)", ylabel="reward units")
-    short = [look(n, names).name.replace(" critic", "\ncritic").replace(" (no\n", "\n(no ") for n in names]
-    bars.set_xticklabels(short, fontsize=8)
+    bars.set_xticklabels([textwrap.fill(look(n, names).name, 11) for n in names], fontsize=8 if len(names) < 4 else 7)
     bars.margins(y=0.18)
     bars.grid(axis="x", visible=False)
     legend_above(figure, drawn)
@@ -85,9 +85,10 @@ def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
             mean = own.groupby("at", sort=False)[column].mean()[places]
             handles += ax.plot(np.unique(at), mean, color=style.color, marker=style.marker, lw=1.6, label=style.name)
         ax.axhline(0, color="black", lw=0.8)
-        ax.set(xticks=range(len(places)), xlim=(-0.5, len(places) - 0.5), xlabel="token of the response")
+        ax.set(xticks=range(len(places)), xlim=(-0.5, len(places) - 0.5), xlabel="token")
         ax.set_xticklabels(places)
-        ax.set_title(f"{label(noise)}\n{'reward as received' if column == 'ev_received' else 'true reward'}")
+        ax.set_title(f"{label(noise)}\n{'reward as received' if column == 'ev_received' else 'true reward'}",
+                     fontsize=11 if len(panels) < 5 else 8.5)  # fmt: skip
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("explained variance")
     legend_above(figure, handles)
@@ -135,12 +136,14 @@ def value_along_response(quantiles: np.ndarray, tokens: Sequence[str], reward: f
     return caption(figure, f"The value stands over the token it comes before.{cut} {note}")
 
 
-def token_text(responses: Sequence[dict], width: int = 110, title: str = "advantage", note: str = "") -> Figure:
+def token_text(responses: Sequence[dict], width: int = 110, title: str = "advantage", least: float = 0.0,
+               note: str = "") -> Figure:
     """Token-level numbers as colours over the text: purple raises a token's probability, orange lowers it.
 
     Args:
         responses: dicts with `tokens` (words), `values` (one number per token) and `title`.
         width: characters a line.
+        least: the colours reach at least this far from 0, so that small numbers look small.
     """
     lines = []  # (heading | None, [(column, word, value)])
     for response in responses:
@@ -154,7 +157,7 @@ def token_text(responses: Sequence[dict], width: int = 110, title: str = "advant
             column += len(word) + 1.6  # the coloured box is wider than its word
         lines.append((None, row))
     values = np.concatenate([np.asarray(r["values"], dtype=float) for r in responses])
-    reach = max(float(np.quantile(np.abs(values), 0.98)), 1e-9)
+    reach = max(float(np.quantile(np.abs(values), 0.98)), least, 1e-9)
     norm, colors = TwoSlopeNorm(0, -reach, reach), mpl.colormaps["PuOr"]
     size = 9.5  # points; a letter of the monospaced font is 0.602 of its size wide, a point is 1/72 inch
     figure, axes = new(width * size * 0.602 / 72 + 0.4, 0.27 * len(lines) + 1.0)

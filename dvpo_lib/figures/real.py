@@ -74,4 +74,5 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
         for r in responses
     ]  # fmt: skip
     text = "Each colour stands on the token that the value comes before."
-    return token_text(shown, title=f"predicted chance of being right, minus {base:.2f}", note=f"{text} {note}")
+    return token_text(shown, title=f"predicted chance of being right, minus {base:.2f}", least=0.2,
+                      note=f"{text} {note}")

@@ -10,7 +10,7 @@ from ..words import listing, percent
 from .data import HOW
 from .study import BASELINES, RealStudy
 
-NAMES = {"auc": "AUC", "auc_within": "AUC within one generator", "brier": "Brier", "crps": "CRPS",
+NAMES = {"auc": "AUC", "auc_within": "AUC in one generator", "brier": "Brier", "crps": "CRPS",
          "cover50": "inside 50%", "cover80": "inside 80%", "cover90": "inside 90%"}  # fmt: skip
 
 WITHOUT = f"`real.dir` is not set in params.yaml, so this section is empty. {HOW}; then set `real: {{dir: data/real}}`."
@@ -49,7 +49,7 @@ def data_findings(study: RealStudy) -> str:
 
 
 def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
-    """One row per noise and critic at one position, baselines included: every metric with its interval."""
+    """One row per noise and critic at one position, baselines included: metrics with intervals, one coverage."""
     own = study.scores[study.scores["at"].isin([at, "any"])].copy()
     own["cell"] = [percent(r["value"]) if r["metric"].startswith("cover")
                    else number(r, 2 if r["metric"].startswith("auc") else 3) for _, r in own.iterrows()]  # fmt: skip
@@ -58,7 +58,7 @@ def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
     wide = own.pivot(index=["noise", "critic"], columns="metric", values="cell").reset_index()
     wide = wide.sort_values(["noise", "critic"], key=lambda c: c.map(order) if c.name == "critic" else c)
     wide["noise"], wide["critic"] = wide["noise"].map(percent), [look(c).name for c in wide["critic"]]
-    columns = {m: text for m, text in NAMES.items() if m in wide}
+    columns = {m: text for m, text in NAMES.items() if m in wide and m not in ("cover50", "cover90")}
     wide = wide[["noise", "critic", *columns]].astype(object).fillna("")
     return wide.rename(columns={"noise": "labels turned over", **columns})
 
