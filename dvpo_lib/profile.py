@@ -26,6 +26,8 @@ from dvpo_lib.pipeline import StageError, project_root, read_stages
 
 SYNCED = ".synced"  # in a copy: the list of files that came from the project
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
+REPORT = "report"  # the stage whose figures are exported as PNG
+LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # of an export
 LARGEST_REPORT = 10e6  # bytes of the exported folder, which is committed
 
 
@@ -96,19 +98,22 @@ def project_files(root: Path) -> list[str]:
 
 
 def export(project: Path, target: Path) -> None:
-    """Copies pages, metrics and tables of a finished chain to `target` and takes the report's figures out as PNG.
+    """Copies pages, metrics and tables of a finished chain to `target`, and the report's figures as PNG.
 
-    Raises StageError where that is more than may be committed."""
+    Histories step by step (LEFT_OUT) stay behind: the pages show them. Raises StageError where what is left is more than
+    may be committed."""
     shutil.rmtree(target, ignore_errors=True)
-    for spec in read_stages(project).values():
+    for name, spec in read_stages(project).items():
         folder = project / spec.results
-        wanted = ("*.html", "*.json", "*.csv", "tables/*")
-        for file in sorted(file for pattern in wanted for file in folder.glob(pattern)):
+        for file in sorted(file for pattern in ("*.html", "*.json", "*.csv", "tables/*") for file in folder.glob(pattern)):
+            if file.name in LEFT_OUT:
+                continue
             copy = target / file.relative_to(project / "results")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        for number, picture in enumerate(_pictures(folder / "notebook.ipynb"), start=1):
-            (target / folder.relative_to(project / "results") / f"figure_{number:02d}.png").write_bytes(picture)
+        if name == REPORT:
+            for number, picture in enumerate(_pictures(folder / "notebook.ipynb"), start=1):
+                (target / folder.relative_to(project / "results") / f"figure_{number:02d}.png").write_bytes(picture)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > LARGEST_REPORT:
         raise StageError(f"{target}: {size / 1e6:.1f} MB are too much to commit (at most {LARGEST_REPORT / 1e6:.0f})")

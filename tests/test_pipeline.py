@@ -165,16 +165,21 @@ def test_profile_copy_follows_the_project(chain):
     assert (copy / "new.txt").is_file() and not (copy / "extra.txt").exists() and (copy / "results").is_dir()
 
 
-def test_export_takes_pages_tables_and_figures(project):
-    folder = project / "results/tiny"
-    (folder / "tables").mkdir(parents=True)
+def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
     picture = {"cells": [{"outputs": [{"data": {"image/png": "AAAA"}}]}]}
-    for name, text in {"notebook.html": "page", "notebook.ipynb": json.dumps(picture), "tables/t.csv": "x"}.items():
-        (folder / name).write_text(text)
-    (project / "dvc.yaml").write_text((project / "dvc.yaml").read_text().partition("  row:")[0])
+    text = (project / "dvc.yaml").read_text().partition("  row:")[0]
+    (project / "dvc.yaml").write_text(text + text.partition("stages:\n")[2].replace("tiny:", "report:")
+                                      .replace("results/tiny", "results/page"))
+    for name in ("tiny", "page"):
+        folder = project / "results" / name
+        (folder / "tables").mkdir(parents=True)
+        for file, content in {"notebook.html": "page", "notebook.ipynb": json.dumps(picture), "tables/t.csv": "x",
+                              "tables/history.csv": "long"}.items():
+            (folder / file).write_text(content)
     export(project, project / "reports")
     found = {str(p.relative_to(project / "reports")) for p in (project / "reports").rglob("*") if p.is_file()}
-    assert found == {"tiny/notebook.html", "tiny/tables/t.csv", "tiny/figure_01.png"}
+    pages = {f"{name}/{file}" for name in ("tiny", "page") for file in ("notebook.html", "tables/t.csv")}
+    assert found == pages | {"page/figure_01.png"}
 
 
 # ---- make ----
