@@ -100,12 +100,13 @@ def project_files(root: Path) -> list[str]:
 def export(project: Path, target: Path) -> None:
     """Copies pages, metrics and tables of a finished chain to `target`, and the report's figures as PNG.
 
-    Histories step by step (LEFT_OUT) stay behind: the pages show them. Raises StageError where what is left is more than
-    may be committed."""
+    Histories step by step (LEFT_OUT) stay behind: the pages show them. Raises StageError where what is left is more
+    than may be committed."""
     shutil.rmtree(target, ignore_errors=True)
     for name, spec in read_stages(project).items():
         folder = project / spec.results
-        for file in sorted(file for pattern in ("*.html", "*.json", "*.csv", "tables/*") for file in folder.glob(pattern)):
+        patterns = ("*.html", "*.json", "*.csv", "tables/*")
+        for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
             if file.name in LEFT_OUT:
                 continue
             copy = target / file.relative_to(project / "results")
