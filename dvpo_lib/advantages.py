@@ -192,6 +192,11 @@ def place_rewards(task: Tensor, kl: Tensor | None, mask: Tensor) -> Tensor:
     return rewards + torch.where(last_token(mask), task[:, None], torch.zeros_like(task)[:, None]).to(rewards.dtype)
 
 
+def cut_at_quantiles(rewards: Tensor, level: float) -> Tensor:
+    """(B,) rewards, cut at the batch's quantiles `level` and 1 - `level`; unchanged at level 0."""
+    return rewards.clamp(rewards.quantile(level), rewards.quantile(1 - level)) if level else rewards
+
+
 def last_token(mask: Tensor) -> Tensor:
     """(B, T) bool: true on each row's last real token."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)

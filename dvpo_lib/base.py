@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +21,13 @@ class BaseSpec:
     tasks: TaskSettings
     policy: PolicySettings
     seed: int
-    inputs = ()
+    folder: str | None = field(init=False, default=None)  # of a local model
+    inputs = ("folder",)
     threads = 2
+
+    def __post_init__(self):
+        if self.policy.name_or_path and Path(self.policy.name_or_path).is_dir():
+            object.__setattr__(self, "folder", self.policy.name_or_path)
 
     def execute(self, folder: Path, scratch: Path) -> None:
         losses: list[float] = []

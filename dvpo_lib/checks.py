@@ -5,12 +5,15 @@ Ranges of single settings stand in their settings classes; here is what only sho
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .methods import METHODS
+import pydantic
+
+from .methods import METHODS, DVPOConfig, with_changes
 from .tasks.chains import LABELS
 
 SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
@@ -59,6 +62,25 @@ def _methods(params) -> Iterator[Problem]:
         if kind != needed:
             yield ("methods", name, "critic"), (f"{name} needs {f'a {needed} critic' if needed else 'no critic'}; "
                                                 f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}")
+            continue
+        for key in set(SET_BY_THE_CHAIN) & set(row.training):
+            yield ("methods", name, "training", key), f"is not set here but by {SET_BY_THE_CHAIN[key]}"
+        try:
+            config = with_changes(params.training, row.training)
+        except ValueError as error:  # pydantic's own errors are ValueErrors too
+            yield ("methods", name, "training"), _first_line(error)
+            continue
+        clip = config.reward_clip if METHODS[name].clip_rewards else 0.0
+        if critic is not None and critic.reward_clip != clip:
+            yield ("critics", row.critic, "reward_clip"), (f"should be {clip:g}: {name} needs a critic of rewards "
+                                                           f"{'cut as its own' if clip else 'that are not cut'}")
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}"
+    return str(error)
 
 
 def _critics(params) -> Iterator[Problem]:
@@ -76,15 +98,28 @@ def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
     for key, place in SET_BY_THE_CHAIN.items():
         if key in (values.get("training") or {}):
             yield ("training", key), f"is not set here but by {place}"
-    size, group = params.training.generation_batch_size, params.training.num_generations
-    if size % group and any(METHODS[m].groups for m in params.methods if m in METHODS):
-        yield ("training", "generation_batch_size"), f"{size} is not a multiple of num_generations {group}"
-    for name in {row.critic for row in params.methods.values()}:
+    configs = dict(_configs(params))
+    for method, config in configs.items():
+        size, group = config.generation_batch_size, config.num_generations
+        if size % group and METHODS[method].groups:
+            own = {"generation_batch_size", "num_generations"} & params.methods[method].training.keys()
+            where = ("methods", method, "training") if own else ("training", "generation_batch_size")
+            yield where, f"{size} is not a multiple of num_generations {group}"
+    for method, config in configs.items():
+        name, size = params.methods[method].critic, config.generation_batch_size
         critic = params.critics.get(name) if name in params.critics else None
         left = params.budget - (critic.pretrain_rollouts if critic else 0)
         if left < size or left % size:
             spent = f"the budget less the {critic.pretrain_rollouts} of critics.{name}" if critic else "the budget"
             yield ("budget",), f"{spent} is {left} rollouts, no whole number of batches of {size}"
+
+
+def _configs(params) -> Iterator[tuple[str, DVPOConfig]]:
+    """The training settings of every method that has valid ones."""
+    for method, row in params.methods.items():
+        with contextlib.suppress(ValueError):  # said by `_methods`
+            if method in METHODS:
+                yield method, with_changes(params.training, row.training)
 
 
 def _tasks(params) -> Iterator[Problem]:

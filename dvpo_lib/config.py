@@ -45,6 +45,7 @@ class MethodSettings:
     """One row of the comparison: a method of `dvpo_lib.methods.METHODS` and where its critic comes from."""
 
     critic: str  # a row of `critics`
+    training: dict[str, Any] = Field(default_factory=dict)  # what differs from `training` for this method alone
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))

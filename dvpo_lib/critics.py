@@ -17,52 +17,73 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .advantages import cut_at_quantiles
 from .losses import CriticLossSettings, critic_loss
 from .models import Critic, Tokens, encode, shuffled_batches
 from .policy_losses import value_loss
+from .q_functions import QCritic, QSettings, QValues, q_loss
 from .quantiles import ensemble, monotone
+from .seeds import generator_for
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CriticSettings:
     """A critic and its training."""
 
-    kind: Literal["scalar", "quantile"] = "quantile"  # squared error on one value, or the quantile losses
+    kind: Literal["scalar", "quantile", "conservative_q", "robust_q"] = "quantile"  # PPO's, DVPO's, CQL's, RFQI's
     heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
-    quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic
+    quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic and of robust_q's outcome
     crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted afterwards, or built monotone (smooth returns)
     bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
     loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
+    q: QSettings = QSettings()  # of conservative_q and robust_q
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
     pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
+    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are cut; 0: not
     batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
 
 
-def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic:
+def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic | QCritic:
     """A critic on a copy of the policy's backbone."""
     if cfg.kind == "scalar":
         return Critic(policy, seed=seed)
+    if cfg.kind.endswith("_q"):
+        return QCritic(policy, cfg.quantiles if cfg.kind == "robust_q" else 0, seed)
     return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed)
 
 
 def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
     """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None where heads weigh alike."""
-    if cfg.kind == "scalar" or cfg.heads == 1 or cfg.bootstrap == "equal":
+    if cfg.kind != "quantile" or cfg.heads == 1 or cfg.bootstrap == "equal":
         return None
     return torch.poisson(torch.ones(rows, cfg.heads), generator=generator)
 
 
-def critic_objective(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticSettings, old: Tensor | None = None,
+def monotone_outputs(critic: Critic | QCritic, tokens: Tokens) -> Tensor | QValues:
+    """(B, T, N, M) outputs of a critic, each head monotone; those of a Q critic are named."""
+    out = critic(tokens)
+    return out if isinstance(out, QValues) else monotone(out)
+
+
+def mean_values(values: Tensor | QValues) -> Tensor:
+    """(B, T) the value of the state before each token, from `monotone_outputs`."""
+    return values.v if isinstance(values, QValues) else values.mean((-2, -1))
+
+
+def critic_objective(z: Tensor | QValues, targets: Tensor, mask: Tensor, cfg: CriticSettings, old: Tensor | None = None,
                      weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The critic's loss and its named terms.
 
     Args:
-        z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return. mask: (B, T).
+        z: the critic's outputs, (B, T, N, M) or `QValues`. mask: (B, T).
+        targets: (B, T, K) samples of the return; for a Q critic what `q_loss` says.
         old: (B, T, N, M) monotone outputs before this update: what the value clip and the tail ratchet refer to.
         weights: (B, N) bootstrap weights.
     """
+    if isinstance(z, QValues):
+        return q_loss(z, targets, mask, cfg.q, cfg.kind)
     if cfg.kind == "scalar":
         old_value = None if old is None else old[..., 0, 0]
         loss = value_loss(z[..., 0, 0], targets.mean(-1), mask, old_value, None if old is None else cfg.value_clip)
@@ -125,9 +146,11 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
         One record of named losses for every step.
     """
     data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
-    tokens, targets = data.tokens, return_targets(data.rewards, data.tokens.mask, gamma)
-    critic.start_from(targets[data.tokens.mask])
-    generator = torch.Generator().manual_seed(seed)
+    device = next(critic.parameters()).device
+    tokens, rewards = data.tokens.to(device), cut_at_quantiles(data.rewards, cfg.reward_clip).to(device)
+    targets = return_targets(rewards, tokens.mask, gamma)
+    critic.start_from(targets[tokens.mask])
+    generator = generator_for(seed, "critic fitting")
     weights = bootstrap_weights(cfg, len(tokens), generator)
     optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
     steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
@@ -138,11 +161,11 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
             with torch.no_grad():
-                old = [monotone(critic(tokens.rows(i))) if needs_reference else None for i in pending]
-        rows, reference = pending.pop(0), old.pop(0)
+                old = [monotone(critic(tokens.rows(i.to(device)))) if needs_reference else None for i in pending]
+        rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
         loss, terms = critic_objective(critic(batch), targets[rows, : batch.completion_length], batch.mask, cfg,
-                                       reference, None if weights is None else weights[rows])
+                                       reference, None if weights is None else weights.to(device)[rows])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
@@ -156,13 +179,15 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
 def predict_values(critic: Critic, table, processing_class, batch_size: int = 256) -> list[np.ndarray]:
     """The predicted distribution of the return at every token: one array (T_i, M) of monotone quantiles a response.
 
-    The ensemble of heads is their mean; a scalar critic gives M = 1. `table` needs columns prompt and completion.
+    The ensemble of heads is their mean; a scalar critic, and the V of a Q critic, give M = 1. `table` needs columns
+    prompt and completion.
     """
     rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in ("prompt", "completion")}
     tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]))
-    values = []
+    tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
-        batch = tokens.rows(index)
-        z = ensemble(critic(batch))
-        values += [z[i, batch.mask[i]].numpy() for i in range(len(index))]
+        batch = tokens.rows(index.to(tokens.mask.device))
+        out = critic(batch)
+        z = (out.v[..., None] if isinstance(out, QValues) else ensemble(out)).cpu()
+        values += [z[i, mask].numpy() for i, mask in enumerate(batch.mask.cpu())]
     return values

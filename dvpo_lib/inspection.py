@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from .critics import CriticSettings, build_critic, predict_values
-from .figures.style import label
-from .methods import METHODS, DVPOConfig
+from .figures.style import CRITICS, label
+from .methods import METHODS, DVPOConfig, resolve
 from .models import Critic, load_policy
 from .noise import NOISES, NoiseSettings, corrupt
 from .quantiles import crps, levels, pit
+from .runs import training_reward
 from .statistics import coverage, explained_variance
 from .tasks import Family, accuracy_reward, load_suites
 from .trainer import DVPOTrainer, score
@@ -73,6 +74,11 @@ def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
     critic = build_critic(policy, cfg, seed)
     critic.load_state_dict(load_file(path))
     return critic.eval()
+
+
+def compared_critics(critics: Mapping[str, CriticSettings]) -> dict[str, CriticSettings]:
+    """The critics that notebook 02 compares: those that predict the rewards as received, by name."""
+    return {name: cfg for name, cfg in critics.items() if name in CRITICS}
 
 
 def score_predictions(predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0,
@@ -149,8 +155,7 @@ def critic_scores(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def method_card(name: str, cfg: DVPOConfig) -> str:
     """The composition of a method and its settings, as a Markdown list."""
-    m = METHODS[name]
-    kl = "in the reward" if m.kl == "reward" else "in the loss"
+    m, cfg = METHODS[cfg.method], resolve(cfg)
     averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
                 "constant": "sum over tokens by a constant length"}  # fmt: skip
     lines = [
@@ -159,14 +164,23 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
         f"Source: {m.source}.",
         "",
         f"- critic: {m.critic or 'none'}; advantage: {(m.advantage.__doc__ or '').strip().splitlines()[0]}",
-        f"- policy loss: PPO clip at {cfg.epsilon}, {averages[m.aggregate]}; "
-        f"KL penalty {cfg.beta} {kl} ({m.estimator})",
+        f"- policy loss: {_policy_loss(cfg)}, {averages[m.aggregate]}",
         f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
+        + (" of the base policy" if m.offline else "")
         + (f" in groups of {cfg.num_generations}" if m.groups else "") + f", learning rate {cfg.learning_rate:g}",
     ]  # fmt: skip
     if m.clip_rewards:
         lines.append(f"- rewards are cut at the batch's {cfg.reward_clip:.0%} and {1 - cfg.reward_clip:.0%} quantiles")
     return "\n".join(lines)
+
+
+def _policy_loss(cfg: DVPOConfig) -> str:
+    if not METHODS[cfg.method].offline:
+        penalty = f"KL penalty {cfg.beta:g} in the {cfg.kl_placement} ({cfg.kl_estimator})"
+        return f"PPO clip at {cfg.epsilon:g}; {penalty}"
+    if cfg.extraction == "awr":
+        return f"advantage-weighted regression at temperature {cfg.awr_temperature:g}"
+    return f"none: logits are perturbed by {cfg.perturbation:g} (Q - V)"
 
 
 def first_batch(spec) -> pd.DataFrame:
@@ -183,14 +197,14 @@ def first_batch(spec) -> pd.DataFrame:
     method, critic = METHODS[spec.config.method], None
     if method.critic is not None and spec.critic:
         critic = load_critic(policy, spec.config.critic, spec.critic, spec.config.seed)
-    reward = corrupt(accuracy_reward, spec.noise, seed=spec.config.seed)
+    reward = training_reward(spec)
     data = load_suites(spec.suites)[spec.family]["train"]
     trainer = DVPOTrainer(policy, reward, spec.config, data, tokenizer, critic)
-    rollouts, columns = trainer.sample()
+    rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
     received = score([reward], rollouts.prompts, rollouts.completions, columns, trainer.state)
     experience, _ = trainer.examine(rollouts, received)
     with torch.no_grad():
-        advantages, _ = method.advantage(experience, spec.config)
+        advantages, _ = method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
     rows = []
     for i, mask in enumerate(rollouts.tokens.mask):

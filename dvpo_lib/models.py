@@ -60,6 +60,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def to(self, device) -> Tokens:
+        """The same tokens on a device."""
+        return Tokens(self.input_ids.to(device), self.attention_mask.to(device), self.mask.to(device))
+
     def model_inputs(self) -> dict[str, Tensor]:
         """Arguments of a forward pass, positions counted from each row's first real token."""
         positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -214,6 +218,7 @@ class Critic(nn.Module):
             offset = torch.randn(heads, 1, generator=generator) * 0.1 * (heads > 1)
             start = (levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
             self.head.bias.copy_((start * (quantiles > 1) + offset).flatten())
+        self.head.to(policy.device)
 
     @torch.no_grad()
     def start_from(self, returns: Tensor) -> None:

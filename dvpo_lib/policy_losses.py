@@ -82,3 +82,19 @@ def policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
         stats = {"clip_fraction": masked_mean((ratio != clipped).to(logp.dtype), mask),
                  "approx_kl": masked_mean(ratio - 1 - log_ratio, mask)}
     return loss, stats
+
+
+def awr_loss(logp: Tensor, advantages: Tensor, mask: Tensor, temperature: float, max_weight: float = 20.0,
+             how: Literal["token_mean", "sequence_mean", "constant"] = "token_mean",
+             max_length: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantage-weighted regression -min(exp(A / temperature), max_weight) log pi (Peng et al. 2019).
+
+    Args:
+        logp, advantages: (B, T); masked entries may hold anything. temperature: return units.
+
+    Returns:
+        (loss, {"clip_fraction"}): the share of tokens whose weight is cut.
+    """
+    weights = torch.where(mask, advantages.detach() / temperature, torch.zeros_like(advantages)).exp()
+    loss = aggregate(-weights.clamp(max=max_weight) * logp, mask, how, max_length)
+    return loss, {"clip_fraction": masked_mean((weights > max_weight).to(logp.dtype), mask)}

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from .critics import CriticSettings, build_critic, fit_critic
 from .evaluation import evaluate, sample_table
-from .methods import METHODS, DVPOConfig
+from .methods import METHODS, DVPOConfig, with_changes
 from .models import load_policy
 from .noise import NoiseSettings, corrupt
+from .seeds import generator_for, seed_for
 from .tasks import accuracy_reward, load_suites
 from .trainer import DVPOTrainer
 
@@ -73,6 +74,12 @@ class TrainSpec:
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
     inputs = ("base", "suites", "critic")
+    unkeyed = ("name", "noise_name")  # they say what the run is called, not what it is
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns that tell this run from others in tables."""
+        return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
 
     def execute(self, folder: Path, scratch: Path) -> None:
         policy, tokenizer = load_policy(self.base)
@@ -83,23 +90,26 @@ class TrainSpec:
             if self.critic:
                 critic.load_state_dict(load_file(self.critic))
         trainer = DVPOTrainer(
-            policy, corrupt(accuracy_reward, self.noise, seed=self.config.seed), self.config,
+            policy, training_reward(self), self.config,
             suites[self.family]["train"], tokenizer, critic, {"reward_true": accuracy_reward},
         )  # fmt: skip
         trainer.train(checkpoint=scratch / "state.pt", progress=False)
         head_start = self.config.critic.pretrain_rollouts if self.critic else 0
-        labels = dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
         curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
         curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * self.config.generation_batch_size)
-        final = pd.DataFrame(final_test(policy, tokenizer, suites, self.family, self.evaluation, self.config.seed))
+        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation,
+                                        self.config.seed))
         for name, table in {"curves": curves, "final": final}.items():
-            for i, (column, value) in enumerate(labels.items()):
-                table.insert(i, column, value)
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
         state = {k: v for k, v in policy.state_dict().items() if k != "lm_head.weight" or not tied(policy)}
         save_file(state, folder / "policy.safetensors")
         if critic is not None:
             save_file(critic.state_dict(), folder / "critic.safetensors")
+
+
+def training_reward(spec: TrainSpec):
+    """The reward function that a run learns from."""
+    return corrupt(accuracy_reward, spec.noise, seed_for(spec.config.seed, "training noise"))
 
 
 def tied(policy) -> bool:
@@ -109,13 +119,13 @@ def tied(policy) -> bool:
 def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
     """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`."""
     data = load_suites(spec.suites)[spec.family]["train"]
-    generator = torch.Generator().manual_seed(spec.seed)
+    generator = generator_for(spec.seed, "pretraining prompts")
     picks = torch.randint(len(data), (spec.critic.pretrain_rollouts,), generator=generator)
     records = [data[i] for i in picks.tolist()]
-    table = sample_table(policy, tokenizer, records, accuracy_reward, 1, spec.max_completion_length, spec.seed)
+    table = sample_table(policy, tokenizer, records, accuracy_reward, 1, spec.max_completion_length,
+                         seed_for(spec.seed, "pretraining rollouts"))
     table = table.rename(columns={"reward": "reward_true"})
-    # A seed of its own: training's first step draws its noise from (seed, 0).
-    noisy = corrupt(accuracy_reward, spec.noise, seed=spec.seed + 10**6)
+    noisy = corrupt(accuracy_reward, spec.noise, seed_for(spec.seed, "pretraining noise"))
     table["reward"] = noisy(table["prompt"].tolist(), table["completion"].tolist(), answer=table["answer"].tolist())
     return table
 
@@ -127,7 +137,8 @@ def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, 
             data = splits[split].select(range(min(cfg.prompts, len(splits[split]))))
             role = "transfer" if name != family else "ID" if split == "test" else "OOD"
             suite = f"{name}_{'id' if split == 'test' else 'ood'}"
-            scores = evaluate(policy, tokenizer, data, accuracy_reward, cfg.k, cfg.max_completion_length, seed)
+            scores = evaluate(policy, tokenizer, data, accuracy_reward, cfg.k, cfg.max_completion_length,
+                              seed_for(seed, "final test", suite))
             yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
 
 
@@ -142,16 +153,14 @@ def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: i
 
 def train_spec(params, name: str, method: str, noise: str, family: str, seed: int, critic: CriticSettings | None,
                critic_file: str | Path | None) -> TrainSpec:
-    """One training, by params.yaml.
+    """One training, by params.yaml: `training` with what the method's own row changes.
 
     Every method has the same budget of scored rollouts (`params.budget`): what critic pretraining takes of it is left
-    out of training. A method without a critic does not depend on any critic's settings.
+    out of training.
     """
+    config = with_changes(params.training, params.methods[method].training)
     spent = critic.pretrain_rollouts if critic else 0
-    changes: dict[str, Any] = dict(method=method, seed=seed)
-    changes["max_steps"] = max(1, (params.budget - spent) // params.training.generation_batch_size)
-    if critic is not None:
-        changes["critic"] = critic
-    config = dataclasses.replace(params.training, **changes)
+    steps = max(1, (params.budget - spent) // config.generation_batch_size)
+    config = dataclasses.replace(config, method=method, seed=seed, max_steps=steps, critic=critic)
     return TrainSpec(name, noise, config, params.noises[noise], family, params.evaluation,
                      str(critic_file) if critic_file else None)

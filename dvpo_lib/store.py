@@ -1,11 +1,12 @@
 """The run store: many runs side by side, resumable, never done twice.
 
 A *spec* is a frozen dataclass that says everything its run depends on, with the names of its fields that are paths in
-`inputs` and a method `execute(folder, scratch)` that writes the result into `folder` and may keep resumable state in
-`scratch`. Its key is a hash of its fields, of its inputs' bytes and of the code that it executes. Finished runs lie
-under their key in the run store (`.runs/`, or $DVPO_STORE), which DVC and git ignore: a killed stage goes on where it
-was, a changed figure trains nothing again, and two notebooks that need the same run share it. Every run uses one thread
-(or its class's `threads`), so results do not depend on how many run at a time.
+`inputs`, those that are mere names in `unkeyed`, and a method `execute(folder, scratch)` that writes the result into
+`folder` and may keep resumable state in `scratch`. Its key is a hash of its fields, of its inputs' bytes, of the code
+that it executes and of the libraries' versions. Finished runs lie under their key in the run store (`.runs/`, or
+$DVPO_STORE), which DVC and git ignore: a killed stage goes on where it was, a changed figure trains nothing again, and
+two notebooks that need the same run share it. Every run uses one thread (or its class's `threads`), so results do not
+depend on how many run at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -49,11 +51,16 @@ def code_hash(module: str) -> str:
     return hashlib.sha256(b"".join(f.encode() + (root / f).read_bytes() for f in files)).hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """The libraries that results depend on."""
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
 def spec_key(spec) -> str:
     """The name of a run in the store."""
-    content = dataclasses.asdict(spec)
+    content = {k: v for k, v in dataclasses.asdict(spec).items() if k not in getattr(spec, "unkeyed", ())}
     content |= {name: file_hash(content[name]) for name in spec.inputs if content[name] is not None}
-    content |= {"spec": type(spec).__name__, "code": code_hash(type(spec).__module__), "torch": torch.__version__}
+    content |= {"spec": type(spec).__name__, "code": code_hash(type(spec).__module__), **versions()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -101,6 +108,10 @@ def execute(specs: Sequence, workers: int | None = None, progress: str | None = 
     return [root / key for key in keys]
 
 
-def collect(folders: Iterable[Path], name: str) -> pd.DataFrame:
-    """One table out of the `name.csv` of all runs."""
-    return pd.concat([pd.read_csv(Path(f) / f"{name}.csv") for f in folders], ignore_index=True)
+def collect(folders: Iterable[Path], name: str, specs: Sequence = ()) -> pd.DataFrame:
+    """One table out of the `name.csv` of all runs, with the `labels` of their specs, where given, as first columns."""
+    tables = [pd.read_csv(Path(f) / f"{name}.csv") for f in folders]
+    for table, spec in zip(tables, specs, strict=False):
+        for i, (column, value) in enumerate(spec.labels.items()):
+            table.insert(i, column, value)
+    return pd.concat(tables, ignore_index=True)

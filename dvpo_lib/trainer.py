@@ -21,16 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import get_scheduler
 
-from .advantages import returns_to_go
-from .critics import bootstrap_weights, build_critic, critic_objective
-from .methods import METHODS, DVPOConfig, Experience, token_rewards
+from .advantages import cut_at_quantiles, returns_to_go
+from .critics import bootstrap_weights, build_critic, critic_objective, mean_values, monotone_outputs
+from .methods import METHODS, DVPOConfig, Experience, resolve, token_rewards
 from .models import Critic, Tokens, token_logprobs
-from .policy_losses import aggregate, kl_estimate, masked_mean, policy_loss
-from .quantiles import monotone
+from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
+from .q_functions import PerturbedPolicy, QCritic, QValues
 from .rollouts import Rollouts, generate
-
-PURPOSES = ("prompts", "sampling", "targets", "bootstrap", "batches")
+from .seeds import generator_for
 
 
 @dataclass
@@ -67,6 +67,15 @@ def score(reward_funcs: Iterable[Callable], prompts: list[str], completions: lis
     return torch.tensor(total, dtype=torch.float32)
 
 
+def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+
+def cut(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
+    """Rows of a (B, T, ...) tensor, as long as those of `batch`."""
+    return x if x is None else x[rows, : batch.completion_length]
+
+
 class DVPOTrainer:
     """Trains a causal LM by any method of `METHODS`.
 
@@ -78,18 +87,21 @@ class DVPOTrainer:
         processing_class: the tokenizer. critic: a pretrained critic (default: a new one by `args.critic`).
         log_funcs: {name: reward function} that are scored and logged, never learned from (the truth under noise).
         accelerator: default: one on the device that Accelerate finds.
+
+    Attributes:
+        actor: what answers prompts: the trained policy, or the base policy with logits perturbed by Q values.
     """
 
     def __init__(self, model, reward_funcs, args: DVPOConfig | None = None, train_dataset=None, processing_class=None,
-                 critic: Critic | None = None, log_funcs: dict[str, Callable] | None = None,
+                 critic: Critic | QCritic | None = None, log_funcs: dict[str, Callable] | None = None,
                  accelerator: Accelerator | None = None):
-        self.args = args = args or DVPOConfig()
-        if args.method not in METHODS:
-            raise ValueError(f"unknown method {args.method!r}; there are {', '.join(METHODS)}")
+        self.args = args = resolve(args or DVPOConfig())
         self.method = METHODS[args.method]
         self.accelerator = accelerator or Accelerator()
         if self.accelerator.num_processes > 1:
             raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
+        if not train_dataset or processing_class is None:
+            raise ValueError("train_dataset (at least one record) and processing_class (the tokenizer) are needed")
         self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self.log_funcs = log_funcs or {}
         self.processing_class = processing_class
@@ -97,18 +109,20 @@ class DVPOTrainer:
         if "prompt" not in self.columns:
             raise ValueError(f"train_dataset has no column 'prompt'; it has {self.columns}")
         self.data = train_dataset
-        if self.method.groups and args.generation_batch_size % args.num_generations:
-            raise ValueError(f"generation_batch_size {args.generation_batch_size} is not a multiple of "
-                             f"num_generations {args.num_generations}")
         self.reference = copy.deepcopy(model).to(self.accelerator.device).eval().requires_grad_(False)
         self.policy, self.policy_optimizer = self._prepare(model, args.learning_rate)
-        self.critic = None
+        self.scheduler = get_scheduler(args.lr_scheduler_type, self.policy_optimizer.optimizer, args.warmup_steps,
+                                       args.max_steps)
+        self.critic, self.actor = None, self.policy
         if self.method.critic is not None:
-            if args.critic.kind != self.method.critic:
-                raise ValueError(f"method {args.method} needs a {self.method.critic} critic; critic.kind is "
-                                 f"{args.critic.kind!r}")
-            critic = critic or build_critic(model, args.critic, args.seed)
-            self.critic, self.critic_optimizer = self._prepare(critic, args.critic.learning_rate)
+            fresh = build_critic(model, args.critic, args.seed)
+            if critic is not None and shapes(critic) != shapes(fresh):
+                raise ValueError(f"the critic that was passed is none of kind {args.critic.kind} as args.critic has it")
+            self.critic, self.critic_optimizer = self._prepare(critic or fresh, args.critic.learning_rate)
+        if self.method.offline:
+            self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+            if args.extraction == "perturbed":
+                self.actor = PerturbedPolicy(self.policy, self.critic, args.perturbation)
         self.state = TrainerState()
 
     def _prepare(self, module, learning_rate: float):
@@ -116,8 +130,7 @@ class DVPOTrainer:
 
     def _generator(self, purpose: str, device="cpu") -> torch.Generator:
         """A generator that depends on (seed, step, purpose) alone."""
-        entropy = np.random.SeedSequence([self.args.seed, self.state.global_step, PURPOSES.index(purpose)])
-        return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        return generator_for(self.args.seed, purpose, self.state.global_step, device=device)
 
     # ---- the loop ----
 
@@ -139,103 +152,148 @@ class DVPOTrainer:
 
     def step(self) -> dict[str, float]:
         """One iteration; returns (and appends to `state.log_history`) its diagnostics."""
-        rollouts, columns = self.sample()
+        rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
         rewards = score(self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state)
-        truths = {name: score([f], rollouts.prompts, rollouts.completions, columns, self.state).mean().item()
-                  for name, f in self.log_funcs.items()}
         experience, reference_logprobs = self.examine(rollouts, rewards)
+        logs = self.describe(rollouts, columns, experience)
         advantages, targets = self.method.advantage(experience, self.args)
-        logs = self.update(rollouts, advantages.detach(), targets, experience.values, reference_logprobs)
-        logs = {"step": self.state.global_step, "reward": rewards.mean().item(), **truths,
-                **self.describe(rollouts, experience), **logs}
+        updates = self.update(rollouts, advantages.detach(), targets, experience.values, reference_logprobs)
+        logs = {"step": self.state.global_step, "reward": rewards.mean().item(), **logs, **updates}
+        if self.actor is self.policy:
+            self.scheduler.step()
+        if self.method.offline:
+            self.follow()
         self.state.global_step += 1
         self.state.log_history.append(logs)
         return logs
 
-    def sample(self) -> tuple[Rollouts, dict[str, list]]:
-        """Completions of this step's prompts, and the other columns of their records."""
+    def sample(self, policy=None, purpose: str = "sampling") -> tuple[Rollouts, dict[str, list]]:
+        """Completions of this step's prompts by `policy` (default: the actor); the other columns of their records."""
         size, group = self.args.generation_batch_size, self.args.num_generations if self.method.groups else 1
         generator = self._generator("prompts")
         picks = torch.randint(len(self.data), (size // group,), generator=generator).repeat_interleave(group).tolist()
         records = [self.data[i] for i in picks]
-        rollouts = generate(self.policy, self.processing_class, [r["prompt"] for r in records],
+        rollouts = generate(policy or self.actor, self.processing_class, [r["prompt"] for r in records],
                             self.args.max_completion_length, self.args.temperature,
-                            self._generator("sampling", self.accelerator.device))
+                            self._generator(purpose, self.accelerator.device))
         return rollouts, {c: [r[c] for r in records] for c in self.columns if c not in ("prompt", "completion")}
 
     @torch.no_grad()
     def examine(self, rollouts: Rollouts, rewards: Tensor) -> tuple[Experience, Tensor]:
-        """What the frozen networks say of the rollouts: values and reference log-probabilities."""
+        """What the networks say of the rollouts before the update: values and reference log-probabilities."""
         tokens, rewards = rollouts.tokens, rewards.to(self.accelerator.device)
         if self.method.clip_rewards:
-            level = self.args.reward_clip
-            rewards = rewards.clamp(rewards.quantile(level), rewards.quantile(1 - level))
+            rewards = cut_at_quantiles(rewards, self.args.reward_clip)
         reference, _ = token_logprobs(self.reference, tokens, self.args.temperature)
-        values = None if self.critic is None else monotone(self.critic(tokens))
+        critic = self.target_critic if self.method.offline else self.critic
+        values = None if critic is None else monotone_outputs(critic, tokens)
         kl = rollouts.logprobs - reference
         return Experience(rewards, tokens.mask, kl, values, self._generator("targets")), reference
 
-    def update(self, rollouts: Rollouts, advantages: Tensor, targets: Tensor | None, values: Tensor | None,
+    def update(self, rollouts: Rollouts, advantages: Tensor, targets: Tensor | None, values: Tensor | QValues | None,
                reference_logprobs: Tensor) -> dict[str, float]:
         """`num_iterations` passes of mini-batches over the rollouts; returns means over the optimiser steps."""
         tokens, records = rollouts.tokens, []
-        generator = self._generator("batches")
-        weights = None
+        device, generator, weights = tokens.mask.device, self._generator("batches"), None
         if self.critic is not None:
             weights = bootstrap_weights(self.args.critic, len(tokens), self._generator("bootstrap"))
+            weights = weights if weights is None else weights.to(device)
+        old = values if isinstance(values, Tensor) else None
         for _ in range(self.args.num_iterations):
-            order = torch.randperm(len(tokens), generator=generator).to(tokens.mask.device)
+            order = torch.randperm(len(tokens), generator=generator).to(device)
             for rows in order.chunk(self.args.num_mini_batches):
-                batch = tokens.rows(rows)
-                t = batch.completion_length
                 logs = {}
                 if self.critic is not None:
-                    logs |= self.update_critic(batch, targets[rows, :t], values[rows, :t],
-                                               None if weights is None else weights[rows])
-                logs |= self.update_policy(batch, rollouts.logprobs[rows, :t], advantages[rows, :t],
-                                           reference_logprobs[rows, :t])
+                    logs |= self.update_critic(tokens, rows, targets, old, weights)
+                if self.actor is self.policy:
+                    logs |= self.update_policy(tokens, rows, rollouts.logprobs, advantages, reference_logprobs)
                 records.append(logs)
         return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
 
-    def update_critic(self, batch: Tokens, targets: Tensor, old: Tensor, weights: Tensor | None) -> dict[str, float]:
-        """One optimiser step of the critic; arguments of `critics.critic_objective` for the rows of `batch`."""
-        loss, terms = critic_objective(self.critic(batch), targets, batch.mask, self.args.critic, old, weights)
-        norm = self._descend(loss, self.critic, self.critic_optimizer)
-        return {"critic_loss": loss.item(), **{f"critic/{k}": float(v) for k, v in terms.items()},
-                "critic_grad_norm": norm}
+    def update_critic(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
+                      weights: Tensor | None) -> dict[str, float]:
+        """One optimiser step of the critic on `rows`; the other arguments are `critics.critic_objective`'s."""
+        def objective(batch: Tokens, rows: Tensor):
+            return critic_objective(self.critic(batch), cut(targets, rows, batch), batch.mask, self.args.critic,
+                                    cut(old, rows, batch), weights if weights is None else weights[rows])
 
-    def update_policy(self, batch: Tokens, old_logprobs: Tensor, advantages: Tensor,
+        loss, terms, norm = self._descend(self.critic, self.critic_optimizer, objective, tokens, rows)
+        return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
+
+    def update_policy(self, tokens: Tokens, rows: Tensor, old_logprobs: Tensor, advantages: Tensor,
                       reference_logprobs: Tensor) -> dict[str, float]:
-        """One optimiser step of the policy on (B, T) tensors for the rows of `batch`."""
-        args, how = self.args, self.method.aggregate
-        logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
-        loss, stats = policy_loss(logprobs, old_logprobs, advantages, batch.mask, args.epsilon, how=how,
-                                  max_length=args.max_completion_length)
-        if self.method.kl == "loss" and args.beta:
-            penalty = kl_estimate(logprobs, reference_logprobs, self.method.estimator)
-            loss = loss + args.beta * aggregate(penalty, batch.mask, how, args.max_completion_length)
-        norm = self._descend(loss, self.policy, self.policy_optimizer)
-        return {"policy_loss": loss.item(), "entropy": masked_mean(entropy, batch.mask).item(),
-                **{k: float(v) for k, v in stats.items()}, "policy_grad_norm": norm}
+        """One optimiser step of the policy on `rows` of (B, T) tensors."""
+        args, method = self.args, self.method
+        average = dict(how=method.aggregate, max_length=args.max_completion_length)
 
-    def _descend(self, loss: Tensor, module, optimizer) -> float:
-        """One optimiser step; returns the gradient norm before clipping."""
+        def objective(batch: Tokens, rows: Tensor):
+            logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
+            old, a, reference = (cut(x, rows, batch) for x in (old_logprobs, advantages, reference_logprobs))
+            if method.offline:
+                loss, stats = awr_loss(logprobs, a, batch.mask, args.awr_temperature, **average)
+            else:
+                loss, stats = policy_loss(logprobs, old, a, batch.mask, args.epsilon, args.epsilon_high, **average)
+            if args.kl_placement == "loss" and args.beta:
+                penalty = kl_estimate(logprobs, reference, args.kl_estimator)
+                loss = loss + args.beta * aggregate(penalty, batch.mask, **average)
+            if args.entropy_coef:
+                loss = loss - args.entropy_coef * aggregate(entropy, batch.mask, **average)
+            return loss, {"entropy": masked_mean(entropy, batch.mask), **stats}
+
+        loss, stats, norm = self._descend(self.policy, self.policy_optimizer, objective, tokens, rows,
+                                          method.aggregate == "token_mean")
+        return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
+
+    def _descend(self, module, optimizer, objective: Callable, tokens: Tokens, rows: Tensor,
+                 by_token: bool = True) -> tuple[float, dict[str, float], float]:
+        """One optimiser step on `rows`, in `gradient_accumulation_steps` micro-batches.
+
+        Args:
+            objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
+            by_token: whether the loss is a mean over tokens, or over responses: what a micro-batch's share is.
+
+        Returns:
+            (loss, named values, norm of the gradient before clipping).
+        """
         optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        total, named, count = 0.0, {}, tokens.mask[rows].sum()
+        for part in rows.chunk(self.args.gradient_accumulation_steps):
+            batch = tokens.rows(part)
+            loss, values = objective(batch, part)
+            of_tokens = (batch.mask.sum() / count).item()
+            share = of_tokens if by_token else len(part) / len(rows)
+            self.accelerator.backward(loss * share)
+            total += share * loss.item()
+            named = {k: named.get(k, 0.0) + of_tokens * v.item() for k, v in values.items()}
         norm = self.accelerator.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
         optimizer.step()
-        return float(norm)
+        return total, named, float(norm)
 
-    def describe(self, rollouts: Rollouts, x: Experience) -> dict[str, float]:
-        """Diagnostics of the rollouts themselves."""
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the target critic a step towards the critic."""
+        for target, source in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
+            target.lerp_(source, self.args.critic.q.target_rate)
+
+    @torch.no_grad()
+    def describe(self, rollouts: Rollouts, columns: dict[str, list], x: Experience) -> dict[str, float]:
+        """Diagnostics of what the actor writes (sampled for this alone, and never scored, where rollouts are the base
+        policy's), and of the critic on the rollouts."""
         group = self.args.num_generations if self.method.groups else 1
-        logs = {"kl": masked_mean(x.kl, x.mask).item(), "length": x.mask.sum(1).float().mean().item(),
-                "flat_groups": float("nan"), "explained_variance": float("nan")}
+        shown, kl = rollouts, x.kl
+        if self.method.offline:
+            shown, columns = self.sample(self.actor, "watching")
+            kl = shown.logprobs - token_logprobs(self.reference, shown.tokens, self.args.temperature)[0]
+        mask = shown.tokens.mask
+        logs = {name: score([f], shown.prompts, shown.completions, columns, self.state).mean().item()
+                for name, f in self.log_funcs.items()}
+        logs |= {"kl": masked_mean(kl, mask).item(), "length": mask.sum(1).float().mean().item(),
+                 "flat_groups": float("nan"), "explained_variance": float("nan")}
         if group > 1:
             logs["flat_groups"] = (x.rewards.view(-1, group).std(1) == 0).float().mean().item()
         if x.values is not None:
             returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[x.mask]
-            error = returns - x.values.mean((-2, -1))[x.mask]
+            error = returns - mean_values(x.values)[x.mask]
             logs["explained_variance"] = (1 - error.var() / returns.var().clamp(min=1e-12)).item()
         return logs
 
@@ -243,10 +301,12 @@ class DVPOTrainer:
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on, as one object."""
-        modules = {"policy": self.policy, "policy_optimizer": self.policy_optimizer}
+        parts = {"policy": self.policy, "policy_optimizer": self.policy_optimizer, "scheduler": self.scheduler}
         if self.critic is not None:
-            modules |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
-        return {"state": vars(self.state).copy(), **{k: m.state_dict() for k, m in modules.items()}}
+            parts |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        if self.method.offline:
+            parts["target_critic"] = self.target_critic
+        return {"state": vars(self.state).copy(), **{k: m.state_dict() for k, m in parts.items()}}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
