@@ -7,7 +7,7 @@ results.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,13 +152,13 @@ def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: i
 
 
 def train_spec(params, name: str, method: str, noise: str, family: str, seed: int, critic: CriticSettings | None,
-               critic_file: str | Path | None) -> TrainSpec:
-    """One training, by params.yaml: `training` with what the method's own row changes.
+               critic_file: str | Path | None, changes: Mapping[str, Any] | None = None) -> TrainSpec:
+    """One training, by params.yaml: `training` with what the method's own row (or `changes` in its place) changes.
 
     Every method has the same budget of scored rollouts (`params.budget`): what critic pretraining takes of it is left
     out of training.
     """
-    config = with_changes(params.training, params.methods[method].training)
+    config = with_changes(params.training, params.methods[method].training if changes is None else changes)
     spent = critic.pretrain_rollouts if critic else 0
     steps = max(1, (params.budget - spent) // config.generation_batch_size)
     config = dataclasses.replace(config, method=method, seed=seed, max_steps=steps, critic=critic)
