@@ -186,14 +186,32 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 # ---- terms; q and ref are monotone ----
 
 
+def target_scale(targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(2,) mean and standard deviation (1 where it is 0) of a batch's targets, the unit of the elicitable score.
+
+    Args:
+        targets: (B, T, K), return units. mask: (B, T), the tokens that count; None: all of them.
+    """
+    y = targets.detach() if mask is None else targets.detach()[mask]
+    spread, centre = torch.std_mean(y.to(torch.promote_types(y.dtype, torch.float32)), correction=0)
+    rounding = 8 * torch.finfo(centre.dtype).eps * centre.abs()  # equal targets may differ from their own mean by it
+    return torch.stack([centre, torch.where(spread > rounding, spread, 1.0)])
+
+
 def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: float,
-                     form: Literal["sample", "elicitable"] = "sample") -> Tensor:
+                     form: Literal["sample", "elicitable"] = "sample", scale: Tensor | None = None) -> Tensor:
     """(..., M) and (..., K) to (...): lower and upper tail means agree with the target's (paper; forms reconstructed).
 
-    `sample`, the literal reading: squared differences of the tail means of q and of G. A sample's G is a point or
-    nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
-    `elicitable`: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and G2 the
-    logistic function, for both tails; the true pair minimises its expectation.
+    `sample`, the literal reading: squared differences of the tail means of q and of G, squared return units. A sample's
+    G is a point or nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
+    `elicitable`, return units: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and
+    G2 the logistic function, for both tails; the true pair minimises its expectation. G2 sees returns in the batch's
+    own unit, or it would be flat wherever returns are large: the score follows every shift and scale of the returns.
+    Any unit that is the same for all rows leaves the minimiser where it is.
+
+    Args:
+        q: monotone. targets: monotone, for `sample`.
+        scale: (2, ...) centre and spread, return units, for `elicitable`; None: `target_scale` of these targets.
     """
     if form == "sample":
         pairs = zip(tails(q, lower_mass, upper_mass), tails(targets, lower_mass, upper_mass))
@@ -201,15 +219,22 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     m = q.shape[-1]
     lower, upper = tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
     low, up = (tail_count(m, mass) / m for mass in (lower_mass, upper_mass))
-    return (_fissler_ziegel(lower[..., -2:].mean(-1), lower[..., :-1].mean(-1), targets, low)
-            + _fissler_ziegel(-upper[..., :2].mean(-1), -upper[..., 1:].mean(-1), -targets, up))
+    centre, spread = target_scale(targets) if scale is None else scale.detach()
+    y = targets - centre[..., None]
+    v, e = (x.mean(-1) - centre for x in (lower[..., -2:], lower[..., :-1]))
+    score = _fissler_ziegel(v, e, y, low, spread)
+    v, e = (x.mean(-1) - centre for x in (upper[..., :2], upper[..., 1:]))
+    return score + _fissler_ziegel(-v, -e, -y, up, spread)
 
 
-def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float) -> Tensor:
-    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below)."""
+def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float, spread: float | Tensor = 1.0) -> Tensor:
+    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below).
+
+    G2 is the logistic function of e / spread, and the score homogeneous: it has the unit of its arguments.
+    """
     excess = (v[..., None] - y).clamp(min=0).mean(-1)
     pinball = excess - mass * (v - y.mean(-1))
-    return pinball + torch.sigmoid(e) * (e - v + excess / mass) - F.softplus(e)
+    return pinball + torch.sigmoid(e / spread) * (e - v + excess / mass) - spread * F.softplus(e / spread)
 
 
 def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -262,8 +287,8 @@ def head_consistency(q: Tensor) -> Tensor:
 
 
 def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
-                response_weights: Tensor | None = None,
-                crossing: Literal["rearrange", "increments"] = "rearrange") -> tuple[Tensor, dict[str, Tensor]]:
+                response_weights: Tensor | None = None, crossing: Literal["rearrange", "increments"] = "rearrange",
+                target_scale: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
 
     The core is taken on the heads' raw output, the terms on the monotone one.
@@ -273,6 +298,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
         reference: (B, T, N, M) the critic's own monotone heads before this update, for `shape_reference: previous`.
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
+        target_scale: (2,) by the function of that name; None: of these targets.
 
     Returns:
         (total, {name: 0-dim unweighted term, detached}); terms of weight 0 are neither computed nor returned.
@@ -301,7 +327,8 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     if cfg.head_consistency:
         terms["head_consistency"] = head_consistency(q).mean()
     if cfg.tail_calibration:
-        terms["tail_calibration"] = average(tail_calibration(q, sample, *masses, cfg.tail_calibration_form))
+        terms["tail_calibration"] = average(
+            tail_calibration(q, sample, *masses, cfg.tail_calibration_form, target_scale))
     if cfg.mean_shift:
         terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
     shape_average = average if cfg.shape_reference == "sample" else torch.mean
