@@ -237,20 +237,37 @@ def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float, spread: float 
     return pinball + torch.sigmoid(e / spread) * (e - v + excess / mass) - spread * F.softplus(e / spread)
 
 
-def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None) -> Tensor:
+def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None,
+               batch_gap: Tensor | None = None) -> Tensor:
     """Huber(relu(mean of targets - mean of q)) on *batch* means (paper; formula reconstructed).
 
     Pessimism of the mean is punished, optimism is not. Per sample it would drag the mean to the largest target.
 
     Args:
-        q_mean: (R, N) means over quantiles. target_mean: (R, 1). weights: (R, N) of rows by head.
+        q_mean: (R, N) means over quantiles, return units. target_mean: (R, 1). weights: (R, N) of rows by head, mean 1.
+        batch_gap: (N,) by `mean_gap`, where these rows are a part of a batch. The whole batch then decides who is
+            pessimistic and by how much, so that the parts' gradients, weighted with their share of the rows, add up.
 
     Returns:
         0-dim, the mean over heads.
     """
     gap = target_mean - q_mean
-    gap = gap.mean(0) if weights is None else (gap * weights).sum(0) / weights.sum(0).clamp(min=1)
+    gap = (gap if weights is None else gap * weights).mean(0)
+    if batch_gap is not None:
+        gap = gap + (batch_gap - gap).detach()  # the batch's value, these rows' gradient
     return F.huber_loss(F.relu(gap), torch.zeros_like(gap))
+
+
+@torch.no_grad()
+def mean_gap(z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor | None = None) -> Tensor:
+    """(N,) mean of targets - mean of z over the tokens of `mask`, by head, return units: `mean_shift` of a batch.
+
+    Args:
+        z: (B, T, N, M) head outputs. targets: (B, T, K). mask: (B, T). response_weights: (B, N).
+    """
+    z, g, w = _token_rows(z, targets, mask, response_weights)
+    gap = g.mean(-1) - z.mean(-1)
+    return (gap if w is None else gap * w).mean(0)
 
 
 def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
@@ -286,12 +303,24 @@ def head_consistency(q: Tensor) -> Tensor:
     return F.mse_loss(q, mean.expand_as(q), reduction="none").mean((-2, -1))
 
 
+def _token_rows(z: Tensor, targets: Tensor, mask: Tensor,
+                response_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tokens of `mask` in single precision at least: (R, N, M) outputs, (R, 1, K) targets, (R, N) weights."""
+    z = z[mask]  # padding costs nothing from here on
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    g = targets.detach()[mask].to(z.dtype)[:, None]  # heads share their targets
+    w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
+    return z, g, w
+
+
 def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
                 response_weights: Tensor | None = None, crossing: Literal["rearrange", "increments"] = "rearrange",
-                target_scale: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+                target_scale: Tensor | None = None,
+                batch_gap: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
 
-    The core is taken on the heads' raw output, the terms on the monotone one.
+    The core is taken on the heads' raw output, the terms on the monotone one. Given the `target_scale` and `batch_gap`
+    of a batch, the losses of its parts, weighted with their share of the tokens, have the gradient of the whole.
 
     Args:
         z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
@@ -299,6 +328,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
         target_scale: (2,) by the function of that name; None: of these targets.
+        batch_gap: (N,) by `mean_gap`; None: of these tokens.
 
     Returns:
         (total, {name: 0-dim unweighted term, detached}); terms of weight 0 are neither computed nor returned.
@@ -308,11 +338,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     """
     if cfg.needs_reference and reference is None:
         raise ValueError("tail_shape and tail_curvature with shape_reference 'previous' need `reference`")
-    z = z[mask]  # (R, N, M): padding costs nothing from here on
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    g = targets.detach()[mask].to(z.dtype)  # (R, K)
-    w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
-    g = g[:, None]  # (R, 1, K): heads share their targets
+    z, g, w = _token_rows(z, targets, mask, response_weights)
 
     def average(x: Tensor) -> Tensor:
         return x.mean() if w is None else (x * w).mean()
@@ -330,7 +356,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
         terms["tail_calibration"] = average(
             tail_calibration(q, sample, *masses, cfg.tail_calibration_form, target_scale))
     if cfg.mean_shift:
-        terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
+        terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w, batch_gap)
     shape_average = average if cfg.shape_reference == "sample" else torch.mean
     if cfg.tail_shape:
         terms["tail_shape"] = shape_average(tail_shape(q, ref, *masses))

@@ -56,7 +56,8 @@ def test_mean_shift_by_hand():
     """Two rows, two heads: batch means 0.5 and 4 against 2.5; only the first is pessimistic, by 2: Huber 1.5."""
     q, g = torch.tensor([[0.0, 4.0], [1.0, 4.0]]), torch.tensor([[1.0], [4.0]])
     assert losses.mean_shift(q, g).item() == pytest.approx(1.5 / 2)
-    assert losses.mean_shift(q, g, torch.tensor([[0.0, 1.0], [2.0, 1.0]])).item() == pytest.approx(2.5 / 2)
+    assert losses.mean_shift(q, g, torch.tensor([[0.0, 1.0], [1.0, 1.0]])).item() == pytest.approx(1 / 2)  # 3 / 2 rows
+    assert losses.mean_shift(q[:1], g[:1], batch_gap=torch.tensor([2.0, -1.5])).item() == pytest.approx(1.5 / 2)
     assert losses.mean_shift(torch.zeros(3, 1), torch.full((3, 1), 0.4)).item() == pytest.approx(0.08)
     single = losses.mean_shift(torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
     assert single.item() == 0  # per sample the first row would count
@@ -428,6 +429,32 @@ def test_a_response_of_weight_two_counts_twice(reference):
     seen += ["tail_shape", "tail_curvature"] if reference == "sample" else []
     for name in weighted:
         torch.testing.assert_close(weighted[name], (repeated if name in seen else plain)[name])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("form", ["sample", "elicitable"])
+@pytest.mark.parametrize("reference", ["sample", "previous"])
+def test_parts_of_a_batch_add_up_to_the_whole(reference, form, weighted):
+    """Parts of one response each, of 3, 3 and 2 tokens. Head 0 is pessimistic in the batch, but not in every part."""
+    z, g, mask, ref = inputs()
+    z = z - z.mean(-1, keepdim=True) + torch.tensor([[0.0], [0.5]])
+    g = g - g.mean(-1, keepdim=True) + torch.tensor([-1.0, 1, 1])[:, None, None]
+    w = torch.tensor([[0.0, 1], [3, 0], [1, 2]]).double() if weighted else None
+    cfg = CriticLossSettings(shape_reference=reference, tail_calibration_form=form, rho=0.5, **ALL)
+    whole = dict(target_scale=losses.target_scale(g, mask), batch_gap=losses.mean_gap(z, g, mask, w))
+    gaps = [11 / 8, (-3 + 4) / 8 - 0.5 * 7 / 8] if weighted else [2 / 8, 2 / 8 - 0.5]
+    assert whole["batch_gap"].tolist() == pytest.approx(gaps)
+    z.requires_grad_()
+
+    def slope(rows: slice, **batch) -> torch.Tensor:
+        total, _ = critic_loss(z[rows], g[rows], mask[rows], cfg, reference=ref[rows],
+                               response_weights=None if w is None else w[rows], **batch)
+        return torch.autograd.grad(total, z)[0] * mask[rows].sum() / mask.sum()
+
+    want, rows = slope(slice(None)), [slice(i, i + 1) for i in range(3)]
+    torch.testing.assert_close(sum(slope(r, **whole) for r in rows), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope(slice(None), **whole), want, rtol=1e-12, atol=1e-12)
+    assert (sum(slope(r) for r in rows) - want).abs().max() > 1e-3  # without the batch's statistics they do not
 
 
 def test_a_head_learns_nothing_from_a_response_of_weight_zero():
