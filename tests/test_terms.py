@@ -223,7 +223,7 @@ def test_elicitable_score_is_least_at_the_true_pair():
     steps = torch.linspace(-0.05, 0.05, 21, dtype=torch.float64)
     for sign in (1, -1):  # the upper tail by reflection
         v, e = (v, e) if sign == 1 else (-math.log(10), -y[-2000:].mean().item())
-        grid = losses._fissler_ziegel((v + steps)[:, None], (e + steps)[None], sign * y, 0.1)
+        grid = losses._fissler_ziegel((v + steps)[:, None], (e + steps)[None], sign * y[None, None], 0.1)
         best = grid.argmin().item()
         assert (best // 21, best % 21) == (10, 10)
         assert grid.flatten().sort().values[1] > grid.min()
