@@ -154,7 +154,7 @@ def _ranks(g: Tensor, q: Tensor) -> Tensor:
 def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """mean_j mean_k w_j |tau_j - 1{G_k < q_j}| H_kappa(G_k - q_j) / kappa (paper; Dabney et al. 2018, eq. 10).
 
-    Exact, without an M x K table: O((M + K) log(M + K)) time and O(M + K) memory a row; the gradient is exact too, and is
+    Exact, without an M x K table: O((M + K) log(M + K)) time and O(M + K) memory a row; the gradient is exact too, and
     found in the same pass. kappa = 0 is the pinball loss. kappa must be small against the spread of returns, or what is
     learned are expectiles. Computed in float32 at least, returned in the dtype of `quantiles`' accumulation.
 
@@ -231,7 +231,7 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     `elicitable`, return units: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and
     G2 the logistic function, for both tails; the true pair minimises its expectation. G2 sees returns in the batch's
     own unit, or it would be flat wherever returns are large: the score follows every shift and scale of the returns.
-    Any unit that is the same for all rows leaves the minimiser where it is.
+    Any unit that is the same for all rows leaves the minimiser where it is; a batch's own hangs on each row by 1/R.
 
     Args:
         q: monotone. targets: monotone, for `sample`.
@@ -324,7 +324,8 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float)
 def head_consistency(q: Tensor) -> Tensor:
     """(..., N, M) to (...): mean over heads and quantiles of (q_nj - mean_n q_nj)^2 (paper; formula reconstructed)."""
     mean = q.detach().mean(-2, keepdim=True)  # deviations from it sum to zero, so no gradient flows through it
-    return F.mse_loss(q, mean.expand_as(q), reduction="none").mean((-2, -1))
+    deviation = (q - mean).flatten(-2)
+    return torch.linalg.vecdot(deviation, deviation) / deviation.shape[-1]
 
 
 def _token_rows(z: Tensor, targets: Tensor, mask: Tensor,
