@@ -8,13 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dvpo_lib.advantages import gae
 from dvpo_lib.losses import quantile_huber
-from dvpo_lib.quantiles import levels
+from dvpo_lib.quantiles import levels, stable_order
 
 
 def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
@@ -112,6 +111,6 @@ def sort_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
         z = levels(m) + 0.05 * torch.randn(rows, m, generator=generator)
-        forms = {"torch": lambda z=z: z.sort(-1), "numpy": lambda z=z: np.argsort(z.numpy(), axis=-1)}
+        forms = {"torch": lambda z=z: z.sort(-1), "numpy": lambda z=z: stable_order(z)}
         for library, ms in median_ms(forms, repeats).items():
             yield dict(library=library, quantiles=m, rows=rows, ms=ms)

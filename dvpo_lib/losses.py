@@ -16,10 +16,10 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quantiles import levels, monotone, tail_count, tails
+from .quantiles import levels, monotone, stable_order, tail_count, tails
 
 Weight = Annotated[float, Field(ge=0)]
-BLOCK = 2**15  # numbers that the core works on at a time
+BLOCK = 2**16  # numbers that the core works on at a time
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -92,7 +92,7 @@ def _against_point(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Ten
 
 
 def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
-    """K targets a row, by sorting them once, prefix sums and binary search: O((M + K) log K) a row.
+    """K targets a row, by sorting them once, prefix sums and ranks: O((M + K) log(M + K)) a row.
 
     With n(x) targets below x and P(x) their sum,
         sum_k (tau - 1{g_k < q}) (g_k - q) = tau (P(inf) - K q) - (P(q) - n(q) q).
@@ -101,24 +101,26 @@ def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Te
     """
     shape, k = q.shape, g.shape[-1]
     centre = g.mean(-1, keepdim=True)  # prefix sums cancel where returns share a large offset
-    g = (g - centre).sort(-1).values
-    q = (q - centre[..., None]).flatten(1)
+    g = monotone(g - centre)
+    q = (q - centre[..., None]).flatten(1).contiguous()
     tau = tau.expand(shape[1:]).flatten()
     if kappa > 0:  # squares cancel too, where kappa is far below the spread
         g, q, tau = g.double(), q.double(), tau.double()
     zero = g.new_zeros(len(g), 1)
     first = torch.cat([zero, g.cumsum(-1)], -1)
 
-    def below(x: Tensor, right: bool = False) -> tuple[Tensor, Tensor]:
-        index = torch.searchsorted(g, x.contiguous(), right=right)
-        return index, first.gather(-1, index)
-
-    n, p = below(q)
     if kappa == 0:
-        loss = tau * (first[:, -1:] - k * q) - (p - n * q)
-        slope = n - tau * k
+        index = _ranks(g, q)
+        slope = index - tau * k
+        loss = tau * first[:, -1:] - first.gather(-1, index) + slope * q
     else:
         second = torch.cat([zero, (g * g).cumsum(-1)], -1)
+
+        def below(x: Tensor, right: bool = False) -> tuple[Tensor, Tensor]:
+            index = torch.searchsorted(g, x, right=right)
+            return index, first.gather(-1, index)
+
+        n, p = below(q)
         n_low, p_low = below(q - kappa)
         n_up, p_up = below(q + kappa, right=True)
 
@@ -135,10 +137,24 @@ def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Te
     return (loss / k).to(dtype).view(shape), (slope / k).to(dtype).view(shape)
 
 
+def _ranks(g: Tensor, q: Tensor) -> Tensor:
+    """(R, K) sorted and (R, L) to (R, L): how many of g lie below each of q.
+
+    On a CPU sorting both together is several times faster than many binary searches. Targets come last, so that those
+    equal to a quantile are not below it.
+    """
+    count = q.shape[-1]
+    if g.device.type != "cpu" or g.dtype != torch.float32 or count < g.shape[-1]:
+        return torch.searchsorted(g, q)
+    order = stable_order(torch.cat([q, g], -1))
+    below = (order >= count).cumsum(-1)
+    return torch.empty_like(order).scatter_(-1, order, below)[:, :count]
+
+
 def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """mean_j mean_k w_j |tau_j - 1{G_k < q_j}| H_kappa(G_k - q_j) / kappa (paper; Dabney et al. 2018, eq. 10).
 
-    Exact, without an M x K table: O((M + K) log K) time and O(M + K) memory a row; the gradient is exact too, and is
+    Exact, without an M x K table: O((M + K) log(M + K)) time and O(M + K) memory a row; the gradient is exact too, and
     found in the same pass. kappa = 0 is the pinball loss. kappa must be small against the spread of returns, or what is
     learned are expectiles. Computed in float32 at least, returned in the dtype of `quantiles`' accumulation.
 
@@ -162,14 +178,20 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
     if not all(x.detach().abs().amax().isfinite() for x in (quantiles, targets) if x.numel()):
         raise ValueError("quantiles and targets must be finite")
     dtype = torch.promote_types(quantiles.dtype, torch.float32)
-    q, g = quantiles.to(dtype), targets.detach().to(dtype)
+    tau = levels(quantiles.shape[-1], dtype=dtype, device=quantiles.device)
+    return _at_levels(quantiles, targets, tau, kappa, weights)
+
+
+def _at_levels(quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float = 0.0,
+               weights: Tensor | None = None) -> Tensor:
+    """`quantile_huber` of quantiles at any levels tau (M,), whose dtype is that of the result."""
+    q, g = quantiles.to(tau), targets.detach().to(tau)
     lead = torch.broadcast_shapes(q.shape[:-1], g.shape[:-1])
     if lead != q.shape[:-1]:
         q = q.expand(*lead, q.shape[-1])
     shared = q.dim() >= 3 and g.shape[-2] == 1 and g.shape[:-2] == q.shape[:-2]  # heads share their targets: sort once
     heads = q.shape[-2] if shared else 1
     g = (g if shared else g.expand(*lead, g.shape[-1])).reshape(-1, g.shape[-1])
-    tau = levels(q.shape[-1], dtype=dtype, device=q.device)
     weights = None if weights is None else weights.to(tau)
     return _QuantileHuber.apply(q.reshape(-1, heads, q.shape[-1]), g, tau, weights, kappa).view(lead)
 
@@ -186,14 +208,34 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 # ---- terms; q and ref are monotone ----
 
 
+def target_scale(targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(2,) mean and standard deviation (1 where it is 0) of a batch's targets, the unit of the elicitable score.
+
+    Args:
+        targets: (B, T, K), return units. mask: (B, T), the tokens that count; None: all of them.
+    """
+    y = targets.detach() if mask is None else targets.detach()[mask]
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    centre = y.mean()
+    spread = (y - centre).square().mean().sqrt()
+    rounding = 8 * torch.finfo(centre.dtype).eps * centre.abs()  # equal targets may differ from their own mean by it
+    return torch.stack([centre, torch.where(spread > rounding, spread, 1.0)])
+
+
 def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: float,
-                     form: Literal["sample", "elicitable"] = "sample") -> Tensor:
+                     form: Literal["sample", "elicitable"] = "sample", scale: Tensor | None = None) -> Tensor:
     """(..., M) and (..., K) to (...): lower and upper tail means agree with the target's (paper; forms reconstructed).
 
-    `sample`, the literal reading: squared differences of the tail means of q and of G. A sample's G is a point or
-    nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
-    `elicitable`: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and G2 the
-    logistic function, for both tails; the true pair minimises its expectation.
+    `sample`, the literal reading: squared differences of the tail means of q and of G, squared return units. A sample's
+    G is a point or nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
+    `elicitable`, return units: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and
+    G2 the logistic function, for both tails; the true pair minimises its expectation. G2 sees returns in the batch's
+    own unit, or it would be flat wherever returns are large: the score follows every shift and scale of the returns.
+    Any unit that is the same for all rows leaves the minimiser where it is; a batch's own hangs on each row by 1/R.
+
+    Args:
+        q: monotone. targets: monotone, for `sample`.
+        scale: (2, ...) centre and spread, return units, for `elicitable`; None: `target_scale` of these targets.
     """
     if form == "sample":
         pairs = zip(tails(q, lower_mass, upper_mass), tails(targets, lower_mass, upper_mass))
@@ -201,31 +243,55 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     m = q.shape[-1]
     lower, upper = tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
     low, up = (tail_count(m, mass) / m for mass in (lower_mass, upper_mass))
-    return (_fissler_ziegel(lower[..., -2:].mean(-1), lower[..., :-1].mean(-1), targets, low)
-            + _fissler_ziegel(-upper[..., :2].mean(-1), -upper[..., 1:].mean(-1), -targets, up))
+    centre, spread = target_scale(targets) if scale is None else scale.detach()
+    y = targets - centre[..., None]
+    v, e = (x.mean(-1) - centre for x in (lower[..., -2:], lower[..., :-1]))
+    score = _fissler_ziegel(v, e, y, low, spread)
+    v, e = (x.mean(-1) - centre for x in (upper[..., :2], upper[..., 1:]))
+    return score + _fissler_ziegel(-v, -e, -y, up, spread)
 
 
-def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float) -> Tensor:
-    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below)."""
-    excess = (v[..., None] - y).clamp(min=0).mean(-1)
-    pinball = excess - mass * (v - y.mean(-1))
-    return pinball + torch.sigmoid(e) * (e - v + excess / mass) - F.softplus(e)
+def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float, spread: float | Tensor = 1.0) -> Tensor:
+    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below).
+
+    G2 is the logistic function of e / spread, and the score homogeneous: it has the unit of its arguments.
+    """
+    pinball = _at_levels(v[..., None], y, v.new_full((1,), mass))
+    tail = y.mean(-1) - pinball / mass  # v less the mean shortfall below it over the mass: the tail mean, at best
+    return pinball + torch.sigmoid(e / spread) * (e - tail) - spread * F.softplus(e / spread)
 
 
-def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None) -> Tensor:
+def mean_shift(q_mean: Tensor, target_mean: Tensor, weights: Tensor | None = None,
+               batch_gap: Tensor | None = None) -> Tensor:
     """Huber(relu(mean of targets - mean of q)) on *batch* means (paper; formula reconstructed).
 
     Pessimism of the mean is punished, optimism is not. Per sample it would drag the mean to the largest target.
 
     Args:
-        q_mean: (R, N) means over quantiles. target_mean: (R, 1). weights: (R, N) of rows by head.
+        q_mean: (R, N) means over quantiles, return units. target_mean: (R, 1). weights: (R, N) of rows by head, mean 1.
+        batch_gap: (N,) by `mean_gap`, where these rows are a part of a batch. The whole batch then decides who is
+            pessimistic and by how much, so that the parts' gradients, weighted with their share of the rows, add up.
 
     Returns:
         0-dim, the mean over heads.
     """
     gap = target_mean - q_mean
-    gap = gap.mean(0) if weights is None else (gap * weights).sum(0) / weights.sum(0).clamp(min=1)
+    gap = (gap if weights is None else gap * weights).mean(0)
+    if batch_gap is not None:
+        gap = gap + (batch_gap - gap).detach()  # the batch's value, these rows' gradient
     return F.huber_loss(F.relu(gap), torch.zeros_like(gap))
+
+
+@torch.no_grad()
+def mean_gap(z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor | None = None) -> Tensor:
+    """(N,) mean of targets - mean of z over the tokens of `mask`, by head, return units: `mean_shift` of a batch.
+
+    Args:
+        z: (B, T, N, M) head outputs. targets: (B, T, K). mask: (B, T). response_weights: (B, N).
+    """
+    z, g, w = _token_rows(z, targets, mask, response_weights)
+    gap = g.mean(-1) - z.mean(-1)
+    return (gap if w is None else gap * w).mean(0)
 
 
 def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
@@ -258,21 +324,36 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float)
 def head_consistency(q: Tensor) -> Tensor:
     """(..., N, M) to (...): mean over heads and quantiles of (q_nj - mean_n q_nj)^2 (paper; formula reconstructed)."""
     mean = q.detach().mean(-2, keepdim=True)  # deviations from it sum to zero, so no gradient flows through it
-    return F.mse_loss(q, mean.expand_as(q), reduction="none").mean((-2, -1))
+    deviation = (q - mean).flatten(-2)
+    return torch.linalg.vecdot(deviation, deviation) / deviation.shape[-1]
+
+
+def _token_rows(z: Tensor, targets: Tensor, mask: Tensor,
+                response_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tokens of `mask` in single precision at least: (R, N, M) outputs, (R, 1, K) targets, (R, N) weights."""
+    z = z[mask]  # padding costs nothing from here on
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    g = targets.detach()[mask].to(z.dtype)[:, None]  # heads share their targets
+    w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
+    return z, g, w
 
 
 def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
-                response_weights: Tensor | None = None,
-                crossing: Literal["rearrange", "increments"] = "rearrange") -> tuple[Tensor, dict[str, Tensor]]:
+                response_weights: Tensor | None = None, crossing: Literal["rearrange", "increments"] = "rearrange",
+                target_scale: Tensor | None = None,
+                batch_gap: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
 
-    The core is taken on the heads' raw output, the terms on the monotone one.
+    The core is taken on the heads' raw output, the terms on the monotone one. Given the `target_scale` and `batch_gap`
+    of a batch, the losses of its parts, weighted with their share of the tokens, have the gradient of the whole.
 
     Args:
         z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
         reference: (B, T, N, M) the critic's own monotone heads before this update, for `shape_reference: previous`.
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
+        target_scale: (2,) by the function of that name; None: of these targets.
+        batch_gap: (N,) by `mean_gap`; None: of these tokens.
 
     Returns:
         (total, {name: 0-dim unweighted term, detached}); terms of weight 0 are neither computed nor returned.
@@ -282,11 +363,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     """
     if cfg.needs_reference and reference is None:
         raise ValueError("tail_shape and tail_curvature with shape_reference 'previous' need `reference`")
-    z = z[mask]  # (R, N, M): padding costs nothing from here on
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    g = targets.detach()[mask].to(z.dtype)  # (R, K)
-    w = None if response_weights is None else response_weights[:, None].expand(*mask.shape, -1)[mask].to(z)
-    g = g[:, None]  # (R, 1, K): heads share their targets
+    z, g, w = _token_rows(z, targets, mask, response_weights)
 
     def average(x: Tensor) -> Tensor:
         return x.mean() if w is None else (x * w).mean()
@@ -295,15 +372,17 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     terms = {"quantile_huber": average(quantile_huber(z, g, cfg.kappa, level_weights))}
     shaped = cfg.head_consistency or cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
     q = monotone(z) if crossing == "rearrange" and shaped else z
-    sample = g.sort(-1).values
+    by_rank = cfg.tail_calibration and cfg.tail_calibration_form == "sample" or cfg.shape_reference == "sample"
+    sample = monotone(g) if by_rank else g
     ref = reference.detach()[mask] if cfg.needs_reference else sample
     masses = (cfg.lower_mass, cfg.upper_mass)
     if cfg.head_consistency:
         terms["head_consistency"] = head_consistency(q).mean()
     if cfg.tail_calibration:
-        terms["tail_calibration"] = average(tail_calibration(q, sample, *masses, cfg.tail_calibration_form))
+        terms["tail_calibration"] = average(
+            tail_calibration(q, sample, *masses, cfg.tail_calibration_form, target_scale))
     if cfg.mean_shift:
-        terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w)
+        terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w, batch_gap)
     shape_average = average if cfg.shape_reference == "sample" else torch.mean
     if cfg.tail_shape:
         terms["tail_shape"] = shape_average(tail_shape(q, ref, *masses))

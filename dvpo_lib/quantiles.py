@@ -30,16 +30,34 @@ def tail_count(m: int, mass: float) -> int:
     return min(m, max(3, math.ceil(mass * m - 1e-9)))
 
 
+def stable_order(x: Tensor) -> Tensor:
+    """(..., L) numbers to the (..., L) indices that sort each vector; equal numbers stay in their order.
+
+    On a CPU single precision is sorted as integers, by numpy's vectorised sort: a key is a float's bits, which order as
+    integers do once those of negative numbers are flipped, followed by its position. Several times faster than torch's
+    sort (`make bench`).
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.detach().argsort(dim=-1, stable=True)
+    bits = (x.detach().numpy() + 0.0).view(np.int32)  # + 0: no negative zeros
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(x.shape[-1])
+    keys.sort(axis=-1)
+    keys &= 0xFFFFFFFF
+    return torch.from_numpy(keys)
+
+
 def monotone(z: Tensor) -> Tensor:
     """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p.
 
-    Sorting is most of what a quantile critic costs beyond a scalar one; on CPUs numpy's vectorised sort is several
-    times faster than torch's (`make bench`).
+    Sorting is most of what a quantile critic costs beyond a scalar one, hence numpy's sort on CPUs.
     """
     if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
         return z.sort(dim=-1).values
     if torch.is_grad_enabled() and z.requires_grad:
-        return z.gather(-1, torch.from_numpy(np.argsort(z.detach().numpy(), axis=-1)))
+        return z.gather(-1, stable_order(z))
     return torch.from_numpy(np.sort(z.detach().numpy(), axis=-1))
 
 

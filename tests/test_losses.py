@@ -93,6 +93,43 @@ def test_one_target_equals_the_general_path(kappa, tie):
         torch.testing.assert_close(results[0][1][..., 3], torch.full((6, 3), -7 / 16 / 8, dtype=torch.float64))
 
 
+EDGES = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 1 + 2**-23, math.inf, -math.inf, 3e38, -3e38])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_order_is_stable_and_that_of_the_numbers(dtype):
+    x = torch.cat([EDGES[torch.randperm(11, generator=torch.Generator().manual_seed(i))] for i in range(20)])
+    for y in (x, normal(5, 3, 200).to(dtype), normal(4, 50).round(), x[:1], normal(0, 3, 4)):
+        torch.testing.assert_close(quantiles.stable_order(y.to(dtype)), y.to(dtype).argsort(dim=-1, stable=True))
+
+
+@pytest.mark.parametrize("targets", [3, 40, 200])
+def test_ranks_are_those_of_a_search(targets):
+    """Ties, negative zeros and neighbours in the last place; more quantiles than targets or fewer."""
+    some = torch.cat([EDGES, torch.nextafter(EDGES, torch.tensor(0.0)), torch.arange(-3.0, 4)])
+    draw = torch.randint(len(some), (30, 60 + targets), generator=torch.Generator().manual_seed(targets))
+    for x in (some[draw], normal(30, 60 + targets).float()):
+        g, q = x[:, 60:].sort(-1).values, x[:, :60].contiguous()
+        want = (g[:, None] < q[..., None]).sum(-1)
+        assert torch.equal(losses._ranks(g, q), want)
+        assert torch.equal(losses._ranks(g.double(), q.double()), want)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("kappa", [0.0, 0.5])
+def test_single_precision_agrees_with_double(kappa, ties):
+    """Its counts come from another algorithm. Targets are in any order."""
+    q, g = 2 * normal(40, 3, 50), 2 * normal(40, 1, 60, seed=1) + 0.5
+    if ties:
+        q, g = q.round(), g.round()
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x = q.float().to(dtype).requires_grad_()
+        loss = quantile_huber(x, g.float().to(dtype), kappa)
+        results.append((loss.detach().double(), torch.autograd.grad(loss.sum(), x)[0].double()))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
 def test_targets_broadcast_and_carry_no_gradient():
     q, g = normal(4, 3, 6).requires_grad_(), normal(4, 1, 5, seed=1).requires_grad_()
     shared, repeated = quantile_huber(q, g, 0.2), quantile_huber(q, g.expand(4, 3, 5), 0.2)

@@ -83,7 +83,7 @@ def test_literal_tail_calibration_shrinks_both_tails_and_the_elicitable_form_cor
         assert literal["lower_change"] > 0.6 * half and literal["upper_change"] < -0.6 * half
         assert abs(proper["lower_error"]) < abs(core["lower_error"])
         assert abs(proper["upper_error"]) < abs(core["upper_error"])
-        assert abs(proper["mean_change"]) < 2e-3
+        assert abs(proper["mean_change"]) < 1e-3 * half  # two corrected tails need not balance
     assert bias.loc[COIN, "tail_calibration", "sample", strength]["mean_change"] < -0.05  # rare successes are cut away
     proper = bias.loc[COIN, "tail_calibration", "elicitable", strength]
     assert abs(proper["mean_change"]) < 2e-3 and abs(proper["upper_change"]) < 2e-3

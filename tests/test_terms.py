@@ -1,6 +1,7 @@
 """The terms that shape a critic's tails: numbers by hand, loops, signs, scale in M, bias, and how they add up."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -42,16 +43,21 @@ def test_tail_calibration_by_hand():
     point, four = torch.tensor([2.0]).double(), torch.tensor([0.0, 1, 2, 7]).double()
     assert losses.tail_calibration(LINE, point, *MASS).item() == pytest.approx(1**2 + 4**2)
     assert losses.tail_calibration(LINE, four, *MASS).item() == pytest.approx(0 + (6 - 10 / 3) ** 2)
-    lower = 0.5 - 3 / 8 * 0.5 + sigmoid(1) * (1 - 2.5 + 0.5 * 8 / 3) - softplus(1)
-    upper = 3 / 8 * 2.5 + sigmoid(-6) * (-6 + 4.5) - softplus(-6)
+    lower = 0.5 - 3 / 8 * 0.5 + sigmoid(-1) * (1 - 2.5 + 0.5 * 8 / 3) - softplus(-1)  # centre 2; spread 0 counts as 1
+    upper = 3 / 8 * 2.5 + sigmoid(-4) * (-6 + 4.5) - softplus(-4)
     assert losses.tail_calibration(LINE, point, *MASS, "elicitable").item() == pytest.approx(lower + upper)
+    lower = 0.5 - 3 / 8 * 0.5 + sigmoid(0.5) * (1 - 2.5 + 0.5 * 8 / 3) - 4 * softplus(0.5)  # centre -1, spread 4
+    upper = 3 / 8 * 2.5 + sigmoid(-7 / 4) * (-6 + 4.5) - 4 * softplus(-7 / 4)
+    scale = torch.tensor([-1.0, 4.0])
+    assert losses.tail_calibration(LINE, point, *MASS, "elicitable", scale).item() == pytest.approx(lower + upper)
 
 
 def test_mean_shift_by_hand():
     """Two rows, two heads: batch means 0.5 and 4 against 2.5; only the first is pessimistic, by 2: Huber 1.5."""
     q, g = torch.tensor([[0.0, 4.0], [1.0, 4.0]]), torch.tensor([[1.0], [4.0]])
     assert losses.mean_shift(q, g).item() == pytest.approx(1.5 / 2)
-    assert losses.mean_shift(q, g, torch.tensor([[0.0, 1.0], [2.0, 1.0]])).item() == pytest.approx(2.5 / 2)
+    assert losses.mean_shift(q, g, torch.tensor([[0.0, 1.0], [1.0, 1.0]])).item() == pytest.approx(1 / 2)  # 3 / 2 rows
+    assert losses.mean_shift(q[:1], g[:1], batch_gap=torch.tensor([2.0, -1.5])).item() == pytest.approx(1.5 / 2)
     assert losses.mean_shift(torch.zeros(3, 1), torch.full((3, 1), 0.4)).item() == pytest.approx(0.08)
     single = losses.mean_shift(torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
     assert single.item() == 0  # per sample the first row would count
@@ -83,9 +89,10 @@ def test_head_consistency_by_hand():
 
 def calibration_loop(q, g, form):
     k, n = tail_count(len(q), 0.1), tail_count(len(g), 0.1)
-    total = 0.0
+    total, centre = 0.0, statistics.fmean(g)
+    unit = statistics.pstdev(g)
     for sign in (1, -1):
-        own, other = sorted(sign * x for x in q), sorted(sign * x for x in g)
+        own, other = sorted(sign * (x - centre) for x in q), sorted(sign * (x - centre) for x in g)
         e = sum(own[:k]) / k
         if form == "sample":
             total += (e - sum(other[:n]) / n) ** 2
@@ -93,8 +100,8 @@ def calibration_loop(q, g, form):
         a, v = k / len(q), (own[k - 1] + own[k]) / 2
         for y in other:
             hit = y <= v
-            score = (hit - a) * v - hit * y + a * y + sigmoid(e) * (e - v + hit * (v - y) / a) - softplus(e)
-            total += score / len(g)
+            score = (hit - a) * v - hit * y + a * y + sigmoid(e / unit) * (e - v + hit * (v - y) / a)
+            total += (score - unit * softplus(e / unit)) / len(g)
     return total
 
 
@@ -117,7 +124,8 @@ def test_terms_equal_loops(m, k, seed):
     q, ref, g = (x.sort(-1).values for x in (normal(2, m, seed=seed), normal(2, m, seed=seed + 1),
                                              normal(2, k, seed=seed + 2)))
     for form in ("sample", "elicitable"):
-        got = losses.tail_calibration(q, g, *MASS, form)
+        scale = torch.stack([losses.target_scale(x) for x in g], 1)  # of each row
+        got = losses.tail_calibration(q, g, *MASS, form, scale)
         want = [calibration_loop(a.tolist(), b.tolist(), form) for a, b in zip(q, g)]
         assert got.tolist() == pytest.approx(want, rel=1e-9)
     for term, function in (("shape", losses.tail_shape), ("curvature", losses.tail_curvature)):
@@ -215,10 +223,63 @@ def test_elicitable_score_is_least_at_the_true_pair():
     steps = torch.linspace(-0.05, 0.05, 21, dtype=torch.float64)
     for sign in (1, -1):  # the upper tail by reflection
         v, e = (v, e) if sign == 1 else (-math.log(10), -y[-2000:].mean().item())
-        grid = losses._fissler_ziegel((v + steps)[:, None], (e + steps)[None], sign * y, 0.1)
+        grid = losses._fissler_ziegel((v + steps)[:, None], (e + steps)[None], sign * y[None, None], 0.1)
         best = grid.argmin().item()
         assert (best // 21, best % 21) == (10, 10)
         assert grid.flatten().sort().values[1] > grid.min()
+
+
+OUTCOMES = {
+    "Bernoulli": (tau(2000) > 0.95).double(),  # the upper tail is half ones
+    "Gaussian": torch.special.ndtri(tau(2000)),
+    "spikes": torch.cat([torch.tensor([0.0, 1.0]).double().repeat(800), 5 * torch.special.ndtri(tau(400))]),
+}
+
+
+@pytest.mark.parametrize("unit, shift", [(1, 0), (10, 0), (1e-3, 0), (1, 100)])
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_calibration_is_least_at_the_true_pair_in_every_unit(name, unit, shift):
+    """One outcome a row: of a grid of (quantile, tail mean) pairs around the truth, in either tail, the true one."""
+    y = (unit * OUTCOMES[name] + shift).sort().values
+    true = {"lower": ((y[199] + y[200]) / 2, y[:200].mean()), "upper": ((y[-201] + y[-200]) / 2, y[-200:].mean())}
+    steps = 0.4 * unit * torch.linspace(-1, 1, 9, dtype=torch.float64)
+    for tail, (v, e) in true.items():
+        quantile, mean = (x.flatten() for x in torch.meshgrid(v + steps, e + steps, indexing="ij"))
+        q = y.mean().expand(len(mean), 40).clone()  # M = 40: a tail of 4, its quantile half way to the fifth
+        outer, inner = (slice(4), 4) if tail == "lower" else (slice(36, 40), 35)
+        q[:, outer], q[:, inner] = mean[:, None], 2 * quantile - mean
+        score = losses.tail_calibration(q[:, None], y[:, None], *MASS, "elicitable").mean(-1)
+        assert score.argmin() == 40  # the middle of the 9 x 9
+        assert score.topk(2, largest=False).values.diff() > 1e-5 * unit
+
+
+@pytest.mark.parametrize("unit, shift", [(10, 0), (1e-3, 0), (1, 50)])
+def test_calibration_follows_scale_and_shift(unit, shift):
+    """loss(c q + a, c y + a) = c loss(q, y), so that its gradient is the same in every unit."""
+    results = []
+    for c, a in ((1, 0), (unit, shift)):
+        q, y = (c * normal(6, 3, 40).sort(-1).values + a).requires_grad_(), c * normal(6, 1, 7, seed=1) + a
+        loss = losses.tail_calibration(q, y, *MASS, "elicitable")
+        results.append((loss.detach() / c, torch.autograd.grad(loss.sum(), q)[0]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+    assert results[0][1].abs().max() > 0.01
+
+
+def test_scale_of_targets():
+    y, mask = torch.tensor([[[1.0], [3.0], [math.nan]]]), torch.tensor([[True, True, False]])
+    assert losses.target_scale(y, mask).tolist() == [2, 1]
+    assert losses.target_scale(10 * y[:, :2]).tolist() == [20, 10]
+    for equal in (torch.zeros(3, 4), torch.full((999, 7), 0.1), torch.full((999, 7), -1e6).bfloat16()):
+        assert losses.target_scale(equal)[1] == 1
+    assert losses.target_scale(torch.tensor([1e-3, -1e-3]).bfloat16())[1].item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_equal_targets_give_finite_calibration():
+    for y in (0.0, 0.1, 1e6):
+        q = (y + normal(4, 2, 40).float()).sort(-1).values.requires_grad_()
+        loss = losses.tail_calibration(q, torch.full((4, 1, 1), y), *MASS, "elicitable")
+        (slope,) = torch.autograd.grad(loss.sum(), q)
+        assert loss.isfinite().all() and slope.isfinite().all() and (slope != 0).any()
 
 
 @pytest.mark.parametrize("tail", ["lower", "upper"])
@@ -361,12 +422,39 @@ def test_a_response_of_weight_two_counts_twice(reference):
     cfg = CriticLossSettings(shape_reference=reference, **ALL)
     w = torch.tensor([2.0, 0, 1]).double()[:, None].expand(3, 2)
     _, weighted = critic_loss(z, g, mask, cfg, reference=ref, response_weights=w)
-    _, repeated = critic_loss(z[twice], g[twice], mask, cfg, reference=ref[twice])
+    scale = losses.target_scale(g, mask)  # weights do not change the unit
+    _, repeated = critic_loss(z[twice], g[twice], mask, cfg, reference=ref[twice], target_scale=scale)
     _, plain = critic_loss(z, g, mask, cfg, reference=ref)
     seen = ["quantile_huber", "tail_calibration", "mean_shift"]
     seen += ["tail_shape", "tail_curvature"] if reference == "sample" else []
     for name in weighted:
         torch.testing.assert_close(weighted[name], (repeated if name in seen else plain)[name])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("form", ["sample", "elicitable"])
+@pytest.mark.parametrize("reference", ["sample", "previous"])
+def test_parts_of_a_batch_add_up_to_the_whole(reference, form, weighted):
+    """Parts of one response each, of 3, 3 and 2 tokens. Head 0 is pessimistic in the batch, but not in every part."""
+    z, g, mask, ref = inputs()
+    z = z - z.mean(-1, keepdim=True) + torch.tensor([[0.0], [0.5]])
+    g = g - g.mean(-1, keepdim=True) + torch.tensor([-1.0, 1, 1])[:, None, None]
+    w = torch.tensor([[0.0, 1], [3, 0], [1, 2]]).double() if weighted else None
+    cfg = CriticLossSettings(shape_reference=reference, tail_calibration_form=form, rho=0.5, **ALL)
+    whole = dict(target_scale=losses.target_scale(g, mask), batch_gap=losses.mean_gap(z, g, mask, w))
+    gaps = [11 / 8, (-3 + 4) / 8 - 0.5 * 7 / 8] if weighted else [2 / 8, 2 / 8 - 0.5]
+    assert whole["batch_gap"].tolist() == pytest.approx(gaps)
+    z.requires_grad_()
+
+    def slope(rows: slice, **batch) -> torch.Tensor:
+        total, _ = critic_loss(z[rows], g[rows], mask[rows], cfg, reference=ref[rows],
+                               response_weights=None if w is None else w[rows], **batch)
+        return torch.autograd.grad(total, z)[0] * mask[rows].sum() / mask.sum()
+
+    want, rows = slope(slice(None)), [slice(i, i + 1) for i in range(3)]
+    torch.testing.assert_close(sum(slope(r, **whole) for r in rows), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope(slice(None), **whole), want, rtol=1e-12, atol=1e-12)
+    assert (sum(slope(r) for r in rows) - want).abs().max() > 1e-3  # without the batch's statistics they do not
 
 
 def test_a_head_learns_nothing_from_a_response_of_weight_zero():
