@@ -1,4 +1,4 @@
-"""Kappa, targets and read-outs on small distributions whose truth is known.
+"""Kappa, targets, read-outs and whitening on small distributions whose truth is known.
 
 Backs notebooks/00_method, together with `biases`: pure functions that return tidy frames, and sentences about them.
 """
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .advantages import ReadoutSettings, actor_advantages, gae, quantile_targets
+from .advantages import ReadoutSettings, actor_advantages, gae, group_advantages, quantile_targets, whiten
 from .biases import DISTRIBUTIONS, SHOWN, K, M, bernoulli
 from .losses import quantile_huber
 from .quantiles import distortion_weights, interpolate, levels, monotone
@@ -156,6 +156,41 @@ def winsorised(band: Iterable[float] = (0.0, 0.05, 0.1, 0.2), name: str = SHOWN,
     return pd.concat(rows, ignore_index=True)
 
 
+# ---- spikes ----
+
+
+def spike_shrinkage(scales: Iterable[float] = (1.0, 2.0, 5.0, 10.0, 20.0), rate: float = 0.2, group: int = 8,
+                    batch: int = 128, batches: int = 200, seed: int = 0) -> pd.DataFrame:
+    """How far apart the advantages of a right (1) and a wrong answer (0) are, where some rewards are N(0, scale^2).
+
+    Half of the answers are right. Advantages are linear in the rewards of their batch or group, so the distance is that
+    of any two clean rewards in it, 1 and 0; groups without both are left out.
+
+    Returns:
+        share of spikes, scale (return units; 0 in a first row without spikes), whitened (over the batch, found),
+        formula (for an endless batch), groups (found), spike-free groups (share).
+    """
+    mask, rows = torch.ones(batch, 1, dtype=torch.bool), []
+    for share, scale in ((0.0, 0.0), *((rate, scale) for scale in scales)):
+        generator = torch.Generator().manual_seed(seed)
+        right = torch.rand(batches, batch, generator=generator, dtype=torch.float64) < 0.5
+        spike = torch.rand(batches, batch, generator=generator, dtype=torch.float64) < share
+        noise = scale * torch.randn(batches, batch, generator=generator, dtype=torch.float64)
+        r = torch.where(spike, noise, right.double())
+        found = {"whitened": (torch.stack([whiten(x[:, None], mask)[:, 0] for x in r]), batch),
+                 "groups": (group_advantages(r.flatten(), group), group)}  # fmt: skip
+        distances = {}
+        for name, (a, n) in found.items():
+            a, ones, zeros = (x.reshape(-1, n) for x in (a, right & ~spike, ~right & ~spike))
+            both = ones.any(1) & zeros.any(1)
+            top, bottom = ((a * x).sum(1) / x.sum(1) for x in (ones, zeros))
+            distances[name] = (top - bottom)[both].mean().item()
+        spread = (0.25 * (1 - share) * (1 + share) + share * scale**2) ** 0.5
+        rows.append({"share of spikes": share, "scale": scale, "whitened": distances["whitened"], "formula": 1 / spread,
+                     "groups": distances["groups"], "spike-free groups": (1 - share) ** group})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 # ---- sentences ----
 
 
@@ -190,6 +225,15 @@ def walk_findings(widths: pd.DataFrame) -> str:
         worst = off.abs().idxmax()
         parts.append(f"with *{kind}* targets its width is off by up to {100 * off[worst]:+.0f} % (at lambda {worst:g})")
     return "What a critic without error learns of the first state, for 0 < lambda < 1: " + listing(parts) + "."
+
+
+def spike_findings(spikes: pd.DataFrame) -> str:
+    """What is left of the distance between right and wrong at the largest scale, by the batch and by the group."""
+    clean, last = spikes.iloc[0], spikes.iloc[-1]
+    left = {name: percent(last[name] / clean[name]) for name in ("whitened", "groups")}
+    text = (f"With {percent(last['share of spikes'])} of spikes at scale {last['scale']:g}, whitening over the batch "
+            f"leaves {left['whitened']} of the distance, normalising in groups {left['groups']}.")  # fmt: skip
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def kappa_metrics(table: pd.DataFrame) -> dict:

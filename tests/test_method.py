@@ -1,6 +1,8 @@
 """What each formula does where the truth is known: signs of the biases, closed forms, widths of targets, read-outs."""
 
+import importlib
 import json
+import math
 import re
 
 import pytest
@@ -146,7 +148,173 @@ def test_table_and_sentences_follow_the_numbers(bias):
     assert set(tree[COIN]["core"]) == {"mean", "lower", "upper"}
 
 
+# ---- what the notebook derives and no other test shows ----
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_midpoint_levels_are_closest_in_wasserstein_distance():
+    """The exponential's M = 7: integral of |F^-1(u) - q| on each number's interval, against nearby numbers."""
+    m, u = 7, levels(70_000, dtype=torch.float64)
+    exact, q = -torch.log1p(-u).view(m, -1), -torch.log1p(-levels(m, dtype=torch.float64))
+    distance = [(exact - (q + shift)[:, None]).abs().mean(1) for shift in (-0.01, 0.0, 0.01)]
+    assert (distance[1] < distance[0]).all() and (distance[1] < distance[2]).all()
+
+
+def test_slope_of_the_core_is_the_distribution_function_minus_the_level():
+    q, g = normal(9).requires_grad_(), normal(50, seed=1)
+    [slope] = torch.autograd.grad(losses.quantile_huber(q, g), q)
+    below = (g < q.detach()[:, None]).double().mean(1)
+    torch.testing.assert_close(9 * slope, below - levels(9, dtype=torch.float64))
+    singles = losses.quantile_huber(q.expand(50, 9), g[:, None]).mean()  # sample by sample: the same expectation
+    torch.testing.assert_close(torch.autograd.grad(singles, q)[0], slope)
+
+
+def test_head_consistency_is_the_variance_of_heads_and_leaves_the_ensemble_alone():
+    q, aim = normal(20_000, 4, 6).requires_grad_(), normal(6, seed=1)
+    term = losses.head_consistency(q)
+    [slope] = torch.autograd.grad(term.sum(), q)
+    centre = q.mean(1, keepdim=True)
+    torch.testing.assert_close(slope, 2 * (q - centre).detach() / (4 * 6))
+    assert slope.sum(1).abs().max() < 1e-12
+    together = ((q - aim) ** 2).mean((1, 2))
+    torch.testing.assert_close(together, ((centre[:, 0] - aim) ** 2).mean(1) + term)
+    assert term.mean().item() == pytest.approx(3 / 4, rel=0.01)  # of the heads' variance 1
+
+
+def test_tail_means_of_samples_are_biased_inwards():
+    """Halves of K draws of N(0, 1): E[lower mean] > -2 phi(0) = -0.798, the less so the larger K is."""
+    truth, before = -2 / (2 * torch.pi) ** 0.5, 0.0
+    for k in (8, 32, 128):
+        y = normal(4000, k).sort(-1).values
+        low, up = quantiles.lower_tail_mean(y, 0.5).mean().item(), quantiles.upper_tail_mean(y, 0.5).mean().item()
+        assert truth + 0.001 < low < before and up == pytest.approx(-low, abs=0.02)
+        before = low
+
+
+def test_elicitable_score_finds_the_quantile_first():
+    """Its slope in v has the sign of F(v) - alpha whatever e is; its slope in e vanishes at the tail mean below v."""
+    y, mass = biases.DISTRIBUTIONS[GAUSS](20_000), 0.1
+    v_true, e_true = y[:2000].max().item(), y[:2000].mean().item()
+    for e in (-5.0, e_true, 0.0, 3.0):
+        for shift in (-0.1, 0.1):
+            v = torch.tensor(v_true + shift, dtype=torch.float64, requires_grad=True)
+            [slope] = torch.autograd.grad(losses._fissler_ziegel(v, torch.tensor(e).double(), y, mass), v)
+            assert slope * shift > 0
+    for shift in (-0.1, 0.0, 0.1):
+        e = torch.tensor(e_true + shift, dtype=torch.float64, requires_grad=True)
+        [slope] = torch.autograd.grad(losses._fissler_ziegel(torch.tensor(v_true).double(), e, y, mass), e)
+        assert slope * shift > 0 if shift else slope.abs() < 1e-6
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_mean_shift_pushes_upwards_at_the_truth_on_finite_batches(n):
+    """Batches of n outcomes N(0, 1) against a critic whose mean is 0: the slope is -1 / sqrt(2 pi n)."""
+    m = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    batches = normal(n, 20_000)  # in the place of heads
+    [slope] = torch.autograd.grad(losses.mean_shift(m.expand(n, 20_000), batches), m)
+    assert slope.item() == pytest.approx(-1 / (2 * torch.pi * n) ** 0.5, rel=0.03)
+
+
+def test_mean_shift_raises_every_level_alike(bias):
+    """Its minimiser on batches is F^-1(tau + w b), with b = E relu(batch mean - mean) found by iteration."""
+    row = bias.loc[GAUSS, "mean_shift", f"batches of {biases.BATCH}", "default"]
+    gap = torch.special.ndtri(levels(20_000, dtype=torch.float64)) / biases.BATCH**0.5
+    tau, mean = levels(biases.M, dtype=torch.float64), 0.0
+    for _ in range(50):
+        b = (gap - mean).clamp(min=0).mean()
+        mean = torch.special.ndtri(tau + biases.DEFAULTS.mean_shift * b).mean().item()
+    assert mean > 3e-3 and row["mean"] == pytest.approx(mean, rel=0.1)
+
+
+def test_a_point_as_reference_bounds_the_lower_tail_only():
+    q = normal(30).sort().values.requires_grad_()
+    loss = losses.tail_shape(q, q.new_zeros(1), *biases.MASSES)
+    [slope] = torch.autograd.grad(loss, q)
+    assert loss.item() == pytest.approx(q[:3].var(correction=0).item())
+    torch.testing.assert_close(slope[:3], (2 * (q[:3] - q[:3].mean()) / 3).detach())
+    assert (slope[3:] == 0).all()
+
+
+def test_mean_curvature_telescopes_and_the_term_does_not():
+    """A bump by c inside a tail of k = 5 of 50 leaves the mean of d_j alone, and costs M^2 * 2 |c| / 3, up or down."""
+    line = levels(50, dtype=torch.float64)
+    for side in (2, -3):
+        for bump in (1e-3, -1e-3):
+            q = line.clone()
+            q[side] += bump
+            tail = q[:5] if side > 0 else q[-5:]
+            assert tail.diff(n=2).mean().abs() < 1e-12
+            assert tail.diff(n=2).mean().item() == pytest.approx(
+                (((tail[4] - tail[3]) - (tail[1] - tail[0])) / 3).item(), abs=1e-12)
+            assert losses.tail_curvature(q, line, *biases.MASSES).item() == pytest.approx(2500 * 2e-3 / 3)
+
+
+def test_mixture_targets_have_the_variance_of_a_mixture():
+    """One response of four tokens: horizon n has weight w_n, mean mu_n, deviation s_n (0 for Monte Carlo). The mixture
+    has variance sum w s^2 + sum w (mu - mean)^2 and exceeds comonotone by the variances of s and mu at least."""
+    r, z, lam, draws = normal(1, 4), normal(1, 4, 40, seed=1).sort(-1).values, 0.6, 20_000
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    ahead = torch.cat([z[0, 1:], z.new_zeros(1, 40)]) + r[0].cumsum(0)[:, None]  # (horizon, 40)
+    w = torch.tensor([0.4, 0.24, 0.144, 0.216], dtype=torch.float64)
+    mu, s = ahead.mean(1), ahead.std(1, correction=0)
+
+    def over_horizons(x):
+        return (w * (x - w @ x) ** 2).sum()
+
+    narrow = advantages.quantile_targets(r, z, mask, 1.0, lam)[0, 0]
+    wide = advantages.quantile_targets(*(x.expand(draws, *x.shape[1:]) for x in (r, z, mask)), 1.0, lam, "mixture",
+                                       torch.Generator().manual_seed(0))[:, 0]
+    assert narrow.mean().item() == pytest.approx((w @ mu).item()) == pytest.approx(wide.mean().item(), abs=0.01)
+    variance = w @ s**2 + over_horizons(mu)
+    assert wide.var().item() == pytest.approx(variance.item(), rel=0.01)
+    assert narrow.var(correction=0) <= (w @ s) ** 2 + 1e-12
+    assert variance - narrow.var(correction=0) >= over_horizons(s) + over_horizons(mu) - 1e-12
+
+
+def test_winsorised_advantages_are_centred_and_bounded():
+    """Rewards that are the critic's own quantiles give advantages of mean 0; none exceeds the width of the band."""
+    z, mask = normal(40).sort().values, torch.ones(42, 1, dtype=torch.bool)
+    r = torch.cat([z, torch.tensor([-1e3, 1e3])])[:, None]
+    readout = advantages.ReadoutSettings(kind="winsorised", level_low=0.05, level_up=0.2)
+    a = advantages.actor_advantages(r, z.expand(42, 1, 40), mask, 1.0, 1.0, readout)[:, 0]
+    assert abs(a[:40].mean()) < 1e-12
+    width = quantiles.interpolate(z, 0.8) - quantiles.interpolate(z, 0.05)
+    assert a.abs().max() <= width and a[41] - a[40] == pytest.approx(width.item())
+
+
+def test_spikes_shrink_every_whitened_advantage():
+    spikes = method.spike_shrinkage()
+    assert spikes["whitened"].to_numpy() == pytest.approx(spikes["formula"].to_numpy(), rel=0.05)
+    last = spikes.iloc[-1]
+    assert last["whitened"] == pytest.approx(1 / (last["scale"] * last["share of spikes"] ** 0.5), rel=0.06)
+    assert last["groups"] > 3 * last["whitened"]
+    assert "leaves 6\N{NO-BREAK SPACE}% of the distance" in method.spike_findings(spikes)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_no_reward_exceeds_the_bound_of_its_group(n):
+    bound = (n - 1) / n**0.5
+    heavy = normal(1000, n) / normal(1000, n, seed=1)  # Cauchy
+    assert advantages.group_advantages(heavy.flatten(), n).abs().max() <= bound
+    spike = torch.tensor([1e9] + [0.0] * (n - 1), dtype=torch.float64)
+    assert advantages.group_advantages(spike, n).tolist() == pytest.approx([bound] + [-1 / n**0.5] * (n - 1))
+
+
 # ---- kappa ----
+
+
+@pytest.mark.parametrize("p", [0.2, 0.05, 0.7, 1e-4])
+def test_expectile_readout_in_closed_form(p):
+    """The integral of tau p / (tau p + (1 - tau)(1 - p)); for small p nearly p (log(1 / p) - 1)."""
+    integral = p / (2 * p - 1) ** 2 * (2 * p - 1 - (1 - p) * math.log(p / (1 - p)))
+    q = method.closed_form(p, 1.0, levels(10**6, dtype=torch.float64))
+    assert q.mean().item() == pytest.approx(integral, rel=1e-4)
+    if p < 1e-3:
+        assert integral == pytest.approx(p * (math.log(1 / p) - 1), rel=1e-3)
+    assert method.closed_form(0.5, 1.0, levels(200)).mean().item() == pytest.approx(0.5)
 
 
 def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
@@ -214,7 +382,16 @@ def test_every_function_that_the_notebook_names_exists():
     names = re.findall(r"`(\w+)\.(\w+)`", text)
     assert len(names) > 10
     for module, name in names:
-        assert hasattr({"losses": losses, "advantages": advantages, "quantiles": quantiles}[module], name)
+        assert hasattr(importlib.import_module(f"dvpo_lib.{module}"), name)
+
+
+def test_every_test_that_the_notebook_names_exists():
+    cells = json.loads((ROOT / "notebooks/00_method.ipynb").read_text())["cells"]
+    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    names = re.findall(r"`(test_\w+)`", text)
+    assert len(names) > 20
+    assert [name for name in names if f"def {name}(" not in code] == []
 
 
 def test_the_ratchet_drifts_upwards_with_its_weight_and_the_core_does_not():
