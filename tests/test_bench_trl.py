@@ -11,10 +11,11 @@ from benchmarks import against_trl
 
 
 def test_summary():
-    rows = [{"trl_seconds": t, "dvpo_seconds": d, "trl_length": 30.0, "dvpo_length": 28.0}
-            for t, d in [(2.0, 1.0), (3.0, 1.0), (4.0, 0.5)]]  # fmt: skip
-    table, ratio = against_trl.summary(rows)
-    assert ratio == {"median": 3.0, "least": 2.0, "most": 8.0}
+    rows = [{"trl_seconds": t, "dvpo_seconds": d, "trl_cpu": t / 2, "dvpo_cpu": d, "trl_length": 30.0,
+             "dvpo_length": 28.0} for t, d in [(2.0, 1.0), (3.0, 1.0), (4.0, 0.5)]]  # fmt: skip
+    table, ratios = against_trl.summary(rows)
+    assert ratios["seconds"].to_dict() == {"median": 3.0, "min": 2.0, "max": 8.0}
+    assert ratios["cpu"].tolist() == [1.5, 1.0, 4.0]
     assert table.loc["dvpo"].tolist() == [1.0, 128.0, 4.0, 28.0]
     assert table.loc["trl"].tolist() == pytest.approx([3.0, 128 / 3, 4 / 3, 30.0])
 
@@ -34,4 +35,4 @@ def test_a_round(tmp_path):
     against_trl.main(["--rounds", "1", "--warmup", "0", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "against_trl.json").read_text())
     assert found["response_length"]["trl"] == pytest.approx(found["response_length"]["dvpo"], rel=0.2)
-    assert len(found["rounds"]) == 1 and found["trl_seconds_over_ours"]["median"] > 0
+    assert len(found["rounds"]) == 1 and found["trl_over_ours"]["seconds"]["median"] > 0
