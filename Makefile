@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRA ?= dev
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CHAIN := $(PY) -m dvpo_lib.stage
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference test lint lab real-data bench pin clean
+.PHONY: help install repro smoke full reference test lint lab real-data bench bench-trl pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Installing the pinned packages into $(VENV) (about 2 minutes) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRA)]'
 	@touch $(STAMP)
 
 repro: $(STAMP)  ## run the whole chain (dvc repro); a second run does only what has changed
@@ -48,6 +49,10 @@ real-data: $(STAMP)  ## download and check the real data set into data/real
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks
+
+bench-trl:  ## measure grpo beside TRL's, in an environment of its own, .venv-trl
+	@$(MAKE) --no-print-directory install VENV=.venv-trl EXTRA=trl
+	@.venv-trl/bin/python -m benchmarks.against_trl
 
 pin: $(STAMP)  ## write what is installed to constraints.txt (after trying newer versions)
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new

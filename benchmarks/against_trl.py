@@ -1,0 +1,157 @@
+"""Measures grpo beside TRL's GRPOTrainer and writes against_trl.json (default: benchmarks/).
+
+Both train the same untrained model on the same prompts, with the same rewards, settings and threads. They take turns
+in one process, an iteration each (one batch of rollouts and all its optimiser steps), so that whatever else the machine
+does strikes both alike. Times are of one machine and one moment: only their ratio is worth anything elsewhere. Where
+other programs want the same cores, the ratio of the processor's seconds is the steadier one; alone they are the same.
+
+What TRL does beyond what is needed here: it samples through `generate` of `transformers`, which serves any sampling
+method; computes the log-probabilities of the old policy by a pass of their own, where ours keeps those of the sampling;
+and turns tokens to lists and back for its other engines. Its optimiser is its default one (fused AdamW, here without
+decay), which is the faster; nothing else of it is changed but what has to be equal or only costs time on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from dvpo_lib.methods import DVPOConfig
+from dvpo_lib.models import PolicySettings, build_policy, load_policy
+from dvpo_lib.tasks import TaskSettings, accuracy_reward, build_suites, build_tokenizer
+from dvpo_lib.trainer import DVPOTrainer
+
+OURS = DVPOConfig(method="grpo")
+UPDATES = OURS.num_iterations * OURS.num_mini_batches  # optimiser steps an iteration
+MISSING = "TRL is not installed here: `make bench-trl` sets up an environment with it (pip install '.[trl]')"
+
+
+def settings_of_trl(args: DVPOConfig, iterations: int, folder: str):
+    """TRL's settings for `iterations` iterations of `args`."""
+    from trl import GRPOConfig
+
+    batch = args.generation_batch_size // args.num_mini_batches
+    return GRPOConfig(
+        # what has to be equal
+        per_device_train_batch_size=batch, generation_batch_size=args.generation_batch_size,
+        num_generations=args.num_generations, num_iterations=args.num_iterations,
+        max_steps=iterations * args.num_iterations * args.num_mini_batches,
+        max_completion_length=args.max_completion_length, temperature=args.temperature, top_k=0, top_p=1.0,
+        beta=args.beta, epsilon=args.epsilon, loss_type="grpo", scale_rewards="group", use_bias_correction_kl=False,
+        learning_rate=args.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
+        max_grad_norm=args.max_grad_norm, seed=args.seed, bf16=False, use_cpu=True,
+        logging_steps=args.num_iterations * args.num_mini_batches,  # a record an iteration, as ours
+        # what only costs time
+        gradient_checkpointing=False, dataloader_num_workers=0, dataloader_pin_memory=False, disable_tqdm=True,
+        report_to="none", save_strategy="no", eval_strategy="no", output_dir=folder,
+    )  # fmt: skip
+
+
+def now() -> np.ndarray:
+    """Seconds of the clock and of the processor."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def take_turns(rounds: int, warmup: int) -> list[dict]:
+    """A row for each round: seconds, processor's seconds and mean response length of either trainer; the first `warmup`
+    are dropped.
+
+    TRL's trainer has no step to call, only a loop. So the rounds are run from inside it: each time that it has done the
+    optimiser steps of an iteration its clock is stopped, and ours does one.
+    """
+    from huggingface_hub import constants
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.utils import logging
+    from trl import GRPOTrainer
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report its use
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # names of settings that TRL itself has yet to change
+    tasks = TaskSettings()
+    prompts, rows = build_suites(tasks)["math"]["train"], []
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args, state, control, **others):
+            if state.global_step == 0:
+                self.start = now()
+
+        def on_step_end(self, args, state, control, **others):
+            if state.global_step % UPDATES == 0:
+                theirs, start = now() - self.start, now()
+                length = ours.step()["length"]
+                (seconds, cpu), (own_seconds, own_cpu) = theirs, now() - start
+                rows.append({"trl_seconds": seconds, "dvpo_seconds": own_seconds, "trl_cpu": cpu, "dvpo_cpu": own_cpu,
+                             "dvpo_length": length})
+                self.start = now()
+
+    with tempfile.TemporaryDirectory() as folder:
+        # From a folder, for TRL loads its reference policy by name.
+        tokenizer = build_tokenizer(tasks)
+        tokenizer.save_pretrained(folder)
+        build_policy(tokenizer, PolicySettings(), seed=0).save_pretrained(folder)
+        (policy, tokenizer), (policy_of_trl, _) = load_policy(folder), load_policy(folder)
+        trl = GRPOTrainer(policy_of_trl, accuracy_reward, settings_of_trl(OURS, warmup + rounds, folder), prompts,
+                          processing_class=tokenizer, callbacks=[Turns()])
+        trl.remove_callback(PrinterCallback)
+        # After TRL's, which resets what all accelerators share.
+        ours = DVPOTrainer(policy, accuracy_reward, OURS, prompts, tokenizer, accelerator=Accelerator(cpu=True))
+        trl.train()
+    lengths = [log["completions/mean_length"] for log in trl.state.log_history if "completions/mean_length" in log]
+    rows = [{**row, "trl_length": length} for row, length in zip(rows, lengths, strict=True)]
+    return [{"round": n, **row} for n, row in enumerate(rows[warmup:])]
+
+
+def summary(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of either trainer median seconds, rates and mean response length; and TRL's seconds over ours, over rounds."""
+    rounds = pd.DataFrame(rows)
+    names = ["dvpo", "trl"]
+    seconds = pd.Series({name: rounds[f"{name}_seconds"].median() for name in names})
+    table = pd.DataFrame({"seconds": seconds, "rollouts_per_second": OURS.generation_batch_size / seconds,
+                          "updates_per_second": UPDATES / seconds,
+                          "response_length": {name: rounds[f"{name}_length"].mean() for name in names}})
+    ratios = pd.DataFrame({of: rounds[f"trl_{of}"] / rounds[f"dvpo_{of}"] for of in ("seconds", "cpu")})
+    return table, ratios.agg(["median", "min", "max"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_trl", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both (default 1)")
+    parser.add_argument("--rounds", type=int, default=15, help="iterations of each that count (default 15)")
+    parser.add_argument("--warmup", type=int, default=3, help="iterations of each before them (default 3)")
+    chosen = parser.parse_args(arguments)
+    try:
+        versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch", "accelerate")}
+    except importlib.metadata.PackageNotFoundError:
+        parser.error(MISSING)
+    torch.set_num_threads(chosen.threads)
+
+    rows = take_turns(chosen.rounds, chosen.warmup)
+    table, ratios = summary(rows)
+    found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads},
+             "versions": {"python": platform.python_version(), **versions},
+             "iteration": {"rollouts": OURS.generation_batch_size, "updates": UPDATES},
+             **{name: column.round(3).to_dict() for name, column in table.items()},
+             "trl_over_ours": ratios.round(3).to_dict(),
+             "rounds": [{name: round(value, 4) for name, value in row.items()} for row in rows]}  # fmt: skip
+    (chosen.out / "against_trl.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table.round(2).to_string())
+    print(f"\nTRL's time over ours, by the clock and by the processor, over {len(rows)} rounds:")
+    print(ratios.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
