@@ -73,14 +73,14 @@ def mean_values(values: Tensor | QValues) -> Tensor:
 
 
 def critic_objective(z: Tensor | QValues, targets: Tensor, mask: Tensor, cfg: CriticSettings, old: Tensor | None = None,
-                     weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+                     weights: Tensor | None = None, **whole: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The critic's loss and its named terms.
 
     Args:
         z: the critic's outputs, (B, T, N, M) or `QValues`. mask: (B, T).
         targets: (B, T, K) samples of the return; for a Q critic what `q_loss` says.
         old: (B, T, N, M) monotone outputs before this update: what the value clip and the tail ratchet refer to.
-        weights: (B, N) bootstrap weights.
+        weights: (B, N) bootstrap weights. whole: what `critic_loss` is told of the batch that this is a part of.
     """
     if isinstance(z, QValues):
         return q_loss(z, targets, mask, cfg.q, cfg.kind)
@@ -88,7 +88,8 @@ def critic_objective(z: Tensor | QValues, targets: Tensor, mask: Tensor, cfg: Cr
         old_value = None if old is None else old[..., 0, 0]
         loss = value_loss(z[..., 0, 0], targets.mean(-1), mask, old_value, None if old is None else cfg.value_clip)
         return loss, {"value": loss.detach()}
-    return critic_loss(z, targets, mask, cfg.loss, reference=old, response_weights=weights, crossing=cfg.crossing)
+    return critic_loss(z, targets, mask, cfg.loss, reference=old, response_weights=weights, crossing=cfg.crossing,
+                       **whole)
 
 
 def return_targets(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
