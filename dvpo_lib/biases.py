@@ -95,7 +95,7 @@ def _risk(q: Tensor, g: Tensor, ref: Tensor) -> Tensor:
 
 def _calibration(q: Tensor, g: Tensor, ref: Tensor, form: str) -> Tensor:
     points = g[:, None, None, :, None] if form == "sample" else g[:, None, None, None]  # the score is linear in samples
-    scale = torch.stack([losses.target_scale(x) for x in g], 1)[..., None, None, None]  # of each distribution
+    scale = torch.stack([losses.return_scale(x) for x in g], 1)[..., None, None, None]  # of each distribution
     return losses.tail_calibration(monotone(q)[..., None, :], points, *MASSES, form, scale).mean((-2, -1))
 
 

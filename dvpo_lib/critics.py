@@ -156,13 +156,13 @@ def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, see
     optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
     steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
     batches, history, pending = shuffled_batches(len(tokens), cfg.batch_size, generator), [], []
-    needs_reference = cfg.kind == "quantile" and cfg.loss.needs_reference
+    with_reference = cfg.kind == "quantile" and cfg.loss.uses_reference
     critic.train()
     for step in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=2):
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
             with torch.no_grad():
-                old = [monotone(critic(tokens.rows(i.to(device)))) if needs_reference else None for i in pending]
+                old = [monotone(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
         rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
         loss, terms = critic_objective(critic(batch), targets[rows, : batch.completion_length], batch.mask, cfg,

@@ -39,8 +39,13 @@ class CriticLossSettings:
     upper_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # beta: mass of the upper tail
 
     @property
+    def uses_reference(self) -> bool:
+        """Whether the critic's own earlier output makes a difference: as a ratchet, or as the unit of returns."""
+        return self.needs_reference or (self.tail_calibration > 0 and self.tail_calibration_form == "elicitable")
+
+    @property
     def needs_reference(self) -> bool:
-        """Whether the critic's own earlier output is needed."""
+        """Whether there is no loss without the critic's own earlier output."""
         return self.shape_reference == "previous" and (self.tail_shape > 0 or self.tail_curvature > 0)
 
 
@@ -208,13 +213,13 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 # ---- terms; q and ref are monotone ----
 
 
-def target_scale(targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(2,) mean and standard deviation (1 where it is 0) of a batch's targets, the unit of the elicitable score.
+def return_scale(returns: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(2,) mean and standard deviation (1 where it is 0) of a batch's returns, the unit of the elicitable score.
 
     Args:
-        targets: (B, T, K), return units. mask: (B, T), the tokens that count; None: all of them.
+        returns: (B, T, ...), return units. mask: (B, T), the tokens that count; None: all of them.
     """
-    y = targets.detach() if mask is None else targets.detach()[mask]
+    y = returns.detach() if mask is None else returns.detach()[mask]
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     centre = y.mean()
     spread = (y - centre).square().mean().sqrt()
@@ -231,11 +236,12 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     `elicitable`, return units: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and
     G2 the logistic function, for both tails; the true pair minimises its expectation. G2 sees returns in the batch's
     own unit, or it would be flat wherever returns are large: the score follows every shift and scale of the returns.
-    Any unit that is the same for all rows leaves the minimiser where it is; a batch's own hangs on each row by 1/R.
+    Any unit that does not depend on the targets leaves the minimiser where it is; that of the very targets which are
+    scored does not (heavy tails: a quantile of -0.2 in place of 0 from batches of 64).
 
     Args:
         q: monotone. targets: monotone, for `sample`.
-        scale: (2, ...) centre and spread, return units, for `elicitable`; None: `target_scale` of these targets.
+        scale: (2, ...) centre and spread, return units, for `elicitable`; None: `return_scale` of these targets.
     """
     if form == "sample":
         pairs = zip(tails(q, lower_mass, upper_mass), tails(targets, lower_mass, upper_mass))
@@ -243,7 +249,7 @@ def tail_calibration(q: Tensor, targets: Tensor, lower_mass: float, upper_mass: 
     m = q.shape[-1]
     lower, upper = tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
     low, up = (tail_count(m, mass) / m for mass in (lower_mass, upper_mass))
-    centre, spread = target_scale(targets) if scale is None else scale.detach()
+    centre, spread = return_scale(targets) if scale is None else scale.detach()
     y = targets - centre[..., None]
     v, e = (x.mean(-1) - centre for x in (lower[..., -2:], lower[..., :-1]))
     score = _fissler_ziegel(v, e, y, low, spread)
@@ -340,11 +346,11 @@ def _token_rows(z: Tensor, targets: Tensor, mask: Tensor,
 
 def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSettings, *, reference: Tensor | None = None,
                 response_weights: Tensor | None = None, crossing: Literal["rearrange", "increments"] = "rearrange",
-                target_scale: Tensor | None = None,
+                scale: Tensor | None = None,
                 batch_gap: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
 
-    The core is taken on the heads' raw output, the terms on the monotone one. Given the `target_scale` and `batch_gap`
+    The core is taken on the heads' raw output, the terms on the monotone one. Given the `scale` and `batch_gap`
     of a batch, the losses of its parts, weighted with their share of the tokens, have the gradient of the whole.
 
     Args:
@@ -352,7 +358,7 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
         reference: (B, T, N, M) the critic's own monotone heads before this update, for `shape_reference: previous`.
         response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
         crossing: "increments" says that z is monotone already.
-        target_scale: (2,) by the function of that name; None: of these targets.
+        scale: (2,) by `return_scale`; None: of `reference`, or, without one, of these targets.
         batch_gap: (N,) by `mean_gap`; None: of these tokens.
 
     Returns:
@@ -375,12 +381,14 @@ def critic_loss(z: Tensor, targets: Tensor, mask: Tensor, cfg: CriticLossSetting
     by_rank = cfg.tail_calibration and cfg.tail_calibration_form == "sample" or cfg.shape_reference == "sample"
     sample = monotone(g) if by_rank else g
     ref = reference.detach()[mask] if cfg.needs_reference else sample
+    if scale is None and reference is not None:
+        scale = return_scale(reference, mask)
     masses = (cfg.lower_mass, cfg.upper_mass)
     if cfg.head_consistency:
         terms["head_consistency"] = head_consistency(q).mean()
     if cfg.tail_calibration:
         terms["tail_calibration"] = average(
-            tail_calibration(q, sample, *masses, cfg.tail_calibration_form, target_scale))
+            tail_calibration(q, sample, *masses, cfg.tail_calibration_form, scale))
     if cfg.mean_shift:
         terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w, batch_gap)
     shape_average = average if cfg.shape_reference == "sample" else torch.mean

@@ -25,7 +25,7 @@ from transformers import get_scheduler
 
 from .advantages import cut_at_quantiles, returns_to_go
 from .critics import bootstrap_weights, build_critic, critic_objective, mean_values, monotone_outputs
-from .losses import mean_gap, target_scale
+from .losses import mean_gap, return_scale
 from .methods import METHODS, DVPOConfig, Experience, resolve, token_rewards
 from .models import Critic, Tokens, token_logprobs
 from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
@@ -214,7 +214,7 @@ class DVPOTrainer:
     def update_critic(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
                       weights: Tensor | None) -> dict[str, float]:
         """One optimiser step of the critic on `rows`; the other arguments are `critics.critic_objective`'s."""
-        whole = self._whole_batch(tokens, rows, targets, weights)
+        whole = self._whole_batch(tokens, rows, targets, old, weights)
 
         def objective(batch: Tokens, rows: Tensor):
             return critic_objective(self.critic(batch), cut(targets, rows, batch), batch.mask, self.args.critic,
@@ -224,8 +224,9 @@ class DVPOTrainer:
         return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
 
     @torch.no_grad()
-    def _whole_batch(self, tokens: Tokens, rows: Tensor, targets: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
-        """What quantile losses that see micro-batches take of the whole one: the targets' scale, and the mean's gap."""
+    def _whole_batch(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
+                     weights: Tensor | None) -> dict[str, Tensor]:
+        """What quantile losses that see micro-batches take of the whole one: the unit of returns, the mean's gap."""
         parts = rows.chunk(self.args.gradient_accumulation_steps)
         if len(parts) == 1 or self.args.critic.kind != "quantile":
             return {}
@@ -235,7 +236,7 @@ class DVPOTrainer:
             own = mean_gap(self.critic(batch), cut(targets, part, batch), batch.mask,
                            weights if weights is None else weights[part])
             gap = gap + own * (batch.mask.sum() / count)
-        return {"batch_gap": gap, "target_scale": target_scale(targets[rows], tokens.mask[rows])}
+        return {"batch_gap": gap, "scale": return_scale(old[rows], tokens.mask[rows])}
 
     def update_policy(self, tokens: Tokens, rows: Tensor, old_logprobs: Tensor, advantages: Tensor,
                       reference_logprobs: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from dvpo_lib import advantages, biases, losses, method, quantiles, ratchet
-from dvpo_lib.losses import CriticLossSettings, critic_loss
+from dvpo_lib.losses import CriticLossSettings, critic_loss, return_scale
 from dvpo_lib.quantiles import levels
 
 
@@ -58,7 +58,7 @@ def test_forms_are_the_terms_of_the_critic_loss(key):
     for batch in g.split(1 if form == "per sample" else len(g)):
         shape = (len(batch), 1, *z.shape)
         totals.append(critic_loss(z.expand(shape), batch[:, None, None], torch.ones(len(batch), 1, dtype=torch.bool),
-                                  settings, reference=before.expand(shape))[0].item())
+                                  settings, reference=before.expand(shape), scale=return_scale(g))[0].item())
     assert ours.item() == pytest.approx(sum(totals) / len(totals), rel=1e-9)
 
 

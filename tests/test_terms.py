@@ -124,7 +124,7 @@ def test_terms_equal_loops(m, k, seed):
     q, ref, g = (x.sort(-1).values for x in (normal(2, m, seed=seed), normal(2, m, seed=seed + 1),
                                              normal(2, k, seed=seed + 2)))
     for form in ("sample", "elicitable"):
-        scale = torch.stack([losses.target_scale(x) for x in g], 1)  # of each row
+        scale = torch.stack([losses.return_scale(x) for x in g], 1)  # of each row
         got = losses.tail_calibration(q, g, *MASS, form, scale)
         want = [calibration_loop(a.tolist(), b.tolist(), form) for a, b in zip(q, g)]
         assert got.tolist() == pytest.approx(want, rel=1e-9)
@@ -267,11 +267,26 @@ def test_calibration_follows_scale_and_shift(unit, shift):
 
 def test_scale_of_targets():
     y, mask = torch.tensor([[[1.0], [3.0], [math.nan]]]), torch.tensor([[True, True, False]])
-    assert losses.target_scale(y, mask).tolist() == [2, 1]
-    assert losses.target_scale(10 * y[:, :2]).tolist() == [20, 10]
+    assert losses.return_scale(y, mask).tolist() == [2, 1]
+    assert losses.return_scale(10 * y[:, :2]).tolist() == [20, 10]
     for equal in (torch.zeros(3, 4), torch.full((999, 7), 0.1), torch.full((999, 7), -1e6).bfloat16()):
-        assert losses.target_scale(equal)[1] == 1
-    assert losses.target_scale(torch.tensor([1e-3, -1e-3]).bfloat16())[1].item() == pytest.approx(1e-3, rel=0.01)
+        assert losses.return_scale(equal)[1] == 1
+    assert losses.return_scale(torch.tensor([1e-3, -1e-3]).bfloat16())[1].item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_unit_of_calibration_comes_from_the_reference():
+    """Not from the targets that are scored; the whole term follows a change of unit of outputs, targets, reference."""
+    z, g, mask, ref = inputs()
+    cfg = CriticLossSettings(**dict.fromkeys(ALL, 0.0) | dict(tail_calibration=1.0))
+
+    def term(c: float = 1.0, **keywords) -> torch.Tensor:
+        return critic_loss(c * z, c * g, mask, cfg, **keywords)[1]["tail_calibration"]
+
+    own = term(reference=ref)
+    torch.testing.assert_close(own, term(scale=losses.return_scale(ref, mask)))
+    torch.testing.assert_close(term(), term(scale=losses.return_scale(g, mask)))
+    assert (own - term()).abs() > 1e-3
+    torch.testing.assert_close(term(10.0, reference=10 * ref), 10 * own)
 
 
 def test_equal_targets_give_finite_calibration():
@@ -362,7 +377,7 @@ def test_total_is_core_plus_weighted_terms(form, reference):
     torch.testing.assert_close(terms, {
         "quantile_huber": losses.quantile_huber(z[mask], sample, 0.1, losses.risk_weights(12, 1.0).double()).mean(),
         "head_consistency": losses.head_consistency(q).mean(),
-        "tail_calibration": losses.tail_calibration(q, sample, *MASS, form).mean(),
+        "tail_calibration": losses.tail_calibration(q, sample, *MASS, form, losses.return_scale(ref, mask)).mean(),
         "mean_shift": losses.mean_shift(q.mean(-1), sample.mean(-1)),
         "tail_shape": losses.tail_shape(q, other, *MASS).mean(),
         "tail_curvature": losses.tail_curvature(q, other, *MASS).mean(),
@@ -422,8 +437,8 @@ def test_a_response_of_weight_two_counts_twice(reference):
     cfg = CriticLossSettings(shape_reference=reference, **ALL)
     w = torch.tensor([2.0, 0, 1]).double()[:, None].expand(3, 2)
     _, weighted = critic_loss(z, g, mask, cfg, reference=ref, response_weights=w)
-    scale = losses.target_scale(g, mask)  # weights do not change the unit
-    _, repeated = critic_loss(z[twice], g[twice], mask, cfg, reference=ref[twice], target_scale=scale)
+    scale = losses.return_scale(ref, mask)  # weights do not change the unit
+    _, repeated = critic_loss(z[twice], g[twice], mask, cfg, reference=ref[twice], scale=scale)
     _, plain = critic_loss(z, g, mask, cfg, reference=ref)
     seen = ["quantile_huber", "tail_calibration", "mean_shift"]
     seen += ["tail_shape", "tail_curvature"] if reference == "sample" else []
@@ -441,7 +456,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(reference, form, weighted):
     g = g - g.mean(-1, keepdim=True) + torch.tensor([-1.0, 1, 1])[:, None, None]
     w = torch.tensor([[0.0, 1], [3, 0], [1, 2]]).double() if weighted else None
     cfg = CriticLossSettings(shape_reference=reference, tail_calibration_form=form, rho=0.5, **ALL)
-    whole = dict(target_scale=losses.target_scale(g, mask), batch_gap=losses.mean_gap(z, g, mask, w))
+    whole = dict(scale=losses.return_scale(ref, mask), batch_gap=losses.mean_gap(z, g, mask, w))
     gaps = [11 / 8, (-3 + 4) / 8 - 0.5 * 7 / 8] if weighted else [2 / 8, 2 / 8 - 0.5]
     assert whole["batch_gap"].tolist() == pytest.approx(gaps)
     z.requires_grad_()
