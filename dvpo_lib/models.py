@@ -140,15 +140,22 @@ def load_policy(name_or_path: str):
 
 def token_logits(policy, tokens: Tokens) -> Tensor:
     """(B, T, V) logits that predict each completion token, from the position before it."""
-    keep = tokens.completion_length + 1
-    return policy(**tokens.model_inputs(), logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
+    keep = tokens.completion_length
+    inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
+    return policy(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:]
 
 
-def token_logprobs(policy, tokens: Tokens, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats, at the sampling temperature."""
+def token_logprobs(policy, tokens: Tokens, temperature: float = 1.0,
+                   learn_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats, at the sampling temperature.
+
+    Gradients flow through the entropies only where `learn_entropy`.
+    """
     logp = (token_logits(policy, tokens).float() / temperature).log_softmax(-1)
     chosen = tokens.input_ids[:, -tokens.completion_length :, None]
-    return logp.gather(-1, chosen).squeeze(-1), -(logp.exp() * logp).sum(-1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learn_entropy):
+        entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(-1, chosen).squeeze(-1), entropy
 
 
 def shuffled_batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -235,7 +242,8 @@ class Critic(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B, T, N, M) head outputs (return units); monotone in M where built by increments."""
-        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state
-        z = self.head(hidden[:, -tokens.completion_length - 1 : -1].float())
+        inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
+        z = self.head(hidden[:, -tokens.completion_length :].float())
         z = z.unflatten(-1, (self.heads, self.quantiles))
         return from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z

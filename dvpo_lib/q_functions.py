@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
@@ -169,6 +169,17 @@ def fitted_q(rewards: Tensor, x: QValues, mask: Tensor, gamma: float, cfg: QSett
     return q - value, torch.stack([backed_up, q, outcome], -1)
 
 
+class Caches(NamedTuple):
+    """The key/value caches of a policy and of its critic."""
+
+    own: Any
+    other: Any
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        for cache in self:
+            cache.batch_select_indices(rows)
+
+
 class PerturbedPolicy(nn.Module):
     """The base policy with `strength * (Q - V)` added to its logits (Snell et al. 2022); for `rollouts.generate` only.
 
@@ -191,5 +202,5 @@ class PerturbedPolicy(nn.Module):
         read = self.critic.backbone(past_key_values=other, **inputs)
         q, v = self.critic.read(read.last_hidden_state[:, -1:])
         out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
-        out.past_key_values = (out.past_key_values, read.past_key_values)
+        out.past_key_values = Caches(out.past_key_values, read.past_key_values)
         return out

@@ -127,7 +127,7 @@ class DVPOTrainer:
         self.state = TrainerState()
 
     def _prepare(self, module, learning_rate: float):
-        return self.accelerator.prepare(module, torch.optim.Adam(module.parameters(), lr=learning_rate))
+        return self.accelerator.prepare(module, torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True))
 
     def _generator(self, purpose: str, device="cpu") -> torch.Generator:
         """A generator that depends on (seed, step, purpose) alone."""
@@ -172,8 +172,8 @@ class DVPOTrainer:
         """Completions of this step's prompts by `policy` (default: the actor); the other columns of their records."""
         size, group = self.args.generation_batch_size, self.args.num_generations if self.method.groups else 1
         generator = self._generator("prompts")
-        picks = torch.randint(len(self.data), (size // group,), generator=generator).repeat_interleave(group).tolist()
-        records = [self.data[i] for i in picks]
+        picks = torch.randint(len(self.data), (size // group,), generator=generator).tolist()
+        records = [record for i in picks for record in [self.data[i]] * group]  # reading a record of a table is slow
         rollouts = generate(policy or self.actor, self.processing_class, [r["prompt"] for r in records],
                             self.args.max_completion_length, self.args.temperature,
                             self._generator(purpose, self.accelerator.device))
@@ -245,7 +245,7 @@ class DVPOTrainer:
         average = dict(how=method.aggregate, max_length=args.max_completion_length)
 
         def objective(batch: Tokens, rows: Tensor):
-            logprobs, entropy = token_logprobs(self.policy, batch, args.temperature)
+            logprobs, entropy = token_logprobs(self.policy, batch, args.temperature, args.entropy_coef > 0)
             old, a, reference = (cut(x, rows, batch) for x in (old_logprobs, advantages, reference_logprobs))
             if method.offline:
                 loss, stats = awr_loss(logprobs, a, batch.mask, args.awr_temperature, **average)
