@@ -141,7 +141,8 @@ def worst_case_mean(q: Tensor, radius: float) -> Tensor:
     of the learned outcomes). Radius 0 is the mean, radius 1 the smallest outcome.
     """
     m = q.shape[-1]
-    kept = 1 - (radius * m - torch.arange(m - 1, -1, -1, device=q.device)).clamp(0, 1)  # of each quantile's mass
+    above = torch.arange(m - 1, -1, -1, dtype=q.dtype, device=q.device)
+    kept = 1 - (radius * m - above).clamp(0, 1)  # of each quantile's mass
     return (q * kept).mean(-1) + radius * q[..., 0]
 
 
