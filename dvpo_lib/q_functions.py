@@ -121,7 +121,8 @@ def q_loss(x: QValues, targets: Tensor, mask: Tensor, cfg: QSettings,
     Returns:
         (total, named terms).
     """
-    backed_up, q_hat, outcome = targets.detach().expand(*targets.shape[:2], 3).unbind(-1)
+    targets = torch.where(mask[..., None], targets.detach(), 0.0)  # NaN there would reach the gradient
+    backed_up, q_hat, outcome = targets.expand(*targets.shape[:2], 3).unbind(-1)
     terms = {"td": masked_mean(0.5 * ((x.q - backed_up[..., None]) ** 2).mean(-1), mask),
              "value": masked_mean(expectile_loss(x.v, q_hat, cfg.expectile), mask)}
     total = terms["td"] + terms["value"]
