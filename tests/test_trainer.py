@@ -238,6 +238,20 @@ def test_the_target_critic_follows_at_its_rate(tokenizer, method, extraction):
 
 
 @OFFLINE
+def test_back_ups_and_advantages_read_the_target_critic(tokenizer, method, extraction):
+    t = trainer(tokenizer, method, extraction=extraction)
+    strangers(t)
+    with torch.no_grad():
+        for p in t.critic.parameters():
+            p.zero_()
+    rollouts, _ = t.sample(t.reference)
+    x, _ = t.examine(rollouts, torch.zeros(32))
+    with torch.no_grad():
+        want = t.target_critic(rollouts.tokens)
+    assert torch.equal(x.values.q, want.q) and torch.equal(x.values.v, want.v) and want.v.abs().max() > 0.01
+
+
+@OFFLINE
 def test_only_regression_moves_the_policy(tokenizer, method, extraction):
     """Perturbed logits leave the base policy as it is; the reference stays in either case."""
     t = trainer(tokenizer, method, extraction=extraction)
