@@ -66,10 +66,13 @@ def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, tmp_pat
     schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1)
     straight = trainer(tokenizer, method, max_steps=4, **schedule)
     straight.train(progress=False)
-    first = trainer(tokenizer, method, max_steps=4, **schedule)
-    for _ in range(2):
-        first.step()
-    first.save_state(tmp_path / "state.pt")
+
+    def breaks_off(trainer_state, **columns):
+        return arm(**columns) if trainer_state.global_step < 2 else 1 / 0
+
+    first = trainer(tokenizer, method, breaks_off, max_steps=4, **schedule)
+    with pytest.raises(RuntimeError, match="at step 2"):
+        first.train(checkpoint=tmp_path / "state.pt", save_steps=1, progress=False)
     torch.manual_seed(999)  # global generators must not matter
     second = trainer(tokenizer, method, max_steps=4, **schedule)
     second.train(checkpoint=tmp_path / "state.pt", progress=False)
