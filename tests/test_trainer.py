@@ -66,10 +66,13 @@ def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, tmp_pat
     schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1)
     straight = trainer(tokenizer, method, max_steps=4, **schedule)
     straight.train(progress=False)
-    first = trainer(tokenizer, method, max_steps=4, **schedule)
-    for _ in range(2):
-        first.step()
-    first.save_state(tmp_path / "state.pt")
+
+    def breaks_off(trainer_state, **columns):
+        return arm(**columns) if trainer_state.global_step < 2 else 1 / 0
+
+    first = trainer(tokenizer, method, breaks_off, max_steps=4, **schedule)
+    with pytest.raises(RuntimeError, match="at step 2"):
+        first.train(checkpoint=tmp_path / "state.pt", save_steps=1, progress=False)
     torch.manual_seed(999)  # global generators must not matter
     second = trainer(tokenizer, method, max_steps=4, **schedule)
     second.train(checkpoint=tmp_path / "state.pt", progress=False)
@@ -235,6 +238,20 @@ def test_the_target_critic_follows_at_its_rate(tokenizer, method, extraction):
             assert not new.requires_grad
         assert any(not torch.equal(a, b) for a, b in zip(before, now))
         before = [p.clone() for p in now]
+
+
+@OFFLINE
+def test_back_ups_and_advantages_read_the_target_critic(tokenizer, method, extraction):
+    t = trainer(tokenizer, method, extraction=extraction)
+    strangers(t)
+    with torch.no_grad():
+        for p in t.critic.parameters():
+            p.zero_()
+    rollouts, _ = t.sample(t.reference)
+    x, _ = t.examine(rollouts, torch.zeros(32))
+    with torch.no_grad():
+        want = t.target_critic(rollouts.tokens)
+    assert torch.equal(x.values.q, want.q) and torch.equal(x.values.v, want.v) and want.v.abs().max() > 0.01
 
 
 @OFFLINE
