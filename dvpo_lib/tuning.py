@@ -200,7 +200,7 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         if critic := nested(new, "critic"):
             owner = next(f for f, tree in trees.items() if row["critic"] in tree.get("critics", {}))
             overlay(trees[owner]["critics"][row["critic"]], critic, tables=())
-        written.append(f"{method}: {', '.join(f'{dotted} = {value}' for dotted, value in new.items())}")
+        written.append(f"{method}: {', '.join(f'{d} = {spelled(v)}' for d, v in new.items())}")
     fresh = {file: root / f"{file}.new" for file in FILES}
     try:
         for file, tree in trees.items():
@@ -267,7 +267,7 @@ def effort(table: pd.DataFrame) -> str:
     """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
     by = table.groupby("method", sort=False)
     points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
-    counts = pd.DataFrame({"points": points, "development seeds a point": by["seed"].nunique(),
+    counts = pd.DataFrame({"points a method": points, "development seeds a point": by["seed"].nunique(),
                            "scored rollouts a run": by["rollouts"].max()})  # fmt: skip
     text = f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {listing(table['family'].unique())}. "
     for name, column in counts.items():
@@ -283,8 +283,8 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
         return f"{100 * share:.1f} points"
 
     changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
-    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({listing(changed)})" if changed else "")
-    lines = [f"{text}. The others stay where they stood: no point beats theirs by {points(MARGIN)} or more."]
+    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
+    lines = [f"{text}. Elsewhere no point is ahead of the one that stood by {points(MARGIN)} or more, and it stays."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
     means = cells.mean().groupby("method")
     ahead = (means.max() - winners.set_index("method")["stood"]).dropna()

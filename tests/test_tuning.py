@@ -305,7 +305,7 @@ def test_sentences_say_what_the_tables_say():
     nowhere = won.assign(stood=np.nan)
     assert "ahead of the one" not in tuning.tuning_findings(table, nowhere)
     assert "not on the grid" in tuning.winner_table(nowhere).to_string()
-    assert "Points: 9." in tuning.effort(table) and "6,144" in tuning.effort(table)
+    assert "Points a method: 9." in tuning.effort(table) and "6,144" in tuning.effort(table)
     assert "not equal" in tuning.effort(table[:-1])
 
 
