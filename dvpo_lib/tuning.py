@@ -125,9 +125,9 @@ def forecast(params, methods: Iterable[str], seeds: int) -> str:
     minutes = MINUTES * len(runs) / sum(len(grid(m)) for m in SENSITIVE)
     return (
         f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
-        f"development seed{'s' * (seeds > 1)} a point) and pretrains {distinct} critics, without noise on "
-        f"{params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store has already. An "
-        "interrupted run goes on where it stopped."
+        f"development seed{'s' * (seeds > 1)} a point), pretrains {distinct} critic{'s' * (distinct != 1)} before, "
+        f"without noise on {params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store "
+        "has already. An interrupted run goes on where it stopped."
     )
 
 
@@ -297,8 +297,8 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
                  f"{points(spread.max())}, {label(spread.idxmax())}).")  # fmt: skip
     low, high = table["learning_rate"].min(), table["learning_rate"].max()
     top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))
-    lines.append(f"- **Edge**: {top} winners have the highest learning rate of the grid and {bottom} the lowest; the "
-                 "grid does not say what lies beyond.")  # fmt: skip
+    lines.append(f"- **Edge**: of {len(winners)} winners {top} at the highest learning rate of the grid, {bottom} at "
+                 "the lowest; the grid does not say what lies beyond.")  # fmt: skip
     seeds = int(cells.size().min())
     if seeds > 1:
         error = float(cells.var().mean() ** 0.5)
