@@ -284,7 +284,9 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
 
     changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
     text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
-    lines = [f"{text}. Elsewhere no point is ahead of the one that stood by {points(MARGIN)} or more, and it stays."]
+    if len(changed) < len(winners):
+        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {points(MARGIN)}"
+    lines = [f"{text}."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
     means = cells.mean().groupby("method")
     ahead = (means.max() - winners.set_index("method")["stood"]).dropna()
