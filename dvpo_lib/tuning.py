@@ -45,8 +45,8 @@ SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of th
     "grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Shao et al. 2024 take 0.04
     "dr_grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Liu et al. 2025 take 0
     "reinforce_pp": ("training.beta", (0.0, 0.01, 0.04)),
-    "cql": ("critic.q.conservatism", (0.03, 0.1, 0.3)),  # Kumar et al. 2020, section 6
-    "rfqi": ("critic.q.radius", (0.05, 0.1, 0.2)),  # Panaganti et al. 2022, section 6
+    "cql": ("critic.q.conservatism", (0.03, 0.1, 0.3)),  # weight of the penalty, Kumar et al. 2020
+    "rfqi": ("critic.q.radius", (0.05, 0.1, 0.2)),  # of the uncertainty set, Panaganti et al. 2022
     "ppo_clip_reward": ("training.epsilon", (0.1, 0.2, 0.3)),
     "grpo_clip_reward": ("training.beta", (0.0, 0.01, 0.04)),
 }
