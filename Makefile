@@ -56,6 +56,7 @@ bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 bench-trl:  ## measure grpo beside TRL's, in an environment of its own, .venv-trl
 	@$(MAKE) --no-print-directory install VENV=.venv-trl EXTRA=trl
 	@.venv-trl/bin/python -m benchmarks.against_trl
+	@test ! -d data/base || .venv-trl/bin/python -m benchmarks.against_trl --policy data/base
 
 pin: $(STAMP)  ## write what is installed to constraints.txt (after trying newer versions)
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new

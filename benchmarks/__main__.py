@@ -1,7 +1,8 @@
-"""Measures speed and memory and writes results.json and results.png (default: benchmarks/).
+"""Measures speed and memory and writes results.json, results.png and costs.md (default: benchmarks/).
 
 Times are of one machine and one moment: compare rows of one file, never rows of two. All forms and methods that are
-compared take turns, so that whatever else the machine does strikes them alike.
+compared take turns, so that whatever else the machine does strikes them alike. In its default place costs.md is also
+shown in README.md.
 """
 
 from __future__ import annotations
@@ -15,16 +16,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .iterations import MODELS, ROWS, iteration_rows
+from .costs import publish
+from .iterations import MODELS, configurations, iteration_rows, memory_ratios, ratios
 from .kernels import gae_rows, loss_rows, sort_rows
 from .pictures import picture, write
-
-
-def ratios(iterations: pd.DataFrame, baseline: str = "ppo") -> dict:
-    """{model: {method: median over rounds of its time over the baseline's in the same round}}."""
-    wide = iterations.pivot(index=["model", "round"], columns="method", values="step")
-    relative = wide.div(wide[baseline], axis=0).groupby("model").median()
-    return {model: row.round(3).to_dict() for model, row in relative.iterrows()}
 
 
 def speedups(losses: pd.DataFrame) -> list[dict]:
@@ -35,7 +30,18 @@ def speedups(losses: pd.DataFrame) -> list[dict]:
     return found.round(1).reset_index().to_dict("records")
 
 
-def main() -> None:
+def summary(iterations: pd.DataFrame) -> dict:
+    """What results.json holds of iterations: medians over rounds, and time and memory over those of ppo."""
+    groups = iterations.groupby(["model", "method"], sort=False)
+    medians = groups.median().round(4).drop(columns="round").reset_index()
+    return {"iteration_seconds": medians.assign(rounds=groups.size().to_numpy()).to_dict("records"),
+            "iteration_over_ppo": ratios(iterations),
+            "iteration_without_diagnostics_over_ppo": ratios(iterations, without="describe"),
+            "memory_over_ppo": memory_ratios(iterations)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    methods = list(configurations())
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
@@ -45,32 +51,35 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds of losses and advantages")
     parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
-    parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), help="ppo must be among them")
-    chosen = parser.parse_args()
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="ppo must be among them")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure (default cpu)")
+    chosen = parser.parse_args(arguments)
     if "ppo" not in chosen.methods:
         parser.error("--methods: times are given relative to ppo, which is not among them")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: torch sees no CUDA device here")
     torch.set_num_threads(chosen.threads)
+    device = torch.cuda.get_device_name() if chosen.device == "cuda" else "cpu"
 
     print("loss and advantages ...", flush=True)
-    losses = pd.DataFrame(loss_rows(chosen.quantiles, chosen.rows, chosen.repeats))
-    gaes = pd.DataFrame(gae_rows([(128, 32, 1), (128, 32, 200), (16, 1024, 1), (16, 1024, 200)], chosen.repeats))
+    losses = pd.DataFrame(loss_rows(chosen.quantiles, chosen.rows, chosen.repeats, chosen.device))
+    shapes = [(128, 32, 1), (128, 32, 200), (16, 1024, 1), (16, 1024, 200)]
+    gaes = pd.DataFrame(gae_rows(shapes, chosen.repeats, chosen.device))
     found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads,
-                         "torch": torch.__version__},
+                         "device": device, "torch": torch.__version__},
              "loss": losses.to_dict("records"), "loss_table_over_sorted": speedups(losses),
              "gae": gaes.to_dict("records"),
              "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats))}  # fmt: skip
     rows = []
     for model in chosen.models:
         rounds = chosen.rounds if model == "default" else max(1, chosen.rounds // 4)
-        rows += iteration_rows(model, chosen.methods, rounds)
+        rows += iteration_rows(model, chosen.methods, rounds, chosen.device)
     if rows:
-        iterations = pd.DataFrame(rows)
-        found["iteration_seconds"] = iterations.drop(columns="round").groupby(
-            ["model", "method"], sort=False).median().round(4).reset_index().to_dict("records")
-        found["iteration_over_ppo"] = ratios(iterations)
+        found |= summary(pd.DataFrame(rows))
         print(json.dumps(found["iteration_over_ppo"], indent=2))
     print(pd.DataFrame(found["loss_table_over_sorted"]).to_string(index=False))
     write(chosen.out, found, picture(found))
+    publish(chosen.out)
 
 
 if __name__ == "__main__":

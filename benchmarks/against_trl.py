@@ -1,14 +1,18 @@
 """Measures grpo beside TRL's GRPOTrainer and writes against_trl.json (default: benchmarks/).
 
-Both train the same untrained model on the same prompts, with the same rewards, settings and threads. They take turns
-in one process, an iteration each (one batch of rollouts and all its optimiser steps), so that whatever else the machine
-does strikes both alike. Times are of one machine and one moment: only their ratio is worth anything elsewhere. Where
-other programs want the same cores, the ratio of the processor's seconds is the steadier one; alone they are the same.
+    python -m benchmarks.against_trl                       # an untrained policy: responses of nearly full length
+    python -m benchmarks.against_trl --policy data/base    # the chain's base policy: shorter ones
+
+The file has a part for each of the two; a run replaces its own. Both trainers start from the same model and train it on
+the same prompts, with the same rewards, settings and threads. They take turns in one process, an iteration each (one
+batch of rollouts and all its optimiser steps), so that whatever else the machine does strikes both alike. Times are of
+one machine and one moment: only their ratio is worth anything elsewhere. Where other programs want the same cores, the
+ratio of the processor's seconds is the steadier one; alone they are the same.
 
 What TRL does beyond what is needed here: it samples through `generate` of `transformers`, which serves any sampling
 method; computes the log-probabilities of the old policy by a pass of their own, where ours keeps those of the sampling;
 and turns tokens to lists and back for its other engines. Its optimiser is its default one (fused AdamW, here without
-decay), which is the faster; nothing else of it is changed but what has to be equal or only costs time on a CPU.
+decay); nothing else of it is changed but what has to be equal or only costs time on a CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ from dvpo_lib.models import PolicySettings, build_policy, load_policy
 from dvpo_lib.tasks import TaskSettings, accuracy_reward, build_suites, build_tokenizer
 from dvpo_lib.trainer import DVPOTrainer
 
+from .costs import publish
+
 OURS = DVPOConfig(method="grpo")
+PARTS = ("untrained", "trained")  # of the file: the policy that is started from
 UPDATES = OURS.num_iterations * OURS.num_mini_batches  # optimiser steps an iteration
 MISSING = "TRL is not installed here: `make bench-trl` sets up an environment with it (pip install '.[trl]')"
 
@@ -64,9 +71,9 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def take_turns(rounds: int, warmup: int) -> list[dict]:
+def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]:
     """A row for each round: seconds, processor's seconds and mean response length of either trainer; the first `warmup`
-    are dropped.
+    are dropped. `base`: folder of the policy to start from, and its tokenizer (default: the untrained default model).
 
     TRL's trainer has no step to call, only a loop. So the rounds are run from inside it: each time that it has done the
     optimiser steps of an iteration its clock is stopped, and ours does one.
@@ -97,11 +104,11 @@ def take_turns(rounds: int, warmup: int) -> list[dict]:
                 self.start = now()
 
     with tempfile.TemporaryDirectory() as folder:
-        # From a folder, for TRL loads its reference policy by name.
-        tokenizer = build_tokenizer(tasks)
-        tokenizer.save_pretrained(folder)
-        build_policy(tokenizer, PolicySettings(), seed=0).save_pretrained(folder)
-        (policy, tokenizer), (policy_of_trl, _) = load_policy(folder), load_policy(folder)
+        if base is None:  # into a folder, for TRL loads its reference policy by name
+            base, tokenizer = Path(folder) / "base", build_tokenizer(tasks)
+            tokenizer.save_pretrained(base)
+            build_policy(tokenizer, PolicySettings(), seed=0).save_pretrained(base)
+        (policy, tokenizer), (policy_of_trl, _) = load_policy(str(base)), load_policy(str(base))
         trl = GRPOTrainer(policy_of_trl, accuracy_reward, settings_of_trl(OURS, warmup + rounds, folder), prompts,
                           processing_class=tokenizer, callbacks=[Turns()])
         trl.remove_callback(PrinterCallback)
@@ -125,6 +132,28 @@ def summary(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table, ratios.agg(["median", "min", "max"])
 
 
+def store(file: Path, part: str, found: dict) -> dict:
+    """Replaces one part of the file, keeps the other, and returns both."""
+    everything = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    everything[part] = found
+    everything = {name: everything[name] for name in PARTS if name in everything}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    return everything
+
+
+def overview(everything: dict) -> pd.DataFrame:
+    """A column for each part of the file: seconds and response lengths of both trainers, and TRL's time over ours, by
+    the clock and by the processor (median, least and most over rounds)."""
+    rows = {}
+    for part, found in everything.items():
+        row = {f"{column}, {name}": found[column][name] for column in ("seconds", "response_length")
+               for name in ("dvpo", "trl")}  # fmt: skip
+        row |= {f"TRL over ours, {of}, {k}": x for of, r in found["trl_over_ours"].items() for k, x in r.items()}
+        rows[part] = {**row, "rounds": len(found["rounds"])}
+    return pd.DataFrame(rows)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against_trl", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,14 +161,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both (default 1)")
     parser.add_argument("--rounds", type=int, default=15, help="iterations of each that count (default 15)")
     parser.add_argument("--warmup", type=int, default=3, help="iterations of each before them (default 3)")
+    parser.add_argument("--policy", type=Path, metavar="PATH", help="folder of a trained policy to start from, such as "
+                        "data/base (default: the default model, untrained)")  # fmt: skip
     chosen = parser.parse_args(arguments)
+    if chosen.policy and not (chosen.policy / "config.json").is_file():
+        parser.error(f"--policy: {chosen.policy} is no folder of a saved policy")
     try:
         versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch", "accelerate")}
     except importlib.metadata.PackageNotFoundError:
         parser.error(MISSING)
     torch.set_num_threads(chosen.threads)
 
-    rows = take_turns(chosen.rounds, chosen.warmup)
+    rows = take_turns(chosen.rounds, chosen.warmup, chosen.policy)
     table, ratios = summary(rows)
     found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads},
              "versions": {"python": platform.python_version(), **versions},
@@ -147,10 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
              **{name: column.round(3).to_dict() for name, column in table.items()},
              "trl_over_ours": ratios.round(3).to_dict(),
              "rounds": [{name: round(value, 4) for name, value in row.items()} for row in rows]}  # fmt: skip
-    (chosen.out / "against_trl.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table.round(2).to_string())
-    print(f"\nTRL's time over ours, by the clock and by the processor, over {len(rows)} rounds:")
-    print(ratios.round(2).to_string())
+    everything = store(chosen.out / "against_trl.json", "trained" if chosen.policy else "untrained", found)
+    publish(chosen.out)
+    print(overview(everything).round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,11 +11,13 @@ from dvpo_lib.advantages import gae
 from dvpo_lib.losses import quantile_huber
 from dvpo_lib.quantiles import levels, stable_order
 
+from .meters import median_ms, peak_mb
+
 
 def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
     """The loss as it is written down, (R, M) and (R, K) to (R,): every quantile against every target."""
     u = g[:, None, :] - q[:, :, None]
-    weight = (levels(q.shape[-1])[:, None] - (u.detach() < 0).float()).abs()
+    weight = (levels(q.shape[-1], device=q.device)[:, None] - (u.detach() < 0).float()).abs()
     if kappa == 0:
         return (weight * u.abs()).mean((-2, -1))
     return (weight * torch.nn.functional.huber_loss(u, torch.zeros_like(u), reduction="none", delta=kappa)
@@ -38,76 +36,40 @@ def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: f
     return torch.stack(out[::-1], 1)
 
 
-def median_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each function, the median of `repeats` rounds in which all are run one after the other."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            taken[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Without what the profiler's native code prints at every start and stop."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-def peak_mb(function: Callable[[], object]) -> float:
-    """The most that torch held at a time beyond what it held before, in MB."""
-    function()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 1e6
-
-
-def loss_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
+def loss_rows(sizes: list[int], rows: int, repeats: int, device: str = "cpu") -> Iterator[dict]:
     """Loss and gradient of (rows, M) quantiles against as many targets: form, kappa, quantiles, ms, peak_mb."""
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
-        q = torch.randn(rows, m, generator=generator).sort(-1).values.requires_grad_()
-        g = torch.randn(rows, m, generator=generator)
+        q = torch.randn(rows, m, generator=generator).sort(-1).values.to(device).requires_grad_()
+        g = torch.randn(rows, m, generator=generator).to(device)
         for kappa in (0.0, 1.0):
             def run(loss, q=q, g=g, kappa=kappa):
                 return torch.autograd.grad(loss(q, g, kappa).mean(), q)
 
             forms = {"sorted": lambda run=run: run(quantile_huber), "table": lambda run=run: run(table_quantile_huber)}
-            times = median_ms(forms, repeats)
+            times = median_ms(forms, repeats, device)
             for form, function in forms.items():
-                yield dict(form=form, kappa=kappa, quantiles=m, rows=rows, ms=times[form], peak_mb=peak_mb(function))
+                yield dict(form=form, kappa=kappa, quantiles=m, rows=rows, ms=times[form],
+                           peak_mb=peak_mb(function, device))
 
 
-def gae_rows(shapes: list[tuple[int, int, int]], repeats: int) -> Iterator[dict]:
+def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cpu") -> Iterator[dict]:
     """Distributional GAE of (B, T, M) values by matrix products and by the loop: form, responses, tokens, ..., ms."""
     generator = torch.Generator().manual_seed(0)
     for b, t, m in shapes:
         rewards, values = torch.randn(b, t, generator=generator), torch.randn(b, t, m, generator=generator)
         mask = torch.arange(t) < torch.randint(t // 2, t + 1, (b, 1), generator=generator)
+        rewards, values, mask = (x.to(device) for x in (rewards, values, mask))
         forms = {"matrix": lambda r=rewards, v=values, k=mask: gae(r, v, k, 1.0, 0.95),
                  "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95)}
-        for form, ms in median_ms(forms, repeats).items():
+        for form, ms in median_ms(forms, repeats, device).items():
             yield dict(form=form, responses=b, tokens=t, quantiles=m, ms=ms)
 
 
 def sort_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
-    """Sorting nearly monotone heads with indices, as a differentiable rearrangement needs: library, quantiles, ms."""
+    """Sorting nearly monotone heads with indices, as a differentiable rearrangement needs: library, quantiles, ms.
+
+    Always on the CPU: elsewhere the library sorts by torch."""
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
         z = levels(m) + 0.05 * torch.randn(rows, m, generator=generator)

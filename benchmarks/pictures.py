@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
-from dvpo_lib.figures.style import caption, label, look, new, save
+from dvpo_lib.figures.style import THEME, save
 
-from .iterations import PARTS
+from .costs import name_of
+from .iterations import PARTS, REST
 
 FORMS = {"sorted": ("#0072B2", "sorting and prefix sums"), "table": ("#CC79A7", "M × M table")}
-SHADES = ["#DDDDDD", "#AACCEE", "#0072B2", "#222222", "#F2E6B6"]
+SHADES = ["#C8C8C8", "#AACCEE", "#0072B2", "#222222", "#E69F00", "#F2E6B6"]  # of PARTS and the rest
 
 
 def picture(found: dict) -> Figure:
-    """Time and memory of the loss against M, advantages beside the loop; seconds of an iteration by part and model."""
+    """Time and memory of the loss against M, advantages beside the loop; below them, for each model, the time of every
+    method's iteration by part and its memory, relative to PPO's."""
     iterations = pd.DataFrame(found.get("iteration_seconds", []))
     models = list(dict.fromkeys(iterations["model"])) if len(iterations) else []
-    figure, axes = new(12.5, 7.2 if models else 3.6, 2 if models else 1, 3, width_ratios=[1, 1, 1])
-    for ax, column, unit in zip(axes[0], ("ms", "peak_mb"), ("milliseconds", "MB at most"), strict=False):
+    methods = iterations["method"].nunique() if models else 0
+    with mpl.rc_context({**sns.axes_style("whitegrid"), **THEME}):
+        figure = Figure(figsize=(13, 3.6 + (1.6 + 0.33 * methods if models else 0)), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.6 + 0.33 * methods]) if models else (figure, None)
+        axes = above.subplots(1, 3)
+        if models:
+            lower = below.subplots(1, 2 * len(models), width_ratios=[2.4, 1] * len(models), sharey=True, squeeze=False)
+    for ax, column, unit in zip(axes, ("ms", "peak_mb"), ("milliseconds", "MB at most"), strict=False):
         draw_loss(ax, pd.DataFrame(found["loss"]), column, unit)
-    axes[0, 0].legend(fontsize=8)
-    draw_gae(axes[0, 2], pd.DataFrame(found["gae"]))
-    for ax, model in zip(axes[-1], models, strict=False):
-        draw_iteration(ax, iterations[iterations["model"] == model], found["iteration_over_ppo"][model])
+    axes[0].legend(fontsize=8)
+    draw_gae(axes[2], pd.DataFrame(found["gae"]))
     if models:
-        handles, labels = axes[-1, 0].get_legend_handles_labels()
-        axes[-1, 2].legend(handles, labels, title="part of an iteration", loc="center left")
-        for ax in axes[-1, len(models) :]:
-            ax.axis("off")
+        draw_costs(below, lower[0], iterations, models, found)
     threads, rows = found["machine"]["threads"], found["loss"][0]["rows"]
-    return caption(figure, f"Medians over rounds in which all take turns, {threads} thread(s). Loss: {rows} rows. "
-                           "Ratios are medians of ratios inside a round. GAE: responses x tokens x quantiles.")
+    text = (f"Medians over rounds in which all take turns, {threads} thread(s). Loss: {rows} rows. GAE: responses x "
+            "tokens x quantiles. Times relative to PPO are medians of ratios inside a round; memory is what torch "
+            "holds at most, the weights with gradients and optimiser states. Diagnostics of CQL and RFQI: their policy "
+            "answers only to be watched.")
+    (below or figure).supxlabel("\n".join(textwrap.wrap(text, 215)), x=0.005, ha="left", fontsize=8.5, color="0.35")
+    return figure
 
 
 def draw_loss(ax, losses: pd.DataFrame, column: str, unit: str) -> None:
@@ -63,19 +73,38 @@ def draw_gae(ax, gaes: pd.DataFrame) -> None:
     ax.legend(fontsize=8)
 
 
-def draw_iteration(ax, own: pd.DataFrame, ratio: dict) -> None:
-    for k, row in enumerate(own.to_dict("records")):
-        parts = {name: row[part] for part, name in PARTS.items()}
-        parts["advantages and the rest"] = row["step"] - sum(parts.values())
-        left = 0.0
-        for (name, seconds), color in zip(parts.items(), SHADES, strict=True):
-            ax.barh(k, seconds, left=left, color=color, ec="white", label=name if k == 0 else None)
-            left += seconds
-        ax.text(left, k, f" {ratio[row['method']]:.2f} × PPO", va="center", fontsize=9)
-    ax.set(yticks=range(len(own)), xlabel="seconds an iteration", ylim=(len(own) - 0.4, -0.6),
-           title=f"iteration, {own['model'].iloc[0]} model ({own['parameters'].iloc[0] / 1e6:.2g} M parameters)")
-    ax.set_yticklabels([label(m).replace("dvpo", look("dvpo").name).replace(", ", ",\n") for m in own["method"]])
-    ax.set_xlim(0, 1.35 * own["step"].max())
+def draw_costs(part, axes, iterations: pd.DataFrame, models: list[str], found: dict) -> None:
+    """Two panels a model, methods from the cheapest to the dearest at the first one."""
+    order = sorted(found["iteration_over_ppo"][models[0]].items(), key=lambda row: row[1])
+    for k, model in enumerate(models):
+        own = iterations[iterations["model"] == model].set_index("method").reindex([name for name, _ in order])
+        ppo = own.loc["ppo"]
+        size = f"{model} model ({ppo['parameters'] / 1e6:.2g} M parameters)"
+        seconds = {name: own[column] for column, name in PARTS.items()}
+        seconds[REST] = own["step"] - sum(seconds.values())
+        time, memory = axes[2 * k], axes[2 * k + 1]
+        draw_stacks(time, seconds, ppo["step"], SHADES, found["iteration_over_ppo"][model])
+        time.set(title=f"time, {size}", xlabel=f"PPO = 1 ({ppo['step']:.3g} s)")
+        held = {"weights": own["held_mb"], "activations and the rest": own["peak_mb"] - own["held_mb"]}
+        draw_stacks(memory, held, ppo["peak_mb"], ["#CC79A7", "#F3DCE9"], found["memory_over_ppo"][model])
+        memory.set(title="memory", xlabel=f"PPO = 1 ({ppo['peak_mb']:.3g} MB)")
+    axes[0].set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6))
+    axes[0].set_yticklabels([name_of(name) for name, _ in order])
+    handles = [h for ax in axes[:2] for h in ax.get_legend_handles_labels()[0]]
+    part.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8.5, columnspacing=1.2)
+
+
+def draw_stacks(ax, parts: dict[str, pd.Series], unit: float, colors: list[str], ratio: dict) -> None:
+    """A bar for each method (the index of `parts`), stacked, in units of PPO's, with its ratio beside it."""
+    left = 0.0 * next(iter(parts.values()))
+    for (name, amount), color in zip(parts.items(), colors, strict=True):
+        ax.barh(range(len(left)), amount / unit, left=left, color=color, ec="white", lw=0.5, label=name)
+        left = left + amount / unit
+    for k, (method, end) in enumerate(left.items()):
+        if method in ratio:
+            ax.text(end, k, f" {ratio[method]:.2f}", va="center", fontsize=8.5)
+    ax.axvline(1, color="#222222", lw=0.8, ls=":")
+    ax.set_xlim(0, 1.25 * left.max())
     ax.grid(axis="y", visible=False)
 
 

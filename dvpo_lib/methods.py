@@ -7,7 +7,7 @@ for the critic), the policy's loss and how it is averaged, and where the KL pena
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -67,13 +67,15 @@ def with_changes(args: DVPOConfig, changes: Mapping[str, Any]) -> DVPOConfig:
     Raises:
         ValueError: a setting that does not exist, or a value that it does not take; the message names it.
     """
-    known = {f.name: getattr(args, f.name) for f in fields(args)}
-    for name, value in changes.items():
-        if name not in known:
-            raise ValueError(f"{name}: there is no such setting of a training run")
-        nested = isinstance(value, Mapping) and is_dataclass(known[name])
-        known[name] = {**asdict(known[name]), **value} if nested else value
-    return TypeAdapter(DVPOConfig).validate_python(known, strict=False)
+    def merged(own: dict[str, Any], new: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        for name, value in new.items():
+            if name not in own:
+                raise ValueError(f"{where}{name}: there is no such setting of a training run")
+            nested = isinstance(value, Mapping) and isinstance(own[name], dict)
+            own[name] = merged(own[name], value, f"{where}{name}.") if nested else value
+        return own
+
+    return TypeAdapter(DVPOConfig).validate_python(merged(asdict(args), changes))
 
 
 def resolve(args: DVPOConfig) -> DVPOConfig:

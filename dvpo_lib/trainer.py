@@ -252,6 +252,7 @@ class DVPOTrainer:
             else:
                 loss, stats = policy_loss(logprobs, old, a, batch.mask, args.epsilon, args.epsilon_high, **average)
             if args.kl_placement == "loss" and args.beta:
+                reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows where it is far off
                 penalty = kl_estimate(logprobs, reference, args.kl_estimator)
                 loss = loss + args.beta * aggregate(penalty, batch.mask, **average)
             if args.entropy_coef:
@@ -308,7 +309,8 @@ class DVPOTrainer:
         logs |= {"kl": masked_mean(kl, mask).item(), "length": mask.sum(1).float().mean().item(),
                  "flat_groups": float("nan"), "explained_variance": float("nan")}
         if group > 1:
-            logs["flat_groups"] = (x.rewards.view(-1, group).std(1) == 0).float().mean().item()
+            rewards = x.rewards.view(-1, group)
+            logs["flat_groups"] = (rewards.amax(1) == rewards.amin(1)).float().mean().item()
         if x.values is not None:
             returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[x.mask]
             error = returns - mean_values(x.values)[x.mask]

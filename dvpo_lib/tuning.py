@@ -45,8 +45,8 @@ SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of th
     "grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Shao et al. 2024 take 0.04
     "dr_grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Liu et al. 2025 take 0
     "reinforce_pp": ("training.beta", (0.0, 0.01, 0.04)),
-    "cql": ("critic.q.conservatism", (0.03, 0.1, 0.3)),  # Kumar et al. 2020, section 6
-    "rfqi": ("critic.q.radius", (0.05, 0.1, 0.2)),  # Panaganti et al. 2022, section 6
+    "cql": ("critic.q.conservatism", (0.03, 0.1, 0.3)),  # weight of the penalty, Kumar et al. 2020
+    "rfqi": ("critic.q.radius", (0.05, 0.1, 0.2)),  # of the uncertainty set, Panaganti et al. 2022
     "ppo_clip_reward": ("training.epsilon", (0.1, 0.2, 0.3)),
     "grpo_clip_reward": ("training.beta", (0.0, 0.01, 0.04)),
 }
@@ -125,9 +125,9 @@ def forecast(params, methods: Iterable[str], seeds: int) -> str:
     minutes = MINUTES * len(runs) / sum(len(grid(m)) for m in SENSITIVE)
     return (
         f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
-        f"development seed{'s' * (seeds > 1)} a point) and pretrains {distinct} critics, without noise on "
-        f"{params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store has already. An "
-        "interrupted run goes on where it stopped."
+        f"development seed{'s' * (seeds > 1)} a point), pretrains {distinct} critic{'s' * (distinct != 1)} before, "
+        f"without noise on {params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store "
+        "has already. An interrupted run goes on where it stopped."
     )
 
 
@@ -200,7 +200,7 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         if critic := nested(new, "critic"):
             owner = next(f for f, tree in trees.items() if row["critic"] in tree.get("critics", {}))
             overlay(trees[owner]["critics"][row["critic"]], critic, tables=())
-        written.append(f"{method}: {', '.join(f'{dotted} = {value}' for dotted, value in new.items())}")
+        written.append(f"{method}: {', '.join(f'{d} = {spelled(v)}' for d, v in new.items())}")
     fresh = {file: root / f"{file}.new" for file in FILES}
     try:
         for file, tree in trees.items():
@@ -267,7 +267,7 @@ def effort(table: pd.DataFrame) -> str:
     """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
     by = table.groupby("method", sort=False)
     points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
-    counts = pd.DataFrame({"points": points, "development seeds a point": by["seed"].nunique(),
+    counts = pd.DataFrame({"points a method": points, "development seeds a point": by["seed"].nunique(),
                            "scored rollouts a run": by["rollouts"].max()})  # fmt: skip
     text = f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {listing(table['family'].unique())}. "
     for name, column in counts.items():
@@ -283,8 +283,10 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
         return f"{100 * share:.1f} points"
 
     changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
-    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({listing(changed)})" if changed else "")
-    lines = [f"{text}. The others stay where they stood: no point beats theirs by {points(MARGIN)} or more."]
+    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
+    if len(changed) < len(winners):
+        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {points(MARGIN)}"
+    lines = [f"{text}."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
     means = cells.mean().groupby("method")
     ahead = (means.max() - winners.set_index("method")["stood"]).dropna()
@@ -297,8 +299,8 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
                  f"{points(spread.max())}, {label(spread.idxmax())}).")  # fmt: skip
     low, high = table["learning_rate"].min(), table["learning_rate"].max()
     top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))
-    lines.append(f"- **Edge**: {top} winners have the highest learning rate of the grid and {bottom} the lowest; the "
-                 "grid does not say what lies beyond.")  # fmt: skip
+    lines.append(f"- **Edge**: of {len(winners)} winners {top} at the highest learning rate of the grid, {bottom} at "
+                 "the lowest; the grid does not say what lies beyond.")  # fmt: skip
     seeds = int(cells.size().min())
     if seeds > 1:
         error = float(cells.var().mean() ** 0.5)

@@ -30,9 +30,38 @@ def test_without_trl_it_names_the_command(monkeypatch, capsys):
     assert stop.value.code == 2 and "make bench-trl" in capsys.readouterr().err
 
 
-def test_a_round(tmp_path):
+def test_no_policy_there(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        against_trl.main(["--policy", str(tmp_path / "missing")])
+    assert "missing is no folder of a saved policy" in capsys.readouterr().err
+
+
+def test_a_run_replaces_its_own_part_of_the_file(tmp_path):
+    def run(seconds):
+        ratio = {"median": seconds, "min": 1.0, "max": 9.0}
+        return {"seconds": {"dvpo": 1.0, "trl": seconds}, "response_length": {"dvpo": 15.0, "trl": 16.0},
+                "trl_over_ours": {"seconds": ratio, "cpu": ratio}, "rounds": [{}, {}]}  # fmt: skip
+
+    file = tmp_path / "new" / "against_trl.json"
+    for part, seconds in (("trained", 2.0), ("untrained", 3.0), ("trained", 4.0)):
+        everything = against_trl.store(file, part, run(seconds))
+    assert json.loads(file.read_text()) == everything and list(everything) == ["untrained", "trained"]
+    table = against_trl.overview(everything)
+    assert table.loc["TRL over ours, seconds, median"].to_dict() == {"untrained": 3.0, "trained": 4.0}
+    assert table.loc["response_length, trl"].tolist() == [16.0, 16.0] and table.loc["rounds"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("part", against_trl.PARTS)
+def test_a_round(tmp_path, part):
     pytest.importorskip("trl")
-    against_trl.main(["--rounds", "1", "--warmup", "0", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "against_trl.json").read_text())
+    policy = []
+    if part == "trained":
+        tokenizer = against_trl.build_tokenizer(against_trl.TaskSettings())
+        small = against_trl.PolicySettings(hidden_size=32, num_hidden_layers=1)
+        against_trl.build_policy(tokenizer, small, seed=1).save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        policy = ["--policy", str(tmp_path / "base")]
+    against_trl.main(["--rounds", "1", "--warmup", "0", "--out", str(tmp_path), *policy])
+    found = json.loads((tmp_path / "against_trl.json").read_text())[part]
     assert found["response_length"]["trl"] == pytest.approx(found["response_length"]["dvpo"], rel=0.2)
     assert len(found["rounds"]) == 1 and found["trl_over_ours"]["seconds"]["median"] > 0

@@ -398,8 +398,7 @@ class Table(nn.Module):
         self.config, self.device = SimpleNamespace(hidden_size=2, vocab_size=logits.shape[-1]), torch.device("cpu")
 
     def forward(self, input_ids, **inputs):
-        logits = self.logits[input_ids[:, 0], : input_ids.shape[1] - 1]
-        return SimpleNamespace(logits=torch.cat([logits, logits[:, :1]], 1))  # what follows the end is not asked
+        return SimpleNamespace(logits=self.logits[input_ids[:, 0], : input_ids.shape[1]])
 
 
 def table_tokens(taken, mask):
@@ -431,8 +430,6 @@ LOSS_ARGS = dict(beta=0.5, max_completion_length=4, awr_temperature=1.0)
 def even_step(method, **changes):
     a = WEIGHTS.log() if method in OFFLINE else BY_RESPONSE if method in GROUPS else BY_TOKEN
     old, reference = (torch.where(MASK, -LN2 - x, NAN) for x in (RATIO.log(), GAP))
-    if settled(method, **LOSS_ARGS | changes).kl_placement == "loss":
-        reference = torch.where(MASK, reference, 0.0)
     return step(settled(method, **LOSS_ARGS | changes), EVEN, TAKEN, MASK, old, reference, a)
 
 
@@ -672,3 +669,8 @@ def test_changes_reach_into_nested_settings():
 def test_wrong_changes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         with_changes(DVPOConfig(), changes)
+
+
+def test_changes_reach_two_levels_down():
+    base = DVPOConfig(critic=CriticSettings(loss=dict(mean_shift=0.5)))
+    assert with_changes(base, {"critic": {"loss": {"kappa": 1.0}}}).critic.loss.mean_shift == 0.5

@@ -66,10 +66,13 @@ def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, tmp_pat
     schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1)
     straight = trainer(tokenizer, method, max_steps=4, **schedule)
     straight.train(progress=False)
-    first = trainer(tokenizer, method, max_steps=4, **schedule)
-    for _ in range(2):
-        first.step()
-    first.save_state(tmp_path / "state.pt")
+
+    def breaks_off(trainer_state, **columns):
+        return arm(**columns) if trainer_state.global_step < 2 else 1 / 0
+
+    first = trainer(tokenizer, method, breaks_off, max_steps=4, **schedule)
+    with pytest.raises(RuntimeError, match="at step 2"):
+        first.train(checkpoint=tmp_path / "state.pt", save_steps=1, progress=False)
     torch.manual_seed(999)  # global generators must not matter
     second = trainer(tokenizer, method, max_steps=4, **schedule)
     second.train(checkpoint=tmp_path / "state.pt", progress=False)
@@ -109,7 +112,7 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
         advantages, targets = t.method.advantage(x, t.args)
         advantages = advantages.clone()
         if poison:
-            for part in (rollouts.logprobs, advantages, targets):
+            for part in (rollouts.logprobs, reference, advantages, targets):
                 spoil(part, bad)
         t.update(rollouts, advantages, targets, x.values, reference)
         results.append([p.clone() for m in networks(t) for p in m.parameters()])
@@ -155,7 +158,8 @@ def test_groups_mean_fewer_prompts_and_not_more_rollouts(tokenizer, method):
 # ---- micro-batches ----
 
 # The shift of the mean and the score of tail means are taken on whole batches: support under accumulation is apart.
-BATCH_TERMS = [pytest.param(dict(mean_shift=0.0, tail_calibration=0.0), id="without_batch_terms")]
+BATCH_TERMS = [pytest.param(dict(mean_shift=0.0, tail_calibration=0.0), id="without_batch_terms"),
+               pytest.param({}, id="with_batch_terms")]  # which need the whole batch's statistics
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # the scheduler still holds the optimiser that was replaced
@@ -238,6 +242,20 @@ def test_the_target_critic_follows_at_its_rate(tokenizer, method, extraction):
 
 
 @OFFLINE
+def test_back_ups_and_advantages_read_the_target_critic(tokenizer, method, extraction):
+    t = trainer(tokenizer, method, extraction=extraction)
+    strangers(t)
+    with torch.no_grad():
+        for p in t.critic.parameters():
+            p.zero_()
+    rollouts, _ = t.sample(t.reference)
+    x, _ = t.examine(rollouts, torch.zeros(32))
+    with torch.no_grad():
+        want = t.target_critic(rollouts.tokens)
+    assert torch.equal(x.values.q, want.q) and torch.equal(x.values.v, want.v) and want.v.abs().max() > 0.01
+
+
+@OFFLINE
 def test_only_regression_moves_the_policy(tokenizer, method, extraction):
     """Perturbed logits leave the base policy as it is; the reference stays in either case."""
     t = trainer(tokenizer, method, extraction=extraction)
@@ -285,3 +303,30 @@ def test_clear_errors_of_the_constructor(tokenizer):
         trainer(tokenizer, "grpo", num_generations=5)
     with pytest.raises(ValueError, match="needs a scalar critic"):
         trainer(tokenizer, "ppo", critic=CriticSettings())
+
+
+@pytest.mark.parametrize("method, estimator", [("grpo", "k3"), ("grpo", "k2"), ("grpo", "k1"), ("cql", "k3")])
+@pytest.mark.parametrize("hole", [float("nan"), 1e3])
+def test_reference_beyond_the_end_changes_no_update(tokenizer, method, estimator, hole):
+    """KL in the loss: the reference's log-probabilities at masked positions may hold anything."""
+    results = []
+    for poison in (False, True):
+        t = trainer(tokenizer, method, kl_placement="loss", kl_estimator=estimator)
+        rollouts, _ = t.sample()
+        x, reference = t.examine(rollouts, torch.tensor(arm(None, rollouts.completions)))
+        advantages, targets = t.method.advantage(x, t.args)
+        if poison:
+            reference[~x.mask] = hole
+        t.update(rollouts, advantages, targets, x.values, reference)
+        results.append([p.clone() for p in t.policy.parameters()])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_group_of_equal_rewards_is_flat_whatever_the_reward(tokenizer):
+    """One group: 0.1 eight times has a standard deviation above 0 in float32."""
+    for value in (0.1, 0.3, 0.7, 1.3, 3.3333):
+        for size in (2, 4, 5, 8, 16):
+            t = trainer(tokenizer, "grpo", rewards=lambda prompts, v=value, **c: [v] * len(prompts),
+                        num_mini_batches=1, num_generations=size, generation_batch_size=size, max_completion_length=1)
+            assert t.step()["flat_groups"] == 1, (value, size)

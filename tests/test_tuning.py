@@ -261,7 +261,7 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
     points = list(itertools.product(tuning.LEARNING_RATES, tuning.SENSITIVE["dvpo"][1]))
     assert list(zip(table["learning_rate"], table["value"]))[4:] == points
     text = tuning.forecast(toy, ["grpo", "dvpo"], seeds=1)
-    assert "8 runs (2 methods, 4 points each, 1 development seed a point) and pretrains 2 critics" in text
+    assert "8 runs (2 methods, 4 points each, 1 development seed a point), pretrains 2 critics before" in text
     stored = sorted(Path("store").iterdir())
     assert len([p for p in stored if p.name != "unfinished"]) == 8 + 2
 
@@ -303,9 +303,9 @@ def test_sentences_say_what_the_tables_say():
     assert "From the worst point to the best it is 5.8 points (median; at most 10.8 points, PPO)" in text
     assert "standard deviation of 0.7 points" in tuning.tuning_findings(made_up(["ppo"], seeds=2), won)
     nowhere = won.assign(stood=np.nan)
-    assert "ahead of the one" not in tuning.tuning_findings(table, nowhere)
+    assert "median over methods" not in tuning.tuning_findings(table, nowhere)
     assert "not on the grid" in tuning.winner_table(nowhere).to_string()
-    assert "Points: 9." in tuning.effort(table) and "6,144" in tuning.effort(table)
+    assert "Points a method: 9." in tuning.effort(table) and "6,144" in tuning.effort(table)
     assert "not equal" in tuning.effort(table[:-1])
 
 

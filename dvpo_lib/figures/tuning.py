@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .style import caption, legend_above, look, new
 
@@ -18,8 +18,8 @@ SETTINGS = {
     "critic.q.radius": "radius of the worst case",
 }  # fmt: skip
 FRAMES = {  # of a cell: (label, inset in cells, style)
-    "stood": ("where params.yaml stood", 0.13, dict(edgecolor="white", lw=1.6, ls=(0, (2, 1.5)))),
-    "winner": ("winner", 0.04, dict(edgecolor="#D55E00", lw=2.8)),
+    "stood": ("where params.yaml stood", 0.13, dict(lw=1.6, ls=(0, (2, 1.5)))),
+    "winner": ("winner", 0.04, dict(ec="#D55E00", lw=2.8)),
 }
 
 
@@ -49,6 +49,10 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     cells = grid.groupby(["method", "learning_rate", "value"], sort=False)["score"].mean()
     scale, colours = Normalize(cells.min(), cells.max()), mpl.colormaps["cividis"]
     handles: list = []
+
+    def ink(score: float) -> str:
+        return "white" if scale(score) < 0.55 else "black"
+
     for ax, method in zip(axes.flat, methods, strict=False):
         table = cells[method].unstack("value").sort_index().sort_index(axis="columns")
         won = winners[winners["method"] == method].iloc[0]
@@ -56,8 +60,8 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
         for row, rate in enumerate(table.index):
             for column, value in enumerate(table.columns):
                 score = table.loc[rate, value]
-                ink = "white" if scale(score) < 0.55 else "black"
-                ax.text(column + 0.5, row + 0.5, f"{100 * score:.1f}", ha="center", va="center", color=ink, fontsize=9)
+                ax.text(column + 0.5, row + 0.5, f"{100 * score:.1f}", ha="center", va="center", color=ink(score),
+                        fontsize=9)  # fmt: skip
         places = {"stood": (won["stood_learning_rate"], won["stood_value"]),
                   "winner": (won["learning_rate"], won["value"])}  # fmt: skip
         for name, (text, inset, frame) in FRAMES.items():
@@ -65,9 +69,8 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
             if rate in table.index and value in table.columns:
                 corner = (table.columns.get_loc(value) + inset, table.index.get_loc(rate) + inset)
                 side = 1 - 2 * inset
-                ax.add_patch(Rectangle(corner, side, side, fill=False, **frame))
-                shown = {**frame, "edgecolor": "#777777"} if name == "stood" else frame  # white would not show
-                handles.append(Rectangle((0, 0), 1, 1, fill=False, label=text, **shown))
+                ax.add_patch(Rectangle(corner, side, side, **{"ec": ink(table.loc[rate, value]), **frame}, fill=False))
+                handles.append(Rectangle((0, 0), 1, 1, **{"ec": "black", **frame}, fill=False, label=text))
         ax.set_title(look(method).name, fontsize=10)
         ax.set_xticks([k + 0.5 for k in range(len(table.columns))], [spelled(v) for v in table.columns])
         ax.set_yticks([k + 0.5 for k in range(len(table.index))], [spelled(v) for v in table.index])
@@ -79,7 +82,8 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     for ax in axes.flat[len(methods) :]:
         ax.set_visible(False)
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, aspect=30, pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     bar.set_label("true reward late in training")
     legend_above(figure, handles)
     seeds = grid.groupby(["method", "learning_rate", "value"])["seed"].nunique().max()

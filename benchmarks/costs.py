@@ -1,0 +1,122 @@
+"""What was measured, as a short Markdown text: costs.md, which README.md shows between marks.
+
+    python -m benchmarks.costs    # from the files that are there; both benchmarks do it by themselves
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from dvpo_lib.figures.style import label, look
+
+HERE = Path(__file__).resolve().parent
+START, END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
+QUANTILES = 200  # M that the text speaks of, where it was measured
+POLICIES = {"untrained": "the untrained policy", "trained": "the trained base policy"}
+
+
+def name_of(method: str) -> str:
+    """What people read for a row of the benchmark."""
+    return label(method).replace("dvpo", look("dvpo").name)
+
+
+def costs(found: Mapping, against_trl: Mapping) -> str:
+    """The text: the loss, the table of methods, the comparison with TRL; what was not measured is left out.
+
+    Args:
+        found: results.json. against_trl: against_trl.json.
+    """
+    return "\n".join([*loss_lines(found), *method_lines(found), *trl_lines(against_trl)]) + "\n"
+
+
+def loss_lines(found: Mapping) -> Iterator[str]:
+    loss = pd.DataFrame(found["loss_table_over_sorted"])
+    sizes = set(loss["quantiles"])
+    m = QUANTILES if QUANTILES in sizes else max(sizes)
+    row = loss[(loss["quantiles"] == m) & (loss["kappa"] == 0)].iloc[0]
+    yield (f"- **Quantile loss** with gradient, {m} quantiles against {m} targets: {row['faster']:.0f} × faster by "
+           f"sorting than by the {m} × {m} table, in {row['smaller']:.0f} × less memory. (At λ = 1, the default of the "
+           "critic, a target is one number, and neither is needed.)")
+
+
+def method_lines(found: Mapping) -> Iterator[str]:
+    if "iteration_seconds" not in found:
+        return
+    iterations = pd.DataFrame(found["iteration_seconds"])
+    models = list(dict.fromkeys(iterations["model"]))
+    bases, columns = [], {}
+    for model in models:
+        ppo = iterations[(iterations["model"] == model) & (iterations["method"] == "ppo")].iloc[0]
+        memory = f" and {ppo['peak_mb']:.0f} MB" if "peak_mb" in ppo else ""
+        bases.append(f"{ppo['step']:.3g} s{memory} at the {model} model ({ppo['parameters'] / 1e6:.2g} M parameters)")
+        columns[f"time, {model}"] = pd.Series(found["iteration_over_ppo"][model])
+        if "memory_over_ppo" in found:
+            columns[f"memory, {model}"] = pd.Series(found["memory_over_ppo"][model])
+    table = pd.DataFrame(columns)
+    table = table.loc[table.iloc[:, 0].sort_values(kind="stable").index]
+    device, threads = found["machine"].get("device", "cpu"), found["machine"]["threads"]
+    where = device if device != "cpu" else "one thread of a CPU" if threads == 1 else f"{threads} threads of a CPU"
+    yield f"- **A whole iteration** relative to PPO's, which takes {', '.join(bases)}, on {where}:"
+    yield ""
+    yield "| " + " | ".join(["method", *table.columns]) + " |"
+    yield "|---" * (len(table.columns) + 1) + "|"
+    for method, row in table.iterrows():
+        yield "| " + " | ".join([name_of(method), *("–" if pd.isna(x) else f"{x:.2f}" for x in row)]) + " |"
+    yield ""
+    if "iteration_without_diagnostics_over_ppo" in found:
+        yield from watching_lines(found["iteration_without_diagnostics_over_ppo"], models)
+    if "dvpo, comonotone targets" in table.index:
+        yield "- Variants of DVPO with *targets*: λ of the critic is 0.95, so that a target is a whole distribution."
+
+
+def watching_lines(ratios: Mapping, models: list[str]) -> Iterator[str]:
+    """What offline methods cost without the sampling that only serves to watch their policy."""
+    offline = [method for method in ("cql", "rfqi") if method in ratios[models[0]]]
+    if offline:
+        numbers = {m: " and ".join(f"{ratios[model][m]:.2f}" for model in models) for m in offline}
+        yield ("- The offline methods' policy answers only to be watched, which is included. Without diagnostics, "
+               f"theirs and PPO's: {', '.join(f'{name_of(m)} {text}' for m, text in numbers.items())} × the time.")
+
+
+def trl_lines(against_trl: Mapping) -> Iterator[str]:
+    parts = []
+    for key, name in POLICIES.items():
+        if key in against_trl:
+            run = against_trl[key]
+            ratio, length = run["trl_over_ours"]["seconds"], run["response_length"]["dvpo"]
+            parts.append(f"{ratio['median']:.2f} × ({ratio['min']:.2f} to {ratio['max']:.2f} in {len(run['rounds'])} "
+                         f"rounds) with {name}, whose responses have {length:.0f} tokens")
+    if parts:
+        yield f"- **TRL's `GRPOTrainer`** takes for an iteration, relative to `grpo` here: {'; '.join(parts)}."
+
+
+def publish(folder: Path = HERE, readme: Path | None = None) -> None:
+    """Writes costs.md of a folder of results, where there is a results.json, and puts that of this folder in README.md.
+
+    Args:
+        readme: the file to put it in (default: the project's, where `folder` is this one).
+    """
+    results, against_trl = folder / "results.json", folder / "against_trl.json"
+    if not results.is_file():
+        return
+    text = costs(*(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in (results, against_trl)))
+    (folder / "costs.md").write_text(text, encoding="utf-8")
+    if readme or folder.resolve() == HERE:
+        insert(readme or HERE.parent / "README.md", text)
+
+
+def insert(readme: Path, text: str) -> None:
+    """Puts the text between the marks of a file. Raises ValueError where they are missing."""
+    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{readme.name}: the marks around the costs are missing")
+    readme.write_text(before + start + text + end + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    publish()
