@@ -9,7 +9,7 @@ CHAIN := $(PY) -m dvpo_lib.stage
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference test lint lab real-data bench bench-trl pin clean
+.PHONY: help install repro smoke full reference tune test lint lab real-data bench bench-trl pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ full: $(STAMP)  ## run the large profile in work/full, resumable; in pieces with
 
 reference: $(STAMP)  ## run the large profile with real data and write reports/
 	@$(CHAIN) profile --workdir work/full --set real.dir=$(CURDIR)/data/real --export reports full
+
+tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 30 minutes on two cores)
+	@$(PY) -m dvpo_lib.tuning --seeds $(or $(SEEDS),1)
 
 test: $(STAMP)  ## run all tests, the smoke chain included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)

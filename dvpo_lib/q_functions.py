@@ -121,7 +121,8 @@ def q_loss(x: QValues, targets: Tensor, mask: Tensor, cfg: QSettings,
     Returns:
         (total, named terms).
     """
-    backed_up, q_hat, outcome = targets.detach().expand(*targets.shape[:2], 3).unbind(-1)
+    targets = torch.where(mask[..., None], targets.detach(), 0.0)  # NaN there would reach the gradient
+    backed_up, q_hat, outcome = targets.expand(*targets.shape[:2], 3).unbind(-1)
     terms = {"td": masked_mean(0.5 * ((x.q - backed_up[..., None]) ** 2).mean(-1), mask),
              "value": masked_mean(expectile_loss(x.v, q_hat, cfg.expectile), mask)}
     total = terms["td"] + terms["value"]
@@ -141,7 +142,8 @@ def worst_case_mean(q: Tensor, radius: float) -> Tensor:
     of the learned outcomes). Radius 0 is the mean, radius 1 the smallest outcome.
     """
     m = q.shape[-1]
-    kept = 1 - (radius * m - torch.arange(m - 1, -1, -1, device=q.device)).clamp(0, 1)  # of each quantile's mass
+    above = torch.arange(m - 1, -1, -1, dtype=q.dtype, device=q.device)
+    kept = 1 - (radius * m - above).clamp(0, 1)  # of each quantile's mass
     return (q * kept).mean(-1) + radius * q[..., 0]
 
 

@@ -6,7 +6,8 @@ Each method gets three learning rates times three values of the one setting that
 score is the true reward of what the policy answers over the last quarter of training, mean over development seeds, on
 training prompts: no test problem and no seed of the comparison is touched. The best point wins, unless the point that
 stands in params.yaml is within `MARGIN` of it. Levels at which rewards are cut are not tuned: without noise the best
-one is none. Part of no chain: winners go into params.yaml and profiles/full.yaml, the grid into reports/tuning/.
+one is none. Part of no chain: winners go into params.yaml and profiles/full.yaml; the grid and its page
+(notebooks/A1_tuning.ipynb) into reports/tuning/.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
+import shutil
+import signal
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +26,15 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter
 
-from .config import load_params, overlay, read_yaml
+from . import stage
+from .config import ConfigError, load_params, overlay, read_yaml
 from .critics import CriticSettings
-from .pipeline import project_root
+from .figures.style import label
+from .figures.tuning import setting_name, spelled
+from .pipeline import StageError, StageSpec, project_root
 from .runs import EvaluationSettings, critic_spec, train_spec
 from .store import collect, execute
+from .words import listing, percent
 
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
 SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of the method's critic
@@ -45,6 +54,8 @@ FIRST_SEED = 1000  # development seeds; far from those of any comparison
 MARGIN = 0.01  # of reward: what counts as better
 FILES = ("params.yaml", "profiles/full.yaml")  # where rows of methods and critics stand
 OUT = Path("reports/tuning")
+NOTEBOOK = "notebooks/A1_tuning.ipynb"
+MINUTES = 30  # of all methods with one seed on two cores
 
 
 def grid(method: str) -> list[dict[str, float]]:
@@ -96,94 +107,253 @@ def score(curves: pd.DataFrame) -> float:
     return float(curves["reward_true"].tail(max(1, len(curves) // 4)).mean())
 
 
+def plan(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
+    """All runs of the grid as (method, point, seed, training overrides, critic), and their critics' pretraining."""
+    runs = [(m, point, FIRST_SEED + s, *with_point(params, m, point))
+            for m in methods for point in grid(m) for s in range(seeds)]
+    critics = [critic_spec(params, critic, "none", params.families[0], seed)
+               for _, _, seed, _, critic in runs if critic is not None]
+    return runs, critics
+
+
+def forecast(params, methods: Iterable[str], seeds: int) -> str:
+    """What `tune` is going to do, and how long it may take."""
+    methods = list(methods)
+    runs, critics = plan(params, methods, seeds)
+    points = len(grid(methods[0]))
+    distinct = len({repr(spec) for spec in critics})
+    minutes = MINUTES * len(runs) / sum(len(grid(m)) for m in SENSITIVE)
+    return (
+        f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
+        f"development seed{'s' * (seeds > 1)} a point) and pretrains {distinct} critics, without noise on "
+        f"{params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store has already. An "
+        "interrupted run goes on where it stopped."
+    )
+
+
 def tune(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
-    """Trains the grid: one row per method, point and seed: method, learning_rate, setting, value, seed, score."""
+    """Trains the grid: one row per method, point and seed.
+
+    Returns:
+        method, family, learning_rate, setting, value, seed, rollouts (scored ones, critic pretraining included), score.
+    """
     family = params.families[0]
-    runs = [(m, point, FIRST_SEED + s) for m in methods for point in grid(m) for s in range(seeds)]
-    settings = [with_point(params, m, point) for m, point, _ in runs]
-    needed = [critic_spec(params, critic, "none", family, seed)
-              for (_, _, seed), (_, critic) in zip(runs, settings, strict=True) if critic is not None]
-    folders = iter(execute(needed, params.runtime.workers, "critics of the grid"))
+    runs, critics = plan(params, methods, seeds)
+    folders = iter(execute(critics, params.runtime.workers, "critics of the grid"))
     specs = []
-    for (method, _, seed), (training, critic) in zip(runs, settings, strict=True):
+    for method, _, seed, training, critic in runs:
         file = next(folders) / "critic.safetensors" if critic is not None else None
         spec = train_spec(params, method, method, "none", family, seed, critic, file, training)
         specs.append(dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1)))  # tests are not read
     rows = []
-    for (method, point, seed), folder in zip(runs, execute(specs, params.runtime.workers, "the grid"), strict=True):
-        setting = SENSITIVE[method][0]
-        rows.append({"method": method, "learning_rate": point["training.learning_rate"], "setting": setting,
-                     "value": point[setting], "seed": seed, "score": score(collect([folder], "curves"))})
+    for (method, point, seed, *_), folder in zip(runs, execute(specs, params.runtime.workers, "the grid"), strict=True):
+        curves, setting = collect([folder], "curves"), SENSITIVE[method][0]
+        rows.append({"method": method, "family": family, "learning_rate": point["training.learning_rate"],
+                     "setting": setting, "value": point[setting], "seed": seed,
+                     "rollouts": int(curves["rollouts"].max()), "score": score(curves)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def choose(table: pd.DataFrame, stands: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """The winner of every method: method, setting, learning_rate, value, score, stood, changed.
-
-    `stood` is the score of the point in params.yaml, NaN where it is not on the grid.
+    """The winner of every method; of equal points the first one of the grid.
 
     Args:
         table: of `tune`. stands: {method: `current`}.
+
+    Returns:
+        method, setting, learning_rate, value, score; stood_learning_rate, stood_value and stood, its score: the point
+        in params.yaml, NaN where it is not on the grid; changed.
     """
     rows = []
     means = table.groupby(["method", "setting", "learning_rate", "value"], sort=False)["score"].mean().reset_index()
     for method, own in means.groupby("method", sort=False):
         setting = own["setting"].iloc[0]
-        here = own[(own["learning_rate"] == stands[method]["training.learning_rate"])
-                   & (own["value"] == stands[method][setting])]
+        rate, value = stands[method]["training.learning_rate"], stands[method][setting]
+        here = own[(own["learning_rate"] == rate) & (own["value"] == value)]
         best = own.loc[own["score"].idxmax()]
         stood = here["score"].iloc[0] if len(here) else float("nan")
         changed = not best["score"] - stood < MARGIN
         winner = best if changed else here.iloc[0]
-        rows.append({**winner[["method", "setting", "learning_rate", "value", "score"]], "stood": stood,
-                     "changed": changed and best["score"] != stood})
+        rows.append({**winner[["method", "setting", "learning_rate", "value", "score"]], "stood_learning_rate": rate,
+                     "stood_value": value, "stood": stood, "changed": changed})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
-    """Puts changed winners into the file that holds the method's row (or its critic's); returns what was written."""
-    from ruamel.yaml import YAML
+    """Puts changed winners into the file that holds the method's row (or its critic's); returns what was written.
 
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 120, True
+    Only settings that differ are touched, and the files only when both, written anew, are valid and say what won.
+    Raises ConfigError otherwise.
+    """
+    yaml = _round_trip()
+    params = load_params(root / FILES[0], overlaid=root / FILES[1])
     trees, written = {file: read_yaml(root / file) for file in FILES}, []
-    for winner in winners[winners["changed"]].itertuples():
-        point = {"training.learning_rate": winner.learning_rate, winner.setting: winner.value}
-        file = next(f for f, tree in trees.items() if winner.method in tree.get("methods", {}))
-        row = trees[file]["methods"][winner.method]
-        if nested(point, "training"):
-            overlay(row.setdefault("training", {}), nested(point, "training"), tables=())
-        if nested(point, "critic"):
+    points = {w.method: {"training.learning_rate": w.learning_rate, w.setting: w.value}
+              for w in winners[winners["changed"]].itertuples()}  # fmt: skip
+    for method, point in points.items():
+        stands = current(params, method)
+        new = {dotted: yaml.load(spelled(value)) for dotted, value in point.items() if value != stands[dotted]}
+        file = next(f for f, tree in trees.items() if method in tree.get("methods", {}))
+        row = trees[file]["methods"][method]
+        if training := nested(new, "training"):
+            overlay(row.setdefault("training", {}), training, tables=())
+        if critic := nested(new, "critic"):
             owner = next(f for f, tree in trees.items() if row["critic"] in tree.get("critics", {}))
-            overlay(trees[owner]["critics"][row["critic"]], nested(point, "critic"), tables=())
-        written.append(f"{file}: {winner.method}: {point}")
-    for file, tree in trees.items():
-        with open(root / file, "w", encoding="utf-8") as stream:
-            yaml.dump(tree, stream)
+            overlay(trees[owner]["critics"][row["critic"]], critic, tables=())
+        written.append(f"{method}: {', '.join(f'{dotted} = {value}' for dotted, value in new.items())}")
+    fresh = {file: root / f"{file}.new" for file in FILES}
+    try:
+        for file, tree in trees.items():
+            with open(fresh[file], "w", encoding="utf-8") as stream:
+                yaml.dump(tree, stream)
+        params = load_params(fresh[FILES[0]], overlaid=fresh[FILES[1]])
+        for method, point in points.items():
+            if current(params, method) != point:
+                raise ConfigError(f"{method}: {point} won and cannot be written: another row stands over it")
+        for file, path in fresh.items():
+            if path.read_bytes() != (root / file).read_bytes():
+                os.replace(path, root / file)
+    finally:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
     return written
 
 
-def main() -> None:
-    """The command line."""
+def _round_trip():
+    """YAML that leaves alone what was not changed: ruamel's own would drop the word `null`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):
+        pass
+
+    Representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes, yaml.Representer = 120, True, Representer
+    return yaml
+
+
+# ---- the appendix ----
+
+
+def render(out: Path = OUT, cell_timeout: int = 600) -> Path:
+    """Executes the appendix on the tables in `out` and puts its page there: equal tables, equal bytes."""
+    parameters = {name: (out / f"{name}.csv").as_posix() for name in ("grid", "winners")}
+    scratch = stage.SCRATCH / "tuning"
+    stage.check_parameters(NOTEBOOK, parameters)
+    stage.check_kernel()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    notebook = stage.execute(StageSpec("tuning", NOTEBOOK, (), (), ()), scratch, parameters, cell_timeout)
+    stage.save_rendered(notebook, scratch, title="A1 tuning")
+    os.replace(scratch / "notebook.html", out / "notebook.html")
+    shutil.rmtree(scratch)
+    return out / "notebook.html"
+
+
+def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
+    """The winners as people read them."""
+    return pd.DataFrame([
+        {"method": label(w.method), "tuned beside the learning rate": setting_name(w.setting),
+         "winner": f"{spelled(w.learning_rate)}, {spelled(w.value)}", "its score": percent(w.score, 1),
+         "stood": f"{spelled(w.stood_learning_rate)}, {spelled(w.stood_value)}",
+         "score of what stood": "not on the grid" if pd.isna(w.stood) else percent(w.stood, 1),
+         "changed": "yes" if w.changed else "no"}
+        for w in winners.itertuples()
+    ])  # fmt: skip
+
+
+def effort(table: pd.DataFrame) -> str:
+    """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
+    by = table.groupby("method", sort=False)
+    points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
+    counts = pd.DataFrame({"points": points, "development seeds a point": by["seed"].nunique(),
+                           "scored rollouts a run": by["rollouts"].max()})  # fmt: skip
+    text = f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {listing(table['family'].unique())}. "
+    for name, column in counts.items():
+        same = column.nunique() == 1
+        each = f"{column.iloc[0]:,}" if same else listing(f"{label(m)} {n:,}" for m, n in column.items())
+        text += f"{name[0].upper()}{name[1:]}: {each}{'' if same else ' (**not equal**)'}. "
+    return text + "Critic pretraining is part of the rollouts."
+
+
+def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame) -> str:
+    """How flat the grid is, what changed, whether winners lie at its edge, and what so few seeds can tell."""
+    def points(share: float) -> str:
+        return f"{100 * share:.1f} points"
+
+    changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
+    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({listing(changed)})" if changed else "")
+    lines = [f"{text}. The others stay where they stood: no point beats theirs by {points(MARGIN)} or more."]
+    cells = table.groupby(["method", "learning_rate", "value"])["score"]
+    means = cells.mean().groupby("method")
+    ahead = (means.max() - winners.set_index("method")["stood"]).dropna()
+    spread = means.max() - means.min()
+    text = "- **How flat the grid is**: "
+    if len(ahead):
+        text += (f"the best point is ahead of the one that stood by {points(ahead.median())} (median over methods; at "
+                 f"most {points(ahead.max())}, {label(ahead.idxmax())}). ")  # fmt: skip
+    lines.append(f"{text}From the worst point to the best it is {points(spread.median())} (median; at most "
+                 f"{points(spread.max())}, {label(spread.idxmax())}).")  # fmt: skip
+    low, high = table["learning_rate"].min(), table["learning_rate"].max()
+    top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))
+    lines.append(f"- **Edge**: {top} winners have the highest learning rate of the grid and {bottom} the lowest; the "
+                 "grid does not say what lies beyond.")  # fmt: skip
+    seeds = int(cells.size().min())
+    if seeds > 1:
+        error = float(cells.var().mean() ** 0.5)
+        lines.append(f"- **Seeds**: at the same point, {seeds} development seeds differ by a standard deviation of "
+                     f"{points(error)}, so a difference of two points of the grid is known to about "
+                     f"{points(error * (2 / seeds) ** 0.5)} (one standard error).")  # fmt: skip
+    else:
+        lines.append("- **Seeds**: one development seed a point. One seed cannot tell small differences, and the best "
+                     "of several points looks better than it is: hence the margin.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dvpo_lib.tuning", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(SENSITIVE), default=list(SENSITIVE))
     parser.add_argument("--seeds", type=int, default=1, help="development seeds a point (default 1)")
     parser.add_argument("--keep", action="store_true", help="leave params.yaml and the profile as they are")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
+    if chosen.seeds < 1:
+        parser.error("--seeds: at least 1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else workers would outlive it
+    try:
+        run(list(dict.fromkeys(chosen.methods)), chosen.seeds, chosen.keep)
+    except (ConfigError, StageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(methods: list[str], seeds: int, keep: bool) -> None:
+    """Trains, chooses, writes the tables and the page, and last of all the winners."""
     root = project_root()
-    params = load_params(root / FILES[0], overlaid=root / FILES[1])
-    if not Path("data/base").is_dir():
-        parser.error("data/base is missing: run `make repro STAGE=data` first")
-    table = tune(params, chosen.methods, chosen.seeds)
-    winners = choose(table, {method: current(params, method) for method in chosen.methods})
+    os.chdir(root)
+    os.environ.update(stage.KERNEL_ENVIRONMENT)  # of the workers: as in the chain
+    params = load_params(FILES[0], overlaid=FILES[1])
+    for folder in ("data/base", "data/suites"):
+        if not Path(folder).is_dir():
+            raise StageError(f"{folder} is missing: run `make repro STAGE=data` first")
+    goal = "leaves params.yaml as it is" if keep else f"puts winners into {' and '.join(FILES)}"
+    print(f"{forecast(params, methods, seeds)} Then it {goal}, and writes {OUT}/.", file=sys.stderr, flush=True)
+    table = tune(params, methods, seeds)
+    winners = choose(table, {method: current(params, method) for method in methods})
     OUT.mkdir(parents=True, exist_ok=True)
-    table.to_csv(OUT / "grid.csv", index=False, float_format="%.6g")
-    winners.to_csv(OUT / "winners.csv", index=False, float_format="%.6g")
-    print(winners.to_string(index=False))
-    if not chosen.keep:
-        print(*write_winners(winners, root) or ["nothing beats what stands in params.yaml"], sep="\n")
+    table.to_csv(OUT / "grid.csv", index=False, float_format="%.6g", lineterminator="\n")
+    winners.to_csv(OUT / "winners.csv", index=False, float_format="%.6g", lineterminator="\n")
+    print(winner_table(winners).to_string(index=False))
+    print(f"page: {render(cell_timeout=params.runtime.cell_timeout)}")
+    if not keep:
+        print(*write_winners(winners, Path()) or ["nothing beats what stands in params.yaml"], sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -284,7 +284,8 @@ def budget(curves: pd.DataFrame, final: pd.DataFrame) -> str:
         text = f"**Budget.** The scored rollouts a run, critic pretraining included, are **not equal**: {each}"
     each = listing(f"{label(m)} {n} seeds" for m, n in seeds.items())
     runs = f"{seeds.iloc[0]} seeds" if seeds.nunique() == 1 else each
-    return f"{text}; {runs} for each noise. All start from the same base policy and share one trainer and its settings."
+    return (f"{text}; {runs} for each noise. All start from the same base policy and share one trainer and its "
+            "settings, but for what the table of methods names.")
 
 
 def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo") -> str:

@@ -11,7 +11,8 @@ from matplotlib.ticker import EngFormatter
 from ..statistics import curve_bands
 from .style import caption, label, legend_above, new
 
-COLUMNS = ("kl", "entropy", "length", "clip_fraction", "explained_variance", "policy_grad_norm", "flat_groups")
+COLUMNS = ("reward_noisy", "reward_true", "kl", "entropy", "length", "clip_fraction", "approx_kl", "explained_variance",
+           "policy_grad_norm", "critic_grad_norm", "flat_groups")
 DASHES = ("-", "--", ":", "-.")
 
 

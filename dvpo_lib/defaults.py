@@ -1,0 +1,115 @@
+"""What methods are made of, and every default of training, critics and losses with its source: tables for the report.
+
+Names, values and meanings are read from METHODS and from the settings classes; only the sources of defaults are written
+here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from .advantages import ReadoutSettings
+from .config import MethodSettings
+from .critics import CriticSettings
+from .figures.style import label
+from .losses import CriticLossSettings
+from .methods import METHODS, DVPOConfig
+from .q_functions import QSettings
+
+SECTIONS = {  # where params.yaml has them: settings class
+    "training": DVPOConfig, "training.readout": ReadoutSettings, "critics.*": CriticSettings,
+    "critics.*.loss": CriticLossSettings, "critics.*.q": QSettings,
+}  # fmt: skip
+PAPER = "DVPO (summaries)"
+MEASURED = "measured here"
+CHOSEN = "chosen here"
+SET = "set by the chain"
+SOURCES = {
+    "training": {
+        "method": SET, "max_steps": SET, "critic": SET, "seed": SET,
+        "generation_batch_size": CHOSEN, "num_generations": "Shao et al. 2024 take 64, TRL 8",
+        "num_iterations": CHOSEN, "num_mini_batches": CHOSEN, "gradient_accumulation_steps": "neutral",
+        "max_completion_length": "length of the tasks", "temperature": "neutral",
+        "learning_rate": f"{MEASURED}: 3e-4 destroys the embedded policy",
+        "lr_scheduler_type": CHOSEN, "warmup_steps": CHOSEN, "beta": "between Shao et al. 2024 (0.04) and 0",
+        "kl_placement": "by method, see METHODS", "kl_estimator": "by method, see METHODS",
+        "epsilon": "Schulman et al. 2017", "epsilon_high": "neutral", "entropy_coef": "neutral",
+        "whiten_advantages": "Ouyang et al. 2022, TRL's PPO", "gamma": "Ouyang et al. 2022",
+        "lam": "Schulman et al. 2017", "lam_critic": "VC-PPO (Yuan et al. 2025)", "lam_adaptive": "neutral; VAPO",
+        "target": "literal reading of DVPO", "readout": PAPER,
+        "worst_case": "literal minimum over estimates, neutral at one head",
+        "reward_clip": f"{MEASURED} in a prototype", "extraction": CHOSEN,
+        "awr_temperature": CHOSEN, "perturbation": CHOSEN, "max_grad_norm": "transformers, TRL",
+    },
+    "training.readout": {
+        "kind": PAPER, "distortion": "neutral", "strength": "neutral", "alpha": PAPER, "beta": PAPER,
+        "level_low": f"{MEASURED} in a prototype", "level_up": f"{MEASURED} in a prototype",
+    },
+    "critics.*": {
+        "kind": PAPER, "heads": CHOSEN, "quantiles": f"{PAPER}: 200 best of 50 to 500", "crossing": MEASURED,
+        "bootstrap": "Osband et al. 2016, online form", "value_clip": "Schulman et al. 2017, TRL",
+        "learning_rate": MEASURED, "pretrain_rollouts": CHOSEN, "pretrain_epochs": CHOSEN, "reward_clip": "neutral",
+        "batch_size": CHOSEN, "loss": "below", "q": "below",
+    },
+    "critics.*.loss": {
+        "kappa": f"{MEASURED}: expectiles otherwise", "rho": "neutral", "head_consistency": f"{PAPER}: interval weight",
+        "tail_calibration": CHOSEN, "tail_calibration_form": f"{MEASURED}: the literal form is biased",
+        "mean_shift": CHOSEN, "tail_shape": CHOSEN, "tail_curvature": "its units (M squared)",
+        "shape_reference": f"{MEASURED}: the literal form has no upper part", "lower_mass": PAPER, "upper_mass": PAPER,
+    },
+    "critics.*.q": {
+        "backup": "ILQL (Snell et al. 2022)", "expectile": "ILQL in trlX", "conservatism": "ILQL in trlX",
+        "radius": CHOSEN, "target_rate": f"{CHOSEN}; smaller ones lag behind",
+    },
+}  # fmt: skip
+
+
+def methods_table(rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
+    """What each method of a run is made of: critic, advantage, policy loss, KL penalty, source, settings of its own.
+
+    Args:
+        rows: the section `methods` of params.yaml.
+    """
+    averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
+                "constant": "sum by a constant length"}  # fmt: skip
+    found = []
+    for name, row in rows.items():
+        m = METHODS[name]
+        loss = "advantage-weighted regression" if m.offline else "PPO clip"
+        found.append({
+            "method": label(name), "critic": (m.critic or "none").replace("_", " "),
+            "advantage": (m.advantage.__doc__ or "").strip().splitlines()[0].replace("`", ""),
+            "policy loss": f"{loss}, {averages[m.aggregate]}",
+            "KL": "none" if m.offline else f"{m.estimator} in the {m.kl}", "source": m.source,
+            "own settings": ", ".join(f"{k} = {v}" for k, v in row.training.items()) or "none",
+        })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def table() -> pd.DataFrame:
+    """One row per setting: where it stands in params.yaml, its default, what it is, its source."""
+    rows = []
+    for section, cls in SECTIONS.items():
+        meanings = _comments(cls)
+        for field in dataclasses.fields(cls):
+            rows.append({"where": section, "setting": field.name, "default": _text(field), "what it is":
+                         meanings[field.name], "source": SOURCES[section][field.name]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """{field: the comment behind it} of a settings class."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), flags=re.MULTILINE))
+
+
+def _text(field: dataclasses.Field) -> str:
+    value: Any = field.default
+    if dataclasses.is_dataclass(value):
+        return "defaults"
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value).lower()
