@@ -1,0 +1,445 @@
+"""Task-oriented dialogues over five domains: the policy asks for what a service needs, answers questions, and books.
+
+    prompt    life haircut day mon place north ?
+    policy    careful ask hour <eos>
+    user      <user> hour noon rather day tue price ? <eos>
+    policy    say price 7 book day tue hour noon place north <eos>
+
+A completion is the whole dialogue as text, turn by turn, policy first; every finished turn ends with `<eos>`. The
+policy's turn ends where it writes `<eos>`, so turns 2, 4, ... are the user's whatever the policy writes: it cannot
+forge one. The first turn opens with the style token that all families share. What a service needs, and the facts that a
+user may ask about, stand in no prompt: the policy learns them from demonstrations.
+
+Grammar of a policy's turn:  [STYLE, first turn only]  [ok SLOT VALUE]  {say FACT NUMBER}  then  ask SLOT  or
+book SLOT VALUE {SLOT VALUE}.  `ok` restates and is never judged. Anything else ends the dialogue, which counts as
+failed: so does a policy that writes the user's marker `<user>`.
+
+The user (`reply`) is a function of its record and of the transcript. It tells the slot that it was asked for (`SLOT
+any` where the service does not need it); then, as the record's script has it for this turn, it changes its mind about a
+slot that the prompt gave (`rather SLOT VALUE`) and asks a question (`FACT ?`). It leaves after `steps` + 2 turns of the
+policy: one for every slot to ask for, one to book, one to spare.
+
+Metrics of one dialogue, from its transcript alone; what they are measured against depends on the record alone, so that
+a booking which cuts the user short saves nothing:
+
+    TCR  task completion: 1 where it ends with a booking of exactly the slots that the service needs, each named once
+         and each told by the user before, whatever the values.
+    ACR  ask completion: done / (due + needless). Due are an `ask` for every slot that the service needs and the prompt
+         does not give, and the right `say` for every question of the script. Needless is an `ask` for a slot already
+         told or not needed, and a `say` without an open question. A question is closed by its first answer; a wrong
+         one is not done.
+    GCR  goal completion: 1 where it ends with a booking of the right slots and no others, with the right values: the
+         last ones that the user wants, also where its script had no turn left to say so.
+
+All three are 0 in a failed dialogue. A dialogue that ends without a booking (cut by a bound on its length, or out of
+turns) has TCR 0 and GCR 0. The reward is their mean.
+
+Demonstrations: every annotator forgets to ask, forgets to answer or answers wrongly, and books wrong or stale values,
+each at the step error of its style; what it did not ask for it guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+
+from .chains import SPLITS, STYLES, hash_split
+
+END = "<eos>"  # closes every turn; the tokenizer's end of sequence
+USER = "<user>"  # opens every turn of the user
+GIVEN = 2  # slots that a prompt gives
+SPARE = 1  # turns that the policy may waste before the user leaves
+SHORT_SERVICES = 6  # of a domain's services, those that need few slots; the rest need many
+FACTS = ("price", "wait", "rating")
+NUMBERS = tuple("0123456789")
+QUARTERS = ("north", "south", "east", "west", "centre", "harbour")
+VALUES = {
+    "day": ("mon", "tue", "wed", "thu", "fri", "sat"),
+    "hour": ("dawn", "morning", "noon", "dusk", "evening", "night"),
+    "place": QUARTERS, "from": QUARTERS, "to": QUARTERS,
+    "who": ("anna", "ben", "carla", "dan", "eva", "finn"),
+    "size": ("one", "two", "three", "four", "five", "six"),
+    "pay": ("cash", "card", "cheque", "invoice", "voucher", "coins"),
+    "seat": ("window", "aisle", "front", "rear", "upper", "lower"),
+    "sign": ("cough", "fever", "rash", "ache", "burn", "sprain"),
+    "music": ("jazz", "rock", "folk", "pop", "soul", "swing"),
+    "sum": ("100", "200", "300", "400", "500", "600"),
+    "term": ("week", "month", "quarter", "year", "decade", "lifetime"),
+    "account": ("savings", "current", "joint", "student", "business", "gold"),
+}  # fmt: skip
+DOMAINS = {  # name: (slots in the order of a booking, services)
+    "life": ("day hour place who size pay", "haircut cleaning laundry repair massage gardening moving wedding"),
+    "transport": ("day hour from to seat pay", "taxi bus train ferry rental shuttle flight cruise"),
+    "health": ("day hour place who sign pay", "checkup dentist vaccine eyetest therapy bloodtest surgery rehab"),
+    "social": ("day hour place who size music", "dinner concert picnic club museum game festival reunion"),
+    "finance": ("day who sum term account pay", "transfer loan deposit exchange insurance pension mortgage audit"),
+}
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class DialogueSettings:
+    """Sizes and rates of the dialogues."""
+
+    short: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=4)]] = (1, 2)  # slots to ask for
+    long: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=4)]] = (3, 4)  # out of distribution
+    long_share: Annotated[float, Field(ge=0, le=1)] = 0.15  # share of demonstrations that are long
+    changes: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance, at each of its turns, that the user changes its mind
+    questions: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance, at each of its turns, that it asks a question
+    step_errors: tuple[float, float, float] = (0.04, 0.3, 0.6)  # wrong steps by annotator, in the order of STYLES
+    restate: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance that a turn restates what was told: lengths vary
+    demonstrations: Annotated[int, Field(ge=1)] = 30_000  # dialogues for the base policy
+    train: Annotated[int, Field(ge=1)] = 1_000  # prompts for reinforcement learning
+    test: Annotated[int, Field(ge=1)] = 256  # prompts of each test set
+    seed: Annotated[int, Field(ge=0)] = 7  # of the suite: users, annotators, what services need, facts
+
+
+# ---- the world ----
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """The family.
+
+    Attributes:
+        needs: {(domain, service): slots that it needs}, in the order of a booking.
+        facts: {(domain, service, fact): number}.
+    """
+
+    needs: Mapping[tuple[str, str], tuple[str, ...]]
+    facts: Mapping[tuple[str, str, str], str]
+    name = "dialogue"
+
+    @property
+    def words(self) -> list[str]:
+        """Every word that prompts, policy and user can say."""
+        grammar = ["?", *STYLES, USER, "ask", "say", "book", "ok", "rather", "any"]
+        named = [word for domain, service in self.needs for word in (domain, service)]
+        values = [word for slot, values in VALUES.items() for word in (slot, *values)]
+        return list(dict.fromkeys([*grammar, *named, *values, *FACTS, *NUMBERS]))
+
+    def sample(self, rng: np.random.Generator, steps: tuple[int, int], cfg: DialogueSettings) -> dict:
+        """A user: its prompt, what it wants in the end, and its script.
+
+        Returns:
+            A record: prompt, answer (slots and values in the end), steps (slots to ask for), domain, family, and user:
+            for each of its turns the slots that it changes and the facts that it asks for, with their true numbers.
+        """
+        size = GIVEN + int(rng.integers(steps[0], steps[1] + 1))
+        fitting = [key for key, slots in self.needs.items() if len(slots) == size]
+        domain, service = pick(fitting, rng)
+        needed = self.needs[domain, service]
+        goal = {slot: pick(VALUES[slot], rng) for slot in needed}
+        given = [needed[i] for i in sorted(rng.permutation(size)[:GIVEN])]
+        prompt = " ".join([domain, service, *(f"{slot} {goal[slot]}" for slot in given), "?"])
+        unasked, script = [str(fact) for fact in rng.permutation(FACTS)], []
+        for _ in range(size - GIVEN):
+            words = []
+            if rng.random() < cfg.changes:
+                slot = pick(given, rng)
+                goal[slot] = other(VALUES[slot], goal[slot], rng)
+                words += [slot, goal[slot]]
+            if unasked and rng.random() < cfg.questions:
+                fact = unasked.pop()
+                words += [fact, self.facts[domain, service, fact]]
+            script.append(" ".join(words))
+        answer = " ".join(f"{slot} {value}" for slot, value in goal.items())
+        return dict(prompt=prompt, answer=answer, steps=size - GIVEN, family=self.name, domain=domain, user=script)
+
+
+def family(cfg: DialogueSettings) -> Dialogues:
+    """The world of a suite: what services need and their facts, drawn from its seed.
+
+    A domain's services need the numbers of slots that `cfg.short` and `cfg.long` ask for, in turn.
+    """
+    rng, needs, facts = np.random.default_rng([cfg.seed, 2000]), {}, {}
+    for domain, (slots, services) in DOMAINS.items():
+        slots = slots.split()
+        for i, service in enumerate(services.split()):
+            first, last = cfg.short if i < SHORT_SERVICES else cfg.long
+            size = GIVEN + first + i % (last - first + 1)
+            needs[domain, service] = tuple(slots[j] for j in sorted(rng.permutation(len(slots))[:size]))
+            facts |= {(domain, service, fact): pick(NUMBERS, rng) for fact in FACTS}
+    return Dialogues(needs, facts)
+
+
+def build_split(family: Dialogues, split: str, cfg: DialogueSettings) -> Iterator[dict]:
+    """Yields the records of one split: those of `Dialogues.sample` (and completion, style for demonstrations).
+
+    Prompts of `train`, `test` and `ood` are distinct; demonstrations may show a prompt several times, each time with
+    its own user and annotator.
+
+    Raises:
+        ValueError: there are too few distinct prompts for the size asked for.
+    """
+    rng = np.random.default_rng([cfg.seed, 3000 + SPLITS.index(split)])
+    size = cfg.test if split == "ood" else getattr(cfg, split)
+    seen, made, vain = set(), 0, 0
+    while made < size:
+        vain += 1
+        if vain > 20_000:
+            raise ValueError(f"tasks.{family.name}.{split}: found only {made} distinct prompts of the {size} asked for")
+        long = split == "ood" or (split == "demonstrations" and rng.random() < cfg.long_share)
+        record = family.sample(rng, cfg.long if long else cfg.short, cfg)
+        if hash_split(record["prompt"]) != ("test" if split == "ood" else split) or record["prompt"] in seen:
+            continue
+        if split == "demonstrations":
+            style = int(rng.integers(len(STYLES)))
+            speak = annotator(record, STYLES[style], cfg.step_errors[style], cfg.restate, rng)
+            record |= dict(style=STYLES[style], completion=hold(record, speak))
+        else:
+            seen.add(record["prompt"])
+        made, vain = made + 1, 0
+        yield record
+
+
+# ---- the dialogue ----
+
+
+class Turn(NamedTuple):
+    """What one turn of the policy says: answers (fact, number), and the slot asked for or the slots booked."""
+
+    says: list[tuple[str, str]]
+    ask: str | None
+    book: dict[str, str] | None
+
+
+def parse_turn(words: list[str], first: bool) -> Turn | None:
+    """A turn of the policy, or None where it breaks the grammar."""
+    words = words[1:] if first and words[:1] and words[0] in STYLES else words
+    if words[:1] == ["ok"]:
+        if not _pairs_fit(words[1:3]):
+            return None
+        words = words[3:]
+    says = []
+    while words[:1] == ["say"]:
+        if len(words) < 3 or words[1] not in FACTS or words[2] not in NUMBERS:
+            return None
+        says.append((words[1], words[2]))
+        words = words[3:]
+    if words[:1] == ["ask"] and len(words) == 2 and words[1] in VALUES:
+        return Turn(says, words[1], None)
+    if words[:1] == ["book"] and _pairs_fit(words[1:]):
+        return Turn(says, None, dict(pairs(words[1:])))
+    return None
+
+
+def pairs(words: Iterable[str]) -> list[tuple[str, str]]:
+    """[a, b, c, d] -> [(a, b), (c, d)]."""
+    words = list(words)
+    return list(zip(words[::2], words[1::2]))
+
+
+def _pairs_fit(words: list[str]) -> bool:
+    """Whether words are slots, each once, each with one of its values."""
+    slots = words[::2]
+    return (0 < len(slots) == len(set(slots)) and len(words) % 2 == 0
+            and all(value in VALUES.get(slot, ()) for slot, value in pairs(words)))
+
+
+@dataclass
+class State:
+    """Where a dialogue stands.
+
+    Attributes:
+        known: {slot: value} as the user told last. stale: {slot: the value told before}.
+        open: {fact: true number} asked by the user and not answered. heard: (slot or None) what it told last.
+        done, needless: acts of the policy, see ACR. turns: finished turns of the policy.
+        booking: what was booked. failed: whether the dialogue broke the rules.
+    """
+
+    known: dict[str, str]
+    stale: dict[str, str] = field(default_factory=dict)
+    open: dict[str, str] = field(default_factory=dict)
+    heard: str | None = None
+    done: int = 0
+    needless: int = 0
+    turns: int = 0
+    booking: dict[str, str] | None = None
+    failed: bool = False
+
+
+def split_turns(completion: str) -> list[list[str]]:
+    """The words of every finished turn, policy first; a turn that `<eos>` does not close is left out."""
+    turns, words = [], []
+    for word in completion.split():
+        if word == END:
+            turns.append(words)
+            words = []
+        else:
+            words.append(word)
+    return turns
+
+
+def follow(record: Mapping, completion: str) -> tuple[State, str | None]:
+    """(state after the transcript, what the user says next).
+
+    The user says None where the dialogue is over, and where the transcript ends with its own turn. A transcript in
+    which it says anything but what it would have said is a failed dialogue.
+
+    Args:
+        record: with prompt, answer and user.
+    """
+    goal, given = dict(pairs(record["answer"].split())), dict(pairs(record["prompt"].split()[2:-1]))
+    state, said, turns = State(known=dict(given)), None, split_turns(completion)
+    for i, words in enumerate(turns):
+        if i % 2:
+            if said is None or words != said.split():
+                state.failed = True
+                return state, None
+            said = None
+            continue
+        turn = parse_turn(words, first=i == 0)
+        state.turns += 1
+        if turn is None:
+            state.failed = True
+            return state, None
+        for fact, number in turn.says:
+            state.needless += fact not in state.open
+            state.done += state.open.pop(fact, None) == number
+        state.heard, state.booking = turn.ask, turn.book
+        if turn.book is not None:
+            state.failed = i + 1 < len(turns)  # somebody went on after the end
+            return state, None
+        if turn.ask in goal and turn.ask not in state.known:
+            state.done += 1
+        else:
+            state.needless += 1
+        if state.turns <= len(record["user"]) + SPARE:
+            said = _speak(record["user"], goal, turn.ask, state)
+    return state, said
+
+
+def _speak(script: list[str], goal: dict[str, str], asked: str, state: State) -> str:
+    """The user's turn after `asked`; `state` takes in what it says."""
+    if asked in goal:
+        state.known.setdefault(asked, goal[asked])  # what the prompt does not give, it never changes
+    words = [USER, asked, state.known.get(asked, "any")]
+    for name, value in pairs(script[state.turns - 1].split() if state.turns <= len(script) else []):
+        if name in FACTS:
+            state.open[name] = value
+            words += [name, "?"]
+        else:
+            state.stale[name], state.known[name] = state.known[name], value
+            words += ["rather", name, value]
+    return " ".join(words)
+
+
+def reply(record: Mapping, completion: str) -> str | None:
+    """The user's next turn, without the `<eos>` that closes it; None: the dialogue is over.
+
+    Args:
+        record: of a split. completion: the transcript so far; it ends with a turn of the policy.
+    """
+    return follow(record, completion)[1]
+
+
+def hold(record: Mapping, speak: Callable[[str], str], limit: int = 100) -> str:
+    """The transcript of a dialogue between the user and `speak`: transcript so far -> the policy's turn, no `<eos>`."""
+    completion = ""
+    for _ in range(limit):
+        completion = f"{completion} {speak(completion)} {END}".strip()
+        said = reply(record, completion)
+        if said is None:
+            break
+        completion = f"{completion} {said} {END}"
+    return completion
+
+
+def pick(values: Sequence, rng: np.random.Generator):
+    """One of the values."""
+    return values[rng.integers(len(values))]
+
+
+def other(values: Iterable[str], value: str, rng: np.random.Generator) -> str:
+    """One of the values, but not this one."""
+    return pick([v for v in values if v != value], rng)
+
+
+def annotator(record: Mapping, style: str, error: float, restate: float,
+              rng: np.random.Generator) -> Callable[[str], str]:
+    """An annotator, for `hold`: each step goes wrong at rate `error`."""
+    needed = [slot for slot, _ in pairs(record["answer"].split())]
+    forgotten, answered = {slot for slot in needed if rng.random() < error}, set()
+
+    def speak(completion: str) -> str:
+        state, _ = follow(record, completion)
+        words = [] if completion else [style]
+        if state.heard and rng.random() < restate:
+            words += ["ok", state.heard, state.known[state.heard]]
+        for fact, number in state.open.items():
+            wrong, silent = rng.random() < error, rng.random() < 0.5
+            if fact in answered or (wrong and silent):
+                answered.add(fact)  # or forgotten: it does not come back to it
+                continue
+            answered.add(fact)
+            words += ["say", fact, other(NUMBERS, number, rng) if wrong else number]
+        missing = [slot for slot in needed if slot not in state.known and slot not in forgotten]
+        if missing:
+            return " ".join([*words, "ask", missing[0]])
+        words.append("book")
+        for slot in needed:
+            value = state.known.get(slot) or pick(VALUES[slot], rng)
+            if slot in state.known and rng.random() < error:
+                value = state.stale.get(slot) or other(VALUES[slot], value, rng)
+            words += [slot, value]
+        return " ".join(words)
+
+    return speak
+
+
+# ---- the metrics ----
+
+
+class Scores(NamedTuple):
+    """TCR, ACR and GCR of one dialogue, or means of them, all in 0..1."""
+
+    tcr: float
+    acr: float
+    gcr: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self) / 3
+
+
+def judge(record: Mapping, completion: str) -> Scores:
+    """The metrics of one dialogue.
+
+    Args:
+        record: with prompt, answer and user. completion: the whole transcript.
+    """
+    state, _ = follow(record, completion)
+    if state.failed:
+        return Scores(0.0, 0.0, 0.0)
+    goal, booking = dict(pairs(record["answer"].split())), state.booking
+    questions = sum(word in FACTS for turn in record["user"] for word in turn.split())
+    completed = booking is not None and booking.keys() == goal.keys() <= state.known.keys()
+    acr = state.done / (len(record["user"]) + questions + state.needless)
+    return Scores(float(completed), acr, float(booking == goal))
+
+
+def metrics(prompts: list[str], completions: list[str], answer: list[str], user: list[list[str]],
+            **columns) -> list[Scores]:
+    """TCR, ACR and GCR of every dialogue; arguments as of a reward function."""
+    rows = zip(prompts, completions, answer, user, strict=True)
+    return [judge(dict(prompt=p, answer=a, user=u), c) for p, c, a, u in rows]
+
+
+def dialogue_reward(prompts: list[str], completions: list[str], answer: list[str], user: list[list[str]],
+                    **columns) -> list[float]:
+    """The mean of TCR, ACR and GCR of every dialogue (a reward function in TRL's signature)."""
+    return [scores.mean for scores in metrics(prompts, completions, answer, user)]
+
+
+def by_domain(domains: Iterable[str], scores: Iterable[Scores]) -> dict[str, Scores]:
+    """{domain: mean scores of its dialogues}, and "overall": of all dialogues."""
+    found: dict[str, list[Scores]] = {"overall": []}
+    for domain, own in zip(domains, scores, strict=True):
+        found.setdefault(domain, []).append(own)
+        found["overall"].append(own)
+    return {name: Scores(*np.mean(rows, axis=0).tolist()) for name, rows in sorted(found.items())}
