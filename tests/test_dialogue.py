@@ -14,7 +14,7 @@ HAIRCUT = dict(
     family="dialogue", user=["day tue price 7"],
 )  # fmt: skip
 TAXI = dict(
-    prompt="transport taxi day mon pay cash ?", answer="day wed hour dusk to east pay cash", steps=2,
+    prompt="transport taxi day mon pay cash ?", answer="day wed hour dusk place east pay cash", steps=2,
     domain="transport", family="dialogue", user=["day tue", "day wed wait 3"],
 )  # fmt: skip
 TOLD = "careful ask hour <eos> <user> hour noon rather day tue price ? <eos>"
@@ -145,11 +145,12 @@ def test_metrics_by_hand(completion, expected):
 
 def test_metrics_of_a_longer_dialogue_by_hand():
     said = ("average ask hour <eos> <user> hour dusk rather day tue <eos> "
-            "ok hour dusk ask to <eos> <user> to east rather day wed wait ? <eos> ")
-    assert judge(TAXI, said + "say wait 3 book day wed hour dusk to east pay cash <eos>") == (1, 1, 1)
-    assert judge(TAXI, said + "say wait 3 book day tue hour dusk to east pay cash <eos>") == (1, 1, 0)
+            "ok hour dusk ask place <eos> <user> place east rather day wed wait ? <eos> ")
+    assert judge(TAXI, said + "say wait 3 book day wed hour dusk place east pay cash <eos>") == (1, 1, 1)
+    assert judge(TAXI, said + "say wait 3 book day tue hour dusk place east pay cash <eos>") == (1, 1, 0)
     # Cut short: the mind that it had not yet spoken counts, and so does the question that it had not yet asked.
-    short = "average ask hour <eos> <user> hour dusk rather day tue <eos> book day tue hour dusk to east pay cash <eos>"
+    short = ("average ask hour <eos> <user> hour dusk rather day tue <eos> "
+             "book day tue hour dusk place east pay cash <eos>")
     assert judge(TAXI, short) == pytest.approx((0, 1 / 3, 0))
 
 

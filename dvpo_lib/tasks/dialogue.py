@@ -57,27 +57,24 @@ SPARE = 1  # turns that the policy may waste before the user leaves
 SHORT_SERVICES = 6  # of a domain's services, those that need few slots; the rest need many
 FACTS = ("price", "wait", "rating")
 NUMBERS = tuple("0123456789")
-QUARTERS = ("north", "south", "east", "west", "centre", "harbour")
 VALUES = {
     "day": ("mon", "tue", "wed", "thu", "fri", "sat"),
     "hour": ("dawn", "morning", "noon", "dusk", "evening", "night"),
-    "place": QUARTERS, "from": QUARTERS, "to": QUARTERS,
+    "place": ("north", "south", "east", "west", "centre", "harbour"),
     "who": ("anna", "ben", "carla", "dan", "eva", "finn"),
-    "size": ("one", "two", "three", "four", "five", "six"),
     "pay": ("cash", "card", "cheque", "invoice", "voucher", "coins"),
+    "size": ("one", "two", "three", "four", "five", "six"),
     "seat": ("window", "aisle", "front", "rear", "upper", "lower"),
     "sign": ("cough", "fever", "rash", "ache", "burn", "sprain"),
     "music": ("jazz", "rock", "folk", "pop", "soul", "swing"),
     "sum": ("100", "200", "300", "400", "500", "600"),
-    "term": ("week", "month", "quarter", "year", "decade", "lifetime"),
-    "account": ("savings", "current", "joint", "student", "business", "gold"),
-}  # fmt: skip
+}
 DOMAINS = {  # name: (slots in the order of a booking, services)
     "life": ("day hour place who size pay", "haircut cleaning laundry repair massage gardening moving wedding"),
-    "transport": ("day hour from to seat pay", "taxi bus train ferry rental shuttle flight cruise"),
+    "transport": ("day hour place who seat pay", "taxi bus train ferry rental shuttle flight cruise"),
     "health": ("day hour place who sign pay", "checkup dentist vaccine eyetest therapy bloodtest surgery rehab"),
     "social": ("day hour place who size music", "dinner concert picnic club museum game festival reunion"),
-    "finance": ("day who sum term account pay", "transfer loan deposit exchange insurance pension mortgage audit"),
+    "finance": ("day hour place who sum pay", "transfer loan deposit exchange insurance pension mortgage audit"),
 }
 
 
@@ -91,7 +88,7 @@ class DialogueSettings:
     changes: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance, at each of its turns, that the user changes its mind
     questions: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance, at each of its turns, that it asks a question
     step_errors: tuple[float, float, float] = (0.04, 0.3, 0.6)  # wrong steps by annotator, in the order of STYLES
-    restate: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance that a turn restates what was told: lengths vary
+    restate: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance that a turn restates what was told: lengths vary
     demonstrations: Annotated[int, Field(ge=1)] = 30_000  # dialogues for the base policy
     train: Annotated[int, Field(ge=1)] = 1_000  # prompts for reinforcement learning
     test: Annotated[int, Field(ge=1)] = 256  # prompts of each test set
@@ -247,7 +244,7 @@ class State:
 
     Attributes:
         known: {slot: value} as the user told last. stale: {slot: the value told before}.
-        open: {fact: true number} asked by the user and not answered. heard: (slot or None) what it told last.
+        open: {fact: true number} asked by the user and not answered. heard: slots that its last turn told.
         done, needless: acts of the policy, see ACR. turns: finished turns of the policy.
         booking: what was booked. failed: whether the dialogue broke the rules.
     """
@@ -255,7 +252,7 @@ class State:
     known: dict[str, str]
     stale: dict[str, str] = field(default_factory=dict)
     open: dict[str, str] = field(default_factory=dict)
-    heard: str | None = None
+    heard: list[str] = field(default_factory=list)
     done: int = 0
     needless: int = 0
     turns: int = 0
@@ -301,7 +298,7 @@ def follow(record: Mapping, completion: str) -> tuple[State, str | None]:
         for fact, number in turn.says:
             state.needless += fact not in state.open
             state.done += state.open.pop(fact, None) == number
-        state.heard, state.booking = turn.ask, turn.book
+        state.heard, state.booking = [], turn.book
         if turn.book is not None:
             state.failed = i + 1 < len(turns)  # somebody went on after the end
             return state, None
@@ -318,6 +315,7 @@ def _speak(script: list[str], goal: dict[str, str], asked: str, state: State) ->
     """The user's turn after `asked`; `state` takes in what it says."""
     if asked in goal:
         state.known.setdefault(asked, goal[asked])  # what the prompt does not give, it never changes
+        state.heard.append(asked)
     words = [USER, asked, state.known.get(asked, "any")]
     for name, value in pairs(script[state.turns - 1].split() if state.turns <= len(script) else []):
         if name in FACTS:
@@ -325,6 +323,7 @@ def _speak(script: list[str], goal: dict[str, str], asked: str, state: State) ->
             words += [name, "?"]
         else:
             state.stale[name], state.known[name] = state.known[name], value
+            state.heard.append(name)
             words += ["rather", name, value]
     return " ".join(words)
 
@@ -370,7 +369,8 @@ def annotator(record: Mapping, style: str, error: float, restate: float,
         state, _ = follow(record, completion)
         words = [] if completion else [style]
         if state.heard and rng.random() < restate:
-            words += ["ok", state.heard, state.known[state.heard]]
+            slot = pick(state.heard, rng)
+            words += ["ok", slot, state.known[slot]]
         for fact, number in state.open.items():
             wrong, silent = rng.random() < error, rng.random() < 0.5
             if fact in answered or (wrong and silent):
