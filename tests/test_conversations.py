@@ -15,7 +15,7 @@ from dvpo_lib.methods import METHODS, DVPOConfig
 from dvpo_lib.models import Critic, PolicySettings, build_policy, encode, fit_language_model, token_logprobs
 from dvpo_lib.policy_losses import policy_loss, value_loss
 from dvpo_lib.rollouts import generate
-from dvpo_lib.tasks import dialogue
+from dvpo_lib.tasks import dialogue, transcripts
 from dvpo_lib.trainer import DVPOTrainer, score
 
 CFG = dialogue.DialogueSettings(demonstrations=200, train=40, test=20)
@@ -53,7 +53,7 @@ def policy(tokenizer, shown):
 
 @pytest.fixture(scope="module")
 def rollouts(tokenizer, policy, records):
-    return converse(policy, tokenizer, records, dialogue.reply, 48, 5, 0.9, torch.Generator().manual_seed(0))
+    return converse(policy, tokenizer, records, transcripts.reply, 48, 5, 0.9, torch.Generator().manual_seed(0))
 
 
 def segments(mask):
@@ -90,7 +90,7 @@ def test_masks_of_demonstrations_are_the_policys_turns(tokenizer, shown):
     for i, record in enumerate(shown):
         completion = tokens.input_ids[i, -tokens.completion_length :]
         own = tokenizer.decode(completion[tokens.mask[i]])
-        turns = [" ".join(words) for words in dialogue.split_turns(record["completion"])[::2]]
+        turns = [" ".join(words) for words in transcripts.split_turns(record["completion"])[::2]]
         assert own == " ".join(f"{turn} <eos>" for turn in turns)
 
 
@@ -112,10 +112,10 @@ def test_rollouts_are_what_their_texts_say(tokenizer, rollouts, records):
 def test_the_user_says_what_the_simulator_says(rollouts, records):
     heard = 0
     for record, completion in zip(records, rollouts.completions):
-        turns = dialogue.split_turns(completion)
+        turns = transcripts.split_turns(completion)
         for i in range(1, len(turns), 2):
             before = " ".join(" ".join([*words, "<eos>"]) for words in turns[:i])
-            assert " ".join(turns[i]) == dialogue.reply(record, before)
+            assert " ".join(turns[i]) == transcripts.reply(record, before)
             heard += 1
     assert heard > 20
 
@@ -139,9 +139,9 @@ def test_sampled_logprobs_are_those_of_one_forward(policy, rollouts):
 
 @pytest.mark.parametrize("length", [48, 12])
 def test_batched_is_one_by_one(tokenizer, policy, records, length):
-    together = converse(policy, tokenizer, records[:12], dialogue.reply, length, 5, temperature=0.0)
+    together = converse(policy, tokenizer, records[:12], transcripts.reply, length, 5, temperature=0.0)
     for i, record in enumerate(records[:12]):
-        alone = converse(policy, tokenizer, [record], dialogue.reply, length, 5, temperature=0.0)
+        alone = converse(policy, tokenizer, [record], transcripts.reply, length, 5, temperature=0.0)
         assert alone.completions == [together.completions[i]]
         row = together.tokens.rows(torch.tensor([i]))
         assert torch.equal(row.input_ids, alone.tokens.input_ids) and torch.equal(row.mask, alone.tokens.mask)
@@ -160,7 +160,7 @@ def test_without_replies_it_is_generate(tokenizer, policy, records):
 
 
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
-    runs = [converse(policy, tokenizer, records, dialogue.reply, 40, 5, 1.0, torch.Generator().manual_seed(s))
+    runs = [converse(policy, tokenizer, records, transcripts.reply, 40, 5, 1.0, torch.Generator().manual_seed(s))
             for s in (0, 0, 1)]  # fmt: skip
     assert runs[0].completions == runs[1].completions != runs[2].completions
     assert torch.equal(runs[0].tokens.input_ids, runs[1].tokens.input_ids)
@@ -168,7 +168,7 @@ def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
 
 def test_sampling_leaves_no_trace(tokenizer, policy, records):
     before = torch.get_rng_state()
-    rollouts = converse(policy, tokenizer, records[:4], dialogue.reply, 30, 5, 1.0, torch.Generator().manual_seed(0))
+    rollouts = converse(policy, tokenizer, records[:4], transcripts.reply, 30, 5, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(before, torch.get_rng_state())
     assert not rollouts.tokens.input_ids.is_inference() and not rollouts.logprobs.is_inference()
 
@@ -217,24 +217,24 @@ def test_bounds_by_hand(tokenizer, policy):
 def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
     record = dict(prompt="life haircut day mon hour noon ?", answer="day mon hour noon", user=[""], steps=0)
     words = "book day mon hour noon <eos>"
-    whole, cut = (converse(Scripted(policy, tokenizer, words), tokenizer, [record], dialogue.reply, length, 9, 0.0)
+    whole, cut = (converse(Scripted(policy, tokenizer, words), tokenizer, [record], transcripts.reply, length, 9, 0.0)
                   for length in (6, 5))  # fmt: skip
     assert whole.completions == [words] and cut.completions == [words.removesuffix(" <eos>")]
-    assert dialogue.judge(record, whole.completions[0]).tcr == 1
-    assert dialogue.judge(record, cut.completions[0]) == (0, 0, 0)
+    assert transcripts.judge(record, whole.completions[0]).tcr == 1
+    assert transcripts.judge(record, cut.completions[0]) == (0, 0, 0)
 
 
 def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer, policy, records):
     for words in ("<user> <eos>", "ask hour <user> <eos>", "<user> hour noon book day mon <eos>"):
-        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], dialogue.reply, 40, 9, 0.0)
+        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], transcripts.reply, 40, 9, 0.0)
         assert found.completions == [words]
         assert found.tokens.mask.all()  # its own words, marker included: it is they that are punished
-        assert dialogue.judge(records[0], words) == (0, 0, 0)
+        assert transcripts.judge(records[0], words) == (0, 0, 0)
 
 
 def test_impossible_calls_are_named(tokenizer, policy, records):
     with pytest.raises(ValueError, match="no records"):
-        converse(policy, tokenizer, [], dialogue.reply, 10, 2)
+        converse(policy, tokenizer, [], transcripts.reply, 10, 2)
     with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
         scripted(policy, tokenizer, "ask hour <eos>", 20, 3, said="<user> hour <eos> noon")
 
@@ -289,7 +289,7 @@ class DialogueTrainer(DVPOTrainer):
     def sample(self, policy=None, purpose="sampling"):
         picks = torch.randint(len(self.data), (self.args.generation_batch_size // 4,), generator=self._generator("p"))
         records = [self.data[i] for i in picks.tolist() for _ in range(4)]
-        rollouts = converse(policy or self.actor, self.processing_class, records, dialogue.reply,
+        rollouts = converse(policy or self.actor, self.processing_class, records, transcripts.reply,
                             self.args.max_completion_length, 5, self.args.temperature, self._generator(purpose))
         return rollouts, {c: [r[c] for r in records] for c in self.columns if c != "prompt"}
 
@@ -302,7 +302,7 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
         critic = CriticSettings(kind=kind, heads=2, quantiles=16)
         config = DVPOConfig(method=method, max_steps=2, generation_batch_size=16, num_generations=4, critic=critic,
                             max_completion_length=40, learning_rate=1e-3)
-        t = DialogueTrainer(copy.deepcopy(policy), dialogue.dialogue_reward, config, records, tokenizer)
+        t = DialogueTrainer(copy.deepcopy(policy), transcripts.dialogue_reward, config, records, tokenizer)
         rollouts, columns = t.sample()
         assert max(segments(mask) for mask in rollouts.tokens.mask) >= 2
         rewards = score(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)

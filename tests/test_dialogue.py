@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dvpo_lib.tasks import dialogue
+from dvpo_lib.tasks import dialogue, transcripts
 from dvpo_lib.tasks.chains import SPLITS, STYLES
-from dvpo_lib.tasks.dialogue import DOMAINS, FACTS, NUMBERS, VALUES, DialogueSettings, follow, hold, judge, pairs, reply
+from dvpo_lib.tasks.dialogue import DOMAINS, DialogueSettings
+from dvpo_lib.tasks.transcripts import FACTS, NUMBERS, VALUES, follow, hold, judge, pairs, reply
 
 CFG = DialogueSettings(demonstrations=900, train=150, test=60)
 FAMILY = dialogue.family(CFG)
@@ -139,7 +140,7 @@ def test_goals_follow_from_prompt_and_changes(splits):
 ])  # fmt: skip
 def test_metrics_by_hand(completion, expected):
     assert judge(HAIRCUT, completion) == pytest.approx(expected)
-    assert dialogue.dialogue_reward([HAIRCUT["prompt"]], [completion], answer=[HAIRCUT["answer"]],
+    assert transcripts.dialogue_reward([HAIRCUT["prompt"]], [completion], answer=[HAIRCUT["answer"]],
                                     user=[HAIRCUT["user"]], steps=[1]) == pytest.approx([sum(expected) / 3])
 
 
@@ -170,8 +171,8 @@ def test_a_user_forged_by_the_policy_fails_even_if_it_is_right():
 
 
 def test_means_by_domain():
-    scores = [dialogue.Scores(1, 1, 1), dialogue.Scores(0, 0.5, 0), dialogue.Scores(1, 0, 0)]
-    assert dialogue.by_domain(["life", "life", "finance"], scores) == {
+    scores = [transcripts.Scores(1, 1, 1), transcripts.Scores(0, 0.5, 0), transcripts.Scores(1, 0, 0)]
+    assert transcripts.by_domain(["life", "life", "finance"], scores) == {
         "finance": (1, 0, 0), "life": (0.5, 0.75, 0.5), "overall": pytest.approx((2 / 3, 0.5, 1 / 3))}  # fmt: skip
     assert scores[1].mean == pytest.approx(1 / 6)
 
@@ -407,6 +408,20 @@ def test_default_sizes_can_be_had():
 def test_too_many_prompts_is_a_clear_error():
     with pytest.raises(ValueError, match=r"tasks\.dialogue\.test: found only \d+ distinct prompts of the 5000"):
         list(dialogue.build_split(FAMILY, "test", DialogueSettings(test=5000)))
+
+
+@pytest.mark.parametrize("slots", [dict(short=(2, 1)), dict(short=(1, 3)), dict(long=(2, 3), short=(1, 1), changes=2),
+                                   dict(long=(4, 5)), dict(short=(0, 1)), dict(short=(1, 1), long=(2, 4))])  # fmt: skip
+def test_impossible_settings_are_refused(slots):
+    with pytest.raises(ValueError):
+        DialogueSettings(**slots)
+
+
+def test_other_numbers_of_slots():
+    cfg = DialogueSettings(short=(1, 1), long=(2, 2), demonstrations=50, train=20, test=10)
+    family = dialogue.family(cfg)
+    assert {r["steps"] for r in dialogue.build_split(family, "train", cfg)} == {1}
+    assert {r["steps"] for r in dialogue.build_split(family, "ood", cfg)} == {2}
 
 
 def test_equal_seeds_give_equal_splits(splits):
