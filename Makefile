@@ -35,7 +35,7 @@ full: $(STAMP)  ## run the large profile in work/full, resumable; in pieces with
 reference: $(STAMP)  ## run the large profile with real data and write reports/
 	@$(CHAIN) profile --workdir work/full --set real.dir=$(CURDIR)/data/real --export reports full
 
-tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 30 minutes on two cores)
+tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 25 minutes on two cores)
 	@$(PY) -m dvpo_lib.tuning --seeds $(or $(SEEDS),1)
 
 test: $(STAMP)  ## run all tests, the smoke chain included

@@ -55,7 +55,7 @@ MARGIN = 0.01  # of reward: what counts as better
 FILES = ("params.yaml", "profiles/full.yaml")  # where rows of methods and critics stand
 OUT = Path("reports/tuning")
 NOTEBOOK = "notebooks/A1_tuning.ipynb"
-MINUTES = 30  # of all methods with one seed on two cores
+MINUTES = 25  # of all methods with one seed on two cores
 
 
 def grid(method: str) -> list[dict[str, float]]:
