@@ -102,7 +102,8 @@ def export(project: Path, target: Path) -> None:
 
     Histories step by step (LEFT_OUT) stay behind: the pages show them. Raises StageError where what is left is more
     than may be committed."""
-    shutil.rmtree(target, ignore_errors=True)
+    for folder in {Path(spec.results).relative_to("results").parts[0] for spec in read_stages(project).values()}:
+        shutil.rmtree(target / folder, ignore_errors=True)  # what else lies there, of `make tune`, stays
     for name, spec in read_stages(project).items():
         folder = project / spec.results
         patterns = ("*.html", "*.json", "*.csv", "tables/*")

@@ -176,10 +176,13 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
         for file, content in {"notebook.html": "page", "notebook.ipynb": json.dumps(picture), "tables/t.csv": "x",
                               "tables/history.csv": "long"}.items():
             (folder / file).write_text(content)
+    for old in ("reports/tuning/grid.csv", "reports/page/old.csv"):  # of `make tune`, and of an earlier export
+        (project / old).parent.mkdir(parents=True, exist_ok=True)
+        (project / old).write_text("x")
     export(project, project / "reports")
     found = {str(p.relative_to(project / "reports")) for p in (project / "reports").rglob("*") if p.is_file()}
     pages = {f"{name}/{file}" for name in ("tiny", "page") for file in ("notebook.html", "tables/t.csv")}
-    assert found == pages | {"page/figure_01.png"}
+    assert found == pages | {"page/figure_01.png", "tuning/grid.csv"}
 
 
 # ---- make ----
