@@ -18,6 +18,7 @@ from .advantages import ReadoutSettings
 from .config import MethodSettings
 from .critics import CriticSettings
 from .figures.style import label
+from .figures.tuning import spelled
 from .losses import CriticLossSettings
 from .methods import METHODS, DVPOConfig
 from .q_functions import QSettings
@@ -85,9 +86,9 @@ def methods_table(rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
         found.append({
             "method": label(name), "critic": (m.critic or "none").replace("_", " "),
             "advantage": (m.advantage.__doc__ or "").strip().splitlines()[0].replace("`", ""),
-            "policy loss": f"{loss}, {averages[m.aggregate]}",
-            "KL": "none" if m.offline else f"{m.estimator} in the {m.kl}", "source": m.source,
-            "own settings": ", ".join(f"{k} = {v}" for k, v in row.training.items()) or "none",
+            "policy loss": f"{loss}, {averages[m.aggregate]}; KL: "
+                           + ("none" if m.offline else f"{m.estimator} in the {m.kl}"), "source": m.source,
+            "own settings": "; ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in row.training.items()) or "none",
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -112,4 +113,9 @@ def _text(field: dataclasses.Field) -> str:
     value: Any = field.default
     if dataclasses.is_dataclass(value):
         return "defaults"
-    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value).lower()
+    return _spelled(value)
+
+
+def _spelled(value: Any) -> str:
+    """A setting as params.yaml has it."""
+    return spelled(value) if isinstance(value, float) else "null" if value is None else str(value).lower()
