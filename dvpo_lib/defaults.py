@@ -82,13 +82,13 @@ def methods_table(rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
     found = []
     for name, row in rows.items():
         m = METHODS[name]
-        loss = "advantage-weighted regression" if m.offline else "PPO clip"
+        loss, own = "advantage-weighted regression" if m.offline else "PPO clip", row.training.items()
         found.append({
             "method": label(name), "critic": (m.critic or "none").replace("_", " "),
             "advantage": (m.advantage.__doc__ or "").strip().splitlines()[0].replace("`", ""),
             "policy loss": f"{loss}, {averages[m.aggregate]}; KL: "
                            + ("none" if m.offline else f"{m.estimator} in the {m.kl}"), "source": m.source,
-            "own settings": "; ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in row.training.items()) or "none",
+            "own settings": "; ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in own) or "none",
         })  # fmt: skip
     return pd.DataFrame(found)
 
