@@ -183,6 +183,14 @@ def _policy_loss(cfg: DVPOConfig) -> str:
     return f"none: logits are perturbed by {cfg.perturbation:g} (Q - V)"
 
 
+def advantage_unit(name: str) -> str:
+    """What a method's advantages are measured in."""
+    m = METHODS[name]
+    if m.offline:
+        return "advantage Q - V (reward units)"
+    return "advantage, relative to its group" if m.groups else "advantage, whitened over the batch"
+
+
 def first_batch(spec) -> pd.DataFrame:
     """The first batch of a training run, before any update: what a method makes of it.
 
