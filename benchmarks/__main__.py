@@ -52,10 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="ppo must be among them")
+    parser.add_argument("--large", nargs="+", choices=methods, default=["ppo", "dvpo", "grpo"],
+                        help="methods on the 20M model, which takes minutes an iteration (default: ppo dvpo grpo)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure (default cpu)")
     chosen = parser.parse_args(arguments)
-    if "ppo" not in chosen.methods:
-        parser.error("--methods: times are given relative to ppo, which is not among them")
+    for name, listed in (("methods", chosen.methods), ("large", chosen.large)):
+        if "ppo" not in listed:
+            parser.error(f"--{name}: times are given relative to ppo, which is not among them")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: torch sees no CUDA device here")
     torch.set_num_threads(chosen.threads)
@@ -72,8 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
              "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats))}  # fmt: skip
     rows = []
     for model in chosen.models:
-        rounds = chosen.rounds if model == "default" else max(1, chosen.rounds // 4)
-        rows += iteration_rows(model, chosen.methods, rounds, chosen.device)
+        small = model == "default"
+        rows += iteration_rows(model, chosen.methods if small else chosen.large,
+                               chosen.rounds if small else max(1, chosen.rounds // 4), chosen.device)
     if rows:
         found |= summary(pd.DataFrame(rows))
         print(json.dumps(found["iteration_over_ppo"], indent=2))

@@ -77,7 +77,8 @@ def watching_lines(ratios: Mapping, models: list[str]) -> Iterator[str]:
     """What offline methods cost without the sampling that only serves to watch their policy."""
     offline = [method for method in ("cql", "rfqi") if method in ratios[models[0]]]
     if offline:
-        numbers = {m: " and ".join(f"{ratios[model][m]:.2f}" for model in models) for m in offline}
+        numbers = {m: " and ".join(f"{ratios[model][m]:.2f}" for model in models if m in ratios[model])
+                   for m in offline}
         yield ("- The offline methods' policy answers only to be watched, which is included. Without diagnostics, "
                f"theirs and PPO's: {', '.join(f'{name_of(m)} {text}' for m, text in numbers.items())} × the time.")
 
