@@ -146,6 +146,17 @@ def test_a_batch_has_a_limit_too(caplog):
     short.close()
 
 
+def test_a_parent_that_holds_much_memory_does_not_wear_its_workers_out():
+    """A process that has a model loaded: its workers are not taken for as large as itself, and go on."""
+    ballast = bytearray(1 << 30)
+    ballast[::4096] = b"1" * len(ballast[::4096])  # touched, or it would not count
+    reward = MathReward(workers=1)
+    assert judge(reward, [("2", "\\boxed{4/2}")]) == [1.0]
+    before = processes(reward)
+    del ballast
+    assert judge(reward, [("3", "\\boxed{6/2}")]) == [1.0] and processes(reward) == before != []
+
+
 def test_workers_are_started_when_needed_and_recycled(monkeypatch):
     lazy = MathReward(workers=3)
     assert judge(lazy, [("18", "18"), ("18", "")]) == [1.0, 0.0] and processes(lazy) == []
