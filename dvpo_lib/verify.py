@@ -6,10 +6,9 @@
 
 Completions come from a policy that is rewarded for them, so they are hostile: `9**9**9**9`, thousands of nested
 fractions, a text on which a regular expression never ends. math-verify (with SymPy below it) therefore works in
-processes of its own, each with a limit on processor time and memory. A process that reaches one, or that crashes, is
-replaced; its answer gets 0.0 and all others keep theirs. Limits count processor time, not time on the clock, so that a
-busy machine gives the same rewards. The processes start when first needed, from any thread and inside any worker of
-joblib, and end with the process (or the `MathReward`) that started them. For POSIX systems.
+processes of its own (`math_workers`). One that reaches its limits, or that crashes, is replaced; its answer gets 0.0
+and all others keep theirs. The processes start when first needed, from any thread and inside any worker of joblib, and
+end with the process (or the `MathReward`) that started them.
 """
 
 from __future__ import annotations
@@ -17,254 +16,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import selectors
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from .answers import LAST, boxed, chosen_letter, conclusion, given_slots, plain, same_text
+from .math_workers import Pool, Worker
 
 __all__ = ["MathReward", "answer_reward", "choice_reward", "math_reward", "slots_reward"]
 
-LAST = 4000  # characters of a completion that are looked at, counted from its end
-START_SECONDS = 120  # on the clock, for a worker to import math-verify
-PATIENCE = 10  # seconds on the clock for each second of processor time that an answer may take, on a busy machine
-RECYCLE = 500  # answers after which a worker is replaced: what SymPy keeps of them would count against the memory limit
 log = logging.getLogger(__name__)
 
 
-# ---- what a completion says ----
-
-
-def text_of(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a completion: itself, or the last message of a conversation ([{role, content}], as TRL passes it).
-
-    Raises:
-        TypeError: neither of the two.
-    """
-    if isinstance(completion, str):
-        return completion
-    try:
-        content = completion[-1]["content"]
-    except (TypeError, KeyError, IndexError):
-        content = None
-    if not isinstance(content, str):
-        raise TypeError(f"a completion should be a text or a list of messages, not {str(completion)[:80]!r}")
-    return content
-
-
-def conclusion(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str:
-    """The part of a completion that is judged: what follows the last `</think>`, at most its `last` characters."""
-    text = text_of(completion)
-    after = text.rpartition("</think>")[2]
-    return (after if after.strip() else text)[-last:]
-
-
-def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Every `\boxed{...}` (and `\fbox{...}`) with balanced braces: start, end, content. One pass over the text."""
-    openings = {m.end() - 1: m.start() for m in re.finditer(r"\\(?:boxed|fbox)\s{0,8}\{", text)}
-    found, stack = [], []
-    for i, character in enumerate(text):
-        if character == "{" and text[i - 1 : i] != "\\":
-            stack.append(i)
-        elif character == "}" and text[i - 1 : i] != "\\" and stack:
-            opened = stack.pop()
-            if opened in openings and not any(brace in openings for brace in stack):  # the outermost alone
-                found.append((openings[opened], i + 1, text[opened + 1 : i]))
-    return found
-
-
-def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds; several side by side ("\boxed{1} and \boxed{2}") are one answer, "1, 2".
-
-    So a completion cannot hedge: of answers in different places the last one counts, and a list is a list.
-    """
-    found = boxes(text)
-    if not found:
-        return None
-    run = [found[-1]]
-    for box in reversed(found[:-1]):
-        between = text[box[1] : run[0][0]]
-        if len(between) > 40 or not re.fullmatch(r"(?:[\s,;$]|and|or|\\text|\\quad|\\[()\[\],;]|[{}])*", between):
-            break
-        run.insert(0, box)
-    return ", ".join(content for _, _, content in run)
-
-
-def plain(answer: str) -> str:
-    r"""An answer without what never matters: its box, dollar signs, outer white space, a final full stop."""
-    inside = boxed(answer)
-    return (answer if inside is None else inside).replace("\\$", "").replace("$", "").strip().removesuffix(".").strip()
-
-
-def same_text(a: str, b: str) -> bool:
-    """Whether two answers are the same text, white space aside."""
-    return "".join(a.split()) == "".join(b.split()) != ""
-
-
-# ---- mathematics: the worker's side ----
-
-
-def is_right(answer: str, given: str, is_boxed: bool) -> bool:
-    """math-verify's verdict, without any limit; to be called in a worker.
-
-    Args:
-        given: the content of the box, or the end of a completion that has none (then math-verify searches it: after
-            "answer" first, else the last formula or number).
-    """
-    from math_verify import parse, verify
-
-    truth = parse(f"${answer}$", parsing_timeout=None)
-    found = parse(f"${given}$" if is_boxed else given, parsing_timeout=None)
-    return bool(verify(truth, found, timeout_seconds=None))
-
-
-def serve(seconds: float, memory: int) -> None:
-    """A worker: reads one JSON line for each answer from standard input, writes one for each to standard output.
-
-    Args:
-        seconds: processor time for one answer, after which the operating system ends the process.
-        memory: bytes of address space.
-    """
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")  # a stray print in a library must not look like a reply
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-
-    def reply(**fields) -> None:
-        replies.write(json.dumps(fields) + "\n")
-        replies.flush()
-
-    try:
-        is_right("\\frac{1}{2}", "The answer is $0.5$ or 1/2.", False)  # imports, compiles the regular expressions
-        is_right("[1, 2)", "x^2 + 1", True)
-    except ImportError as error:
-        reply(error=f"math-verify cannot be imported: {error}; `make install` brings what is missing")
-        return
-    logging.disable()
-    limit = _limits(seconds, memory)
-    reply(ready=True)
-    os.dup2(nowhere, 2)
-    for done, line in enumerate(sys.stdin, start=1):
-        limit(seconds)
-        try:
-            right = is_right(*json.loads(line))
-        except Exception:  # of SymPy, MemoryError and RecursionError included
-            right = False
-        limit(0)
-        reply(right=right, spent=done >= RECYCLE or _peak() > memory / 2)
-
-
-def _limits(seconds: float, memory: int):
-    """Sets the limit on memory and returns the function that starts (or with 0 stops) the one on processor time."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (memory if hard < 0 else min(memory, hard), hard))
-    except (ValueError, OSError):  # macOS has no such limit
-        pass
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in whatever code it is
-    return lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _peak() -> int:
-    """Bytes of memory that this program has held at most.
-
-    Not `ru_maxrss` where there is another way: on Linux it starts at what the parent held, a whole model perhaps.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-# ---- mathematics: the parent's side ----
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A process that judges one answer at a time."""
-
-    process: subprocess.Popen
-    errors: Any  # the file of its standard error
-    deadline: float  # on the monotonic clock, of what it does now
-    item: int | None = None  # the index of the answer it judges; None before it is ready and between answers
-    ready: bool = False
-    read: bytes = b""
-
-    @classmethod
-    def start(cls, seconds: float, memory: int) -> _Worker:
-        paths = os.pathsep.join(p for p in sys.path if p and os.path.exists(p))
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        code = f"from dvpo_lib.verify import serve; serve({seconds!r}, {memory!r})"
-        errors = tempfile.TemporaryFile()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([paths, package]), "PYTHONHASHSEED": "0"},
-            start_new_session=True,
-        )  # fmt: skip
-        return cls(process, errors, time.monotonic() + START_SECONDS)
-
-    def ask(self, item: int, question: tuple, seconds: float) -> None:
-        self.item, self.deadline = item, time.monotonic() + PATIENCE * seconds
-        try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
-        except OSError:  # it has died; its empty reply says so
-            pass
-
-    def reply(self) -> dict | None:
-        """What it says: {} while the line is not whole, None where it has died."""
-        part = os.read(self.process.stdout.fileno(), 65536)
-        self.read += part
-        if not part:
-            return None
-        if not self.read.endswith(b"\n"):
-            return {}
-        line, self.read = self.read, b""
-        return json.loads(line)
-
-    def out_of_time(self) -> bool:
-        """Whether the operating system ended it for an answer's processor time."""
-        return self.process.wait() == -signal.SIGPROF
-
-    def why(self) -> str:
-        """The last line of its standard error."""
-        if self.process.poll() is None:
-            return f"it is not ready after {START_SECONDS} s"
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), f"exit code {self.process.poll()}")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.errors):
-            file.close()
-
-
-@dataclass
-class _Pool:
-    """Workers of one process; what is forked from it must not talk to them."""
-
-    owner: int = field(default_factory=os.getpid)
-    workers: list[_Worker] = field(default_factory=list)
-    lock: Any = field(default_factory=threading.Lock)
-
-    def close(self) -> None:
-        if self.owner == os.getpid():
-            while self.workers:
-                self.workers.pop().end()
+# ---- mathematics ----
 
 
 class MathReward:
@@ -307,7 +75,7 @@ class MathReward:
         self._renew()
 
     def _renew(self) -> None:
-        self._pool = _Pool()
+        self._pool = Pool()
         weakref.finalize(self, self._pool.close)  # at the end of the process too
 
     def __getstate__(self) -> dict:  # to another process go the limits, not the workers
@@ -355,7 +123,7 @@ class MathReward:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
             while open_:
                 while len(workers) < min(self.workers, open_):
-                    workers.append(_Worker.start(self.seconds, self.memory))
+                    workers.append(Worker.start(self.seconds, self.memory))
                     selector.register(workers[-1].process.stdout, selectors.EVENT_READ, workers[-1])
                 for worker in workers:
                     if worker.ready and worker.item is None and waiting:
@@ -390,7 +158,7 @@ class MathReward:
                     break
         return verdicts
 
-    def _drop(self, worker: _Worker, selector, reply: dict | None = None, count: bool = True) -> int:
+    def _drop(self, worker: Worker, selector, reply: dict | None = None, count: bool = True) -> int:
         """Ends a worker and returns how many answers that decides; RuntimeError where it has never been ready."""
         why = None if worker.ready else (reply or {}).get("error") or worker.why()
         selector.unregister(worker.process.stdout)
@@ -434,37 +202,7 @@ def math_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str],
     return _default(prompts, completions, answer, **columns)
 
 
-# ---- options ----
-
-_BEFORE = r"[\s*_$(\[{\"'`]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?\(?"
-_LETTER = (r"([B-HJ]|[AI](?!\s+(?!because|since|as\b)[a-z]))(?![A-Za-z0-9_'’])"
-           r"(?!\s{0,4}(?:,|/|or\b|and\b)\s{0,4}\(?[A-J]\b)")
-_SAID = re.compile(r"(?i:answer|choice|option)(?:\s{1,4}(?i:is|was|should\s+be)\b\s{0,4}:?|[\s*]{0,4}[:=])"
-                   r"(?:\s{0,4}(?i:option|choice|letter)\b)?" + _BEFORE + _LETTER)  # fmt: skip
-_ALONE = re.compile(r"[\s*_$(\[{\"'`]*(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?[\s(]*([A-Ja-j])[\s*_$)\]}\"'`.:,]*")
-
-
-def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str | None:
-    r"""The option (A to J) that a completion chooses, or None.
-
-    The first rule that applies decides, on what follows the last `</think>`:
-    1. the last `\boxed{...}`, if there is one: its letter (`\boxed{\text{(B)}}` and `\boxed{B. mitosis}` are B), else
-       None;
-    2. the last "answer is X", "Answer: X", "option: X"; X is a capital, no word and no list ("the answer is A mixture"
-       and "the answer is B or C" choose nothing);
-    3. a last line that holds a letter and nothing else ("(b)", "**B**").
-    """
-    text = conclusion(completion, last)
-    box = boxed(text)
-    if box is not None:
-        alone = _ALONE.fullmatch(box) or re.match(r"\s*\(?([A-J])[.):]\s", box)
-        return alone[1].upper() if alone else None
-    said = [m[1] for m in _SAID.finditer(text)]
-    if said:
-        return said[-1]
-    lines = text.strip().rsplit("\n", 1)
-    alone = _ALONE.fullmatch(lines[-1][:200])
-    return alone[1].upper() if alone else None
+# ---- options and slots ----
 
 
 def choice_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:
@@ -474,16 +212,6 @@ def choice_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str
         ValueError: another number of answers than of completions. TypeError: an answer or a completion is no text.
     """
     return [float(chosen_letter(c) == a.strip().upper()) for a, c in _pairs(completions, answer)]
-
-
-# ---- slots ----
-
-
-def given_slots(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> dict[str, str]:
-    """{slot: value} of a completion's lines `slot = value` or `slot: value`; of a slot's lines the last counts."""
-    lines = conclusion(completion, last).split("\n")
-    found = [re.match(r"[\s*\-•]{0,8}([A-Za-z][A-Za-z0-9_]{0,60})\s{0,4}[=:]\s*(\S.*)", line) for line in lines]
-    return {m[1].casefold(): m[2].strip().casefold() for m in found if m}
 
 
 def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:

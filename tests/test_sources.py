@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from dvpo_lib import sources, verify
+from dvpo_lib import source_files, sources, verify
 from dvpo_lib.sources import SOURCES, SourceError, load
 from dvpo_lib.tasks import TaskSettings, build_tokenizer
 
@@ -75,7 +75,7 @@ def write(path: Path, records: list[dict]) -> Path:
 # ---- every source, every format ----
 
 
-@pytest.mark.parametrize("kind", sorted(sources.FORMATS))
+@pytest.mark.parametrize("kind", sorted(source_files.FORMATS))
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_file_is_read(tmp_path, name, kind):
     split = list(SOURCES[name].splits)[-1]

@@ -17,8 +17,9 @@ import pytest
 from conftest import ROOT
 from joblib import Parallel, delayed
 
-from dvpo_lib import verify
-from dvpo_lib.verify import MathReward, answer_reward, choice_reward, chosen_letter, math_reward, slots_reward
+from dvpo_lib import math_workers
+from dvpo_lib.answers import chosen_letter
+from dvpo_lib.verify import MathReward, answer_reward, choice_reward, math_reward, slots_reward
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_hostile_answers_get_nothing_and_take_nothing_from_others(reward):
 
 
 def test_memory_is_limited():
-    code = "from dvpo_lib import verify; verify._limits(1, 2**28); x = bytearray(2**28)"
+    code = "from dvpo_lib import math_workers; math_workers.limits(1, 2**28); x = bytearray(2**28)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "MemoryError" in done.stderr
 
@@ -115,7 +116,8 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_a_worker_that_was_killed_is_replaced(reward):
+def test_a_worker_that_was_killed_is_replaced():
+    reward = MathReward(workers=1)  # which is then ready for certain, and the one that is asked next
     assert judge(reward, [("2", "1 + 1"), ("3", "1 + 2")]) == [1.0, 1.0]
     before = processes(reward)
     os.kill(before[0], signal.SIGKILL)
@@ -123,16 +125,15 @@ def test_a_worker_that_was_killed_is_replaced(reward):
     assert before[0] not in processes(reward) and not alive(before[0])
 
 
-def test_a_worker_that_does_not_answer_is_replaced(monkeypatch, reward):
+def test_a_worker_that_does_not_answer_is_replaced(monkeypatch):
     """Time on the clock is limited too, where no processor time passes."""
+    reward = MathReward(workers=1)
     judge(reward, [("2", "1 + 1")])
     for pid in processes(reward):
         os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(verify, "PATIENCE", 1.0)
+    monkeypatch.setattr(math_workers, "PATIENCE", 1.0)
     before = processes(reward)
     assert judge(reward, [("2", "\\boxed{8/4}")]) == [0.0] and len(set(processes(reward)) - set(before)) == 0
-    for pid in processes(reward):
-        os.kill(pid, signal.SIGCONT)
     monkeypatch.undo()
     assert judge(reward, [("2", "\\boxed{8/4}")]) == [1.0]
 
