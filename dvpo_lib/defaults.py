@@ -1,7 +1,6 @@
-"""What methods are made of, and every default of training, critics and losses with its source: tables for the report.
+"""Every default of training, critics and losses with its source: one table for the report.
 
-Names, values and meanings are read from METHODS and from the settings classes; only the sources of defaults are written
-here.
+Names, values and meanings are read from the settings classes; only the sources are written here.
 """
 
 from __future__ import annotations
@@ -9,18 +8,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from .advantages import ReadoutSettings
-from .config import MethodSettings
 from .critics import CriticSettings
-from .figures.style import label
-from .figures.tuning import spelled
+from .figures.style import spelled
 from .losses import CriticLossSettings
-from .methods import METHODS, DVPOConfig
+from .methods import DVPOConfig
 from .q_functions import QSettings
 
 SECTIONS = {  # where params.yaml has them: settings class
@@ -28,7 +23,8 @@ SECTIONS = {  # where params.yaml has them: settings class
     "critics.*.loss": CriticLossSettings, "critics.*.q": QSettings,
 }  # fmt: skip
 PAPER = "DVPO (summaries)"
-MEASURED = "measured here"
+MEASURED = "measured here"  # in a notebook of this chain
+PROTOTYPE = "measured in a prototype"
 CHOSEN = "chosen here"
 SET = "set by the chain"
 SOURCES = {
@@ -37,7 +33,7 @@ SOURCES = {
         "generation_batch_size": CHOSEN, "num_generations": "Shao et al. 2024 take 64, TRL 8",
         "num_iterations": CHOSEN, "num_mini_batches": CHOSEN, "gradient_accumulation_steps": "neutral",
         "max_completion_length": "length of the tasks", "temperature": "neutral",
-        "learning_rate": f"{MEASURED}: 3e-4 destroys the embedded policy",
+        "learning_rate": "measured in a prototype, where 3e-4 destroyed the policy; `make tune`",
         "lr_scheduler_type": CHOSEN, "warmup_steps": CHOSEN, "beta": "between Shao et al. 2024 (0.04) and 0",
         "kl_placement": "by method, see METHODS", "kl_estimator": "by method, see METHODS",
         "epsilon": "Schulman et al. 2017", "epsilon_high": "neutral", "entropy_coef": "neutral",
@@ -45,17 +41,17 @@ SOURCES = {
         "lam": "Schulman et al. 2017", "lam_critic": "VC-PPO (Yuan et al. 2025)", "lam_adaptive": "neutral; VAPO",
         "target": "literal reading of DVPO", "readout": PAPER,
         "worst_case": "literal minimum over estimates, neutral at one head",
-        "reward_clip": f"{MEASURED} in a prototype", "extraction": CHOSEN,
+        "reward_clip": PROTOTYPE, "extraction": CHOSEN,
         "awr_temperature": CHOSEN, "perturbation": CHOSEN, "max_grad_norm": "transformers, TRL",
     },
     "training.readout": {
         "kind": PAPER, "distortion": "neutral", "strength": "neutral", "alpha": PAPER, "beta": PAPER,
-        "level_low": f"{MEASURED} in a prototype", "level_up": f"{MEASURED} in a prototype",
+        "level_low": PROTOTYPE, "level_up": PROTOTYPE,
     },
     "critics.*": {
         "kind": PAPER, "heads": CHOSEN, "quantiles": f"{PAPER}: 200 best of 50 to 500", "crossing": MEASURED,
         "bootstrap": "Osband et al. 2016, online form", "value_clip": "Schulman et al. 2017, TRL",
-        "learning_rate": MEASURED, "pretrain_rollouts": CHOSEN, "pretrain_epochs": CHOSEN, "reward_clip": "neutral",
+        "learning_rate": CHOSEN, "pretrain_rollouts": CHOSEN, "pretrain_epochs": CHOSEN, "reward_clip": "neutral",
         "batch_size": CHOSEN, "loss": "below", "q": "below",
     },
     "critics.*.loss": {
@@ -66,31 +62,9 @@ SOURCES = {
     },
     "critics.*.q": {
         "backup": "ILQL (Snell et al. 2022)", "expectile": "ILQL in trlX", "conservatism": "ILQL in trlX",
-        "radius": CHOSEN, "target_rate": f"{CHOSEN}; smaller ones lag behind",
+        "radius": CHOSEN, "target_rate": CHOSEN,
     },
 }  # fmt: skip
-
-
-def methods_table(rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
-    """What each method of a run is made of: critic, advantage, policy loss, KL penalty, source, settings of its own.
-
-    Args:
-        rows: the section `methods` of params.yaml.
-    """
-    averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
-                "constant": "sum by a constant length"}  # fmt: skip
-    found = []
-    for name, row in rows.items():
-        m = METHODS[name]
-        loss, own = "advantage-weighted regression" if m.offline else "PPO clip", row.training.items()
-        found.append({
-            "method": label(name), "critic": (m.critic or "none").replace("_", " "),
-            "advantage": (m.advantage.__doc__ or "").strip().splitlines()[0].replace("`", ""),
-            "policy loss": f"{loss}, {averages[m.aggregate]}; KL: "
-                           + ("none" if m.offline else f"{m.estimator} in the {m.kl}"), "source": m.source,
-            "own settings": "; ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in own) or "none",
-        })  # fmt: skip
-    return pd.DataFrame(found)
 
 
 def table() -> pd.DataFrame:
@@ -110,12 +84,4 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _text(field: dataclasses.Field) -> str:
-    value: Any = field.default
-    if dataclasses.is_dataclass(value):
-        return "defaults"
-    return _spelled(value)
-
-
-def _spelled(value: Any) -> str:
-    """A setting as params.yaml has it."""
-    return spelled(value) if isinstance(value, float) else "null" if value is None else str(value).lower()
+    return "defaults" if dataclasses.is_dataclass(field.default) else spelled(field.default)

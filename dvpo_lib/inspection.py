@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from .critics import CriticSettings, build_critic, predict_values
 from .figures.style import CRITICS, label
-from .methods import METHODS, DVPOConfig, resolve
+from .methods import METHODS
 from .models import Critic, load_policy
 from .noise import NOISES, NoiseSettings, corrupt
 from .quantiles import crps, levels, pit
@@ -151,44 +151,6 @@ def critic_scores(predictions: pd.DataFrame) -> pd.DataFrame:
         rows.append((*key, *explained, own["crps"].mean(), *inside))
     return pd.DataFrame(rows, columns=["noise", "critic", "family", "seed", "at", "ev_received", "ev_true", "crps",
                                        "cover50", "cover80", "cover90"])  # fmt: skip
-
-
-def method_card(name: str, cfg: DVPOConfig) -> str:
-    """The composition of a method and its settings, as a Markdown list."""
-    m, cfg = METHODS[cfg.method], resolve(cfg)
-    averages = {"token_mean": "mean over tokens", "sequence_mean": "mean of sequence means",
-                "constant": "sum over tokens by a constant length"}  # fmt: skip
-    lines = [
-        f"## {label(name)}",
-        "",
-        f"Source: {m.source}.",
-        "",
-        f"- critic: {m.critic or 'none'}; advantage: {(m.advantage.__doc__ or '').strip().splitlines()[0]}",
-        f"- policy loss: {_policy_loss(cfg)}, {averages[m.aggregate]}",
-        f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
-        + (" of the base policy" if m.offline else "")
-        + (f" in groups of {cfg.num_generations}" if m.groups else "") + f", learning rate {cfg.learning_rate:g}",
-    ]  # fmt: skip
-    if m.clip_rewards:
-        lines.append(f"- rewards are cut at the batch's {cfg.reward_clip:.0%} and {1 - cfg.reward_clip:.0%} quantiles")
-    return "\n".join(lines)
-
-
-def _policy_loss(cfg: DVPOConfig) -> str:
-    if not METHODS[cfg.method].offline:
-        penalty = f"KL penalty {cfg.beta:g} in the {cfg.kl_placement} ({cfg.kl_estimator})"
-        return f"PPO clip at {cfg.epsilon:g}; {penalty}"
-    if cfg.extraction == "awr":
-        return f"advantage-weighted regression at temperature {cfg.awr_temperature:g}"
-    return f"none: logits are perturbed by {cfg.perturbation:g} (Q - V)"
-
-
-def advantage_unit(name: str) -> str:
-    """What a method's advantages are measured in."""
-    m = METHODS[name]
-    if m.offline:
-        return "advantage Q - V (reward units)"
-    return "advantage, relative to its group" if m.groups else "advantage, whitened over the batch"
 
 
 def first_batch(spec) -> pd.DataFrame:

@@ -117,7 +117,7 @@ class Experience:
 
 
 def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
-    """(B, T) -beta * KL estimate on every token where the penalty is part of the reward, else None."""
+    """(B, T) beta * KL estimate on every token, to be taken off the reward; None where the penalty is no part of it."""
     if args.kl_placement != "reward" or not args.beta:
         return None
     return args.beta * kl_estimate(x.kl, torch.zeros_like(x.kl), args.kl_estimator)

@@ -3,14 +3,15 @@
 A *spec* is a frozen dataclass that says everything its run depends on, with the names of its fields that are paths in
 `inputs`, those that are mere names in `unkeyed`, and a method `execute(folder, scratch)` that writes the result into
 `folder` and may keep resumable state in `scratch`. Its key is a hash of its fields, of its inputs' bytes, of the code
-that it executes and of the libraries' versions. Finished runs lie under their key in the run store (`.runs/`, or
-$DVPO_STORE), which DVC and git ignore: a killed stage goes on where it was, a changed figure trains nothing again, and
-two notebooks that need the same run share it. Every run uses one thread (or its class's `threads`), so results do not
-depend on how many run at a time.
+that it executes (comments and docstrings aside) and of the libraries' versions. Finished runs lie under their key in
+the run store (`.runs/`, or $DVPO_STORE), which DVC and git ignore: a killed stage goes on where it was, a changed
+figure trains nothing again, and two notebooks that need the same run share it. Every run uses one thread (or its
+class's `threads`), so results do not depend on how many run at a time.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import fcntl
 import functools
@@ -45,10 +46,20 @@ def file_hash(path: str | Path) -> str:
 
 @functools.cache
 def code_hash(module: str) -> str:
-    """SHA-256 over the source of a module and of every module of this package that it imports, however deep."""
+    """SHA-256 over what a module, and every module of this package that it imports, however deep, does."""
     root = Path(__file__).parent.parent
     files = sorted(reachable([module], root))
-    return hashlib.sha256(b"".join(f.encode() + (root / f).read_bytes() for f in files)).hexdigest()
+    return hashlib.sha256("".join(f + behaviour((root / f).read_text("utf-8")) for f in files).encode()).hexdigest()
+
+
+def behaviour(source: str) -> str:
+    """A source without what changes no result: comments, layout and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = body[1:]
+    return ast.dump(tree)
 
 
 def versions() -> dict[str, str]:

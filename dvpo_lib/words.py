@@ -200,10 +200,19 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
             text += f"Worse than {label(baseline)}: {listing(down)}. "
         if not up and not down:
             text += f"None differs from {label(baseline)} beyond its interval."
+        text += "".join(f" {listing(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
         lines.append(text.strip())
     if (n := final["seed"].nunique()) < 8:
         lines.append(f"- Intervals of {n} seed{'s' * (n > 1)} are too short: read them with the dots.")
     return "\n".join(lines)
+
+
+def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
+    """Methods and their controls on cut rewards whose every result under a noise is the same."""
+    keys = ["method", "family", "seed", "suite", "metric"]
+    own = final[final["noise"] == noise].set_index(keys)["value"].sort_index()
+    pairs = [(m, f"{m}_clip_reward") for m in dict.fromkeys(own.index.get_level_values("method"))]
+    return [(label(m), label(control)) for m, control in pairs if control in own and own[m].equals(own[control])]
 
 
 def failures(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled") -> str:

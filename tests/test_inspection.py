@@ -135,12 +135,6 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
     assert any("corrupted" in r["title"] for r in shown)
 
 
-def test_method_card_says_what_a_method_is_made_of():
-    card = inspection.method_card("grpo", DVPOConfig(method="grpo"))
-    assert "critic: none" in card and "in the loss (k3)" in card and "groups of 8" in card
-    assert "quantiles" in inspection.method_card("ppo_clip_reward", DVPOConfig(method="ppo_clip_reward"))
-
-
 def test_ablation_rows_add_one_step_at_a_time_and_end_at_the_full_critic():
     weights = dict(zip(TERMS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
     loss = CriticLossSettings(**weights)

@@ -142,3 +142,13 @@ def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     assert names == sorted(p.name for p in resumed.iterdir()) and "policy.safetensors" in names
     for name in names:
         assert (undisturbed / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():
+    code = '''"""Module."""\n\nRATE = 0.1  # of something\n\n\ndef f(x):\n    """Doubles."""\n    return 2 * x\n'''
+    for same in (code.replace("Doubles", "Twice"), code.replace("  # of something", ""), code.replace("\n\n", "\n"),
+                 code.replace("    return", "    # why\n    return"), code.replace('    """Doubles."""\n', "")):
+        assert same != code and store.behaviour(same) == store.behaviour(code)
+    for other in (code.replace("0.1", "0.2"), code.replace("2 * x", "x * 2"), code.replace("(x)", "(x, y)"),
+                  code.replace("RATE", "rate"), code + "f(1)\n", code.replace("return 2", '"text"; return 2')):
+        assert store.behaviour(other) != store.behaviour(code)

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from dvpo_lib import figures, runs, tuning
+from dvpo_lib import figures, runs, tuning, tuning_report
 from dvpo_lib.config import ConfigError, load_params
+from dvpo_lib.figures.style import spelled
 from dvpo_lib.methods import METHODS, with_changes
 from dvpo_lib.pipeline import read_stages
 
@@ -225,7 +226,7 @@ def test_winners_that_cannot_be_written_leave_the_files_alone(copies):
     (0.0, "0.0"),
 ])  # fmt: skip
 def test_numbers_are_spelled_as_in_params_yaml(value, text):
-    assert figures.tuning.spelled(value) == text and float(text) == value
+    assert spelled(value) == text and float(text) == value
 
 
 # ---- a small grid, trained ----
@@ -297,16 +298,16 @@ def test_appendix_has_equal_bytes_for_equal_tables(project):
 def test_sentences_say_what_the_tables_say():
     table = made_up(["ppo", "grpo"], best={"ppo": 8})
     won = tuning.choose(table, stands(["ppo", "grpo"]))
-    text = tuning.tuning_findings(table, won)
+    text = tuning_report.tuning_findings(table, won, tuning.MARGIN)
     changed = won.loc[won["changed"], "method"].tolist()
     assert f"{len(changed)} of 2 methods" in text and "one development seed a point" in text
     assert "From the worst point to the best it is 5.8 points (median; at most 10.8 points, PPO)" in text
-    assert "standard deviation of 0.7 points" in tuning.tuning_findings(made_up(["ppo"], seeds=2), won)
+    assert "standard deviation of 0.7 points" in tuning_report.tuning_findings(made_up(["ppo"], seeds=2), won, 0.01)
     nowhere = won.assign(stood=np.nan)
-    assert "median over methods" not in tuning.tuning_findings(table, nowhere)
-    assert "not on the grid" in tuning.winner_table(nowhere).to_string()
-    assert "Points a method: 9." in tuning.effort(table) and "6,144" in tuning.effort(table)
-    assert "not equal" in tuning.effort(table[:-1])
+    assert "median over methods" not in tuning_report.tuning_findings(table, nowhere, tuning.MARGIN)
+    assert "not on the grid" in tuning_report.winner_table(nowhere).to_string()
+    assert "Points a method: 9." in tuning_report.effort(table) and "6,144" in tuning_report.effort(table)
+    assert "not equal" in tuning_report.effort(table[:-1])
 
 
 def test_every_cell_of_the_grid_is_drawn_on_one_scale():

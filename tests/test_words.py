@@ -38,6 +38,17 @@ def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
     assert "None differs" in words.comparison_findings(tie)
 
 
+def test_a_control_that_cut_nothing_is_named():
+    """Equal in every run and metric: the comparison then holds the same runs twice."""
+    def compared(control: list[float]) -> str:
+        return words.comparison_findings(final_frame({
+            ("grpo", "flip"): [0.7, 0.8], ("grpo_clip_reward", "flip"): control, ("ppo", "flip"): [0.5, 0.6]}))
+
+    assert "GRPO and GRPO, clipped reward are equal run by run" in compared([0.7, 0.8])
+    assert "equal run by run" not in compared([0.8, 0.7])
+
+
+
 def test_training_findings_report_the_share_of_the_gain_that_noise_leaves():
     final = final_frame({("ppo", "none"): [0.80] * 4, ("ppo", "spikes"): [0.50] * 4})
     text = words.training_findings(final, BASE)

@@ -68,6 +68,16 @@ def label(name: str) -> str:
     return METHODS[name].name if name in METHODS else NAMES.get(name, name.replace("_", " "))
 
 
+def spelled(value) -> str:
+    """A setting as params.yaml spells it: 5e-05 -> "5e-5", 1.0 -> "1.0", None -> "null", True -> "true"."""
+    if not isinstance(value, float):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value == 0 or 1e-3 < abs(value) < 1e4:
+        return str(float(value))
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def look(name: str, among: Iterable[str] = ()) -> Look:
     """The look of a method or critic; any other (an ablation row) has a place on a sequential scale of `among`."""
     if name in METHODS or name in CRITICS:

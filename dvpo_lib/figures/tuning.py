@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .style import caption, legend_above, look, new
+from .style import caption, legend_above, look, new, spelled
 
 SETTINGS = {
     "training.lam": "λ of the advantages", "training.epsilon": "clip range ε", "training.beta": "KL weight β",
@@ -26,14 +26,6 @@ FRAMES = {  # of a cell: (label, inset in cells, style)
 def setting_name(dotted: str) -> str:
     """What people read for a setting that is tuned."""
     return SETTINGS.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
-
-
-def spelled(value: float) -> str:
-    """A number as params.yaml spells it: 5e-05 -> "5e-5", 0.95 -> "0.95", 1.0 -> "1.0"."""
-    if value == 0 or 1e-3 < abs(value) < 1e4:
-        return str(float(value))
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Figure:
