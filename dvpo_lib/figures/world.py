@@ -167,8 +167,9 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
         votes: of `inspection.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
     """
     figure, axes = new(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
-    _bars(axes[0, 0], votes.assign(agreement=votes["agreement"].map("{:.0%}".format)).sort_values(
-        "agreement", key=lambda c: c.str.rstrip("%").astype(int)), "agreement", "right", RIGHT)
+    by_share = votes.sort_values("agreement", kind="stable")
+    shown = by_share["agreement"].map("{:.0%}".format).astype(object)  # `_bars` keeps the order of what is no number
+    _bars(axes[0, 0], by_share.assign(agreement=shown), "agreement", "right", RIGHT)
     axes[0, 0].set(xlabel="share of the answers that agree with the label", ylabel="labels that are right")
     axes[0, 0].tick_params(axis="x", labelsize=8)
     _bars(axes[0, 1], votes, "steps", "right", RIGHT)
