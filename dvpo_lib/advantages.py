@@ -103,8 +103,8 @@ def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
     return torch.cat(out[::-1], 1).view_as(x)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
-        lam: float | Tensor = 0.95) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float | Tensor = 0.95,
+        missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016), for values or, quantile by quantile, distributions.
 
     delta[t] = r[t] + gamma V[t+1] - V[t];  A[t] = delta[t] + gamma lambda A[t+1];  G[t] = V[t] + A[t].
@@ -112,6 +112,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     Args:
         rewards: (B, T). values: (B, T) or (B, T, M), the value of the state before each token. mask: (B, T).
         lam: a number, or (B,) one for each response.
+        missing: (B,) bool, responses whose task reward is not known. It is taken to be what the critic expects at the
+            last token: delta is 0 there, and no signal comes from it.
 
     Returns:
         (advantages, returns), both shaped as values.
@@ -127,6 +129,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     v = _clean(_take(values, order), real)
     r = _clean(_take(rewards, order), real).to(v.dtype)
     delta = (r if v.dim() == 2 else r[..., None]) + gamma * _next(v) - v
+    if missing is not None:
+        unknown = last_token(real) & missing[:, None]
+        delta = torch.where(unknown if v.dim() == 2 else unknown[..., None], 0.0, delta)
     advantages = discounted_sum(delta, gamma * lam)
     advantages, returns = (_put_back(_clean(x, real), order) for x in (advantages, v + advantages))
     return advantages, returns
@@ -210,11 +215,21 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return _clean((x - values.mean()) * torch.rsqrt(values.var() + 1e-8), mask)
 
 
-def group_advantages(rewards: Tensor, group_size: int, scale: bool = True) -> Tensor:
+def group_advantages(rewards: Tensor, group_size: int, scale: bool = True, places: Tensor | None = None) -> Tensor:
     """(B,) rewards, group by group, to (B,): R - group mean, over the group's Bessel std + 1e-4 where `scale`.
 
     With scale GRPO (Shao et al. 2024), without Dr. GRPO (Liu et al. 2025).
+
+    Args:
+        places: (B,) where each response stood in the whole batch, if some have dropped out of it: groups are what is
+            left of them, and one of fewer than 2 gives no advantage.
     """
+    if places is not None:
+        table = by_group(rewards, group_size, places)
+        count = (~table.isnan()).sum(1, keepdim=True)
+        centred = table - table.nanmean(1, keepdim=True)
+        std = (centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        return (centred / (std + 1e-4) if scale else centred).flatten()[places]
     if len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards are no whole number of groups of {group_size}")
     groups = rewards.view(-1, group_size)
@@ -222,8 +237,19 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = True) -> Te
     return (centred / (groups.std(1, keepdim=True) + 1e-4) if scale else centred).flatten()
 
 
+def by_group(rewards: Tensor, group_size: int, places: Tensor) -> Tensor:
+    """(G, group_size) table of rewards (B,) by their places in the whole batch; NaN where a response has dropped out.
+
+    Groups after the last that has a response are left out.
+    """
+    groups = int(places.max()) // group_size + 1
+    table = rewards.new_full((groups * group_size,), float("nan"))
+    table[places] = rewards
+    return table.view(groups, group_size)
+
+
 def actor_advantages(rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float, lam: float | Tensor,
-                     readout: ReadoutSettings) -> Tensor:
+                     readout: ReadoutSettings, missing: Tensor | None = None) -> Tensor:
     """(B, T) advantages of the actor from a distributional critic.
 
     `mean` (paper): GAE on the mean of Zbar, which is the mean over quantiles of distributional GAE.
@@ -234,9 +260,10 @@ def actor_advantages(rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float, 
 
     Args:
         rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
+        missing: as in `gae`.
     """
     if readout.kind == "distorted":
-        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]
+        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam, missing)[0]
     values = zbar.mean(-1)
     if readout.kind == "winsorised":
         infinity = torch.full_like(values, float("inf"))
@@ -246,4 +273,4 @@ def actor_advantages(rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float, 
         rewards = torch.where(last, torch.minimum(torch.maximum(rewards, low), up), rewards)
         clipped = torch.minimum(torch.maximum(zbar, low[..., None]), up[..., None]).mean(-1)
         values = torch.where(last, clipped, values)
-    return gae(rewards, values, mask, gamma, lam)[0]
+    return gae(rewards, values, mask, gamma, lam, missing)[0]

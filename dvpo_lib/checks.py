@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,8 +37,6 @@ def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
     for name, noise in params.noises.items():
         if noise is None:
             yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
-        elif not math.isfinite(noise.scale):
-            yield ("noises", name, "scale"), f"should be finite, not {noise.scale}"
 
 
 def _lists(params) -> Iterator[Problem]:

@@ -80,6 +80,8 @@ SECTIONS: dict[str, Section] = {
     "tasks": Section("dvpo_lib.tasks:TaskSettings"),
     "policy": Section("dvpo_lib.models:PolicySettings"),
     "noises": Section("dvpo_lib.noise:NoiseSettings", table=True),
+    "pseudo_labels": Section("dvpo_lib.pseudo_labels:VoteSettings"),
+    "reward_model": Section("dvpo_lib.reward_models:RewardModelSettings"),
     "train_noises": Section(Annotated[list[str], Field(min_length=1)]),
     "budget": Section(Annotated[int, Field(ge=1)]),
     "training": Section("dvpo_lib.methods:DVPOConfig"),

@@ -107,11 +107,11 @@ class CriticTable:
 
 
 def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
-    """Tokens and rewards of a table with columns prompt, completion, reward.
+    """Tokens and rewards of a table with columns prompt, completion, reward; records whose reward is None are left out.
 
     Raises:
-        ValueError: a column is missing, the table is empty, or a record (which is named) has a prompt or completion
-            that is no text, an empty prompt, or a reward that is not a finite number.
+        ValueError: a column is missing, there is no record with a reward, or a record (which is named) has a prompt or
+            completion that is no text, an empty prompt, or a reward that is neither a finite number nor None.
     """
     if len(table) == 0:
         raise ValueError("the table is empty")
@@ -121,12 +121,17 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
             raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
     rewards = list(rows["reward"])
     for i, (reward, *texts) in enumerate(zip(rewards, rows["prompt"], rows["completion"])):
-        if not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward):
+        if reward is not None and (not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward)):
             raise ValueError(f"record {i}: reward {reward!r} is not a finite number")
         for name, text in zip(("prompt", "completion"), texts):
             if not isinstance(text, str):
                 raise ValueError(f"record {i}: {name} {text!r} is not a text")
     tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]), max_completion_length)
+    given = [i for i, reward in enumerate(rewards) if reward is not None]
+    if not given:
+        raise ValueError("the table has no record with a reward")
+    if len(given) < len(rewards):
+        tokens, rewards = tokens.rows(torch.tensor(given)), [rewards[i] for i in given]
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
 
 

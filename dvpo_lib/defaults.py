@@ -41,7 +41,7 @@ SOURCES = {
         "lam": "Schulman et al. 2017", "lam_critic": "VC-PPO (Yuan et al. 2025)", "lam_adaptive": "neutral; VAPO",
         "target": "literal reading of DVPO", "readout": PAPER,
         "worst_case": "literal minimum over estimates, neutral at one head",
-        "reward_clip": PROTOTYPE, "extraction": CHOSEN,
+         "missing_rewards": CHOSEN, "reward_clip": PROTOTYPE, "extraction": CHOSEN,
         "awr_temperature": CHOSEN, "perturbation": CHOSEN, "max_grad_norm": "transformers, TRL",
     },
     "training.readout": {

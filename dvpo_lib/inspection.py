@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,44 +13,76 @@ from .critics import CriticSettings, build_critic, predict_values
 from .figures.style import CRITICS, label
 from .methods import METHODS
 from .models import Critic, load_policy
-from .noise import NOISES, NoiseSettings, corrupt
+from .noise import NOISES, NoiseSettings, confusion, corrupt
 from .quantiles import crps, levels, pit
+from .rewards import score
 from .runs import training_reward
 from .statistics import coverage, explained_variance
 from .tasks import Family, accuracy_reward, load_suites
-from .trainer import DVPOTrainer, score
+from .trainer import DVPOTrainer, TrainerState
 
 POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
-def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
-    """The rewards of the same responses under every noise source: noise, true, received, prompt, completion.
+def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int,
+                     proxies: Mapping[str, Callable] | None = None, step: int = 10**9) -> pd.DataFrame:
+    """The rewards of the same responses under every noise source: noise, true, received, prompt, completion, words.
+
+    A missing reward is NaN in `received`.
 
     Args:
-        samples: prompt, completion, answer, one row per response.
+        samples: prompt, completion, answer, one row per response. proxies: of `noise.corrupt`, for sources that need
+            them. step: of training; by default one at which every drift has ended.
     """
+    state = TrainerState(step)
     columns = {"prompts": samples["prompt"].tolist(), "completions": samples["completion"].tolist(),
                "answer": samples["answer"].tolist()}  # fmt: skip
     true = accuracy_reward(**columns)
     frames = [
-        pd.DataFrame({"noise": name, "true": true, "received": corrupt(accuracy_reward, cfg, seed)(**columns),
-                      "prompt": columns["prompts"], "completion": columns["completions"]})
+        pd.DataFrame({
+            "noise": name, "true": true, "prompt": columns["prompts"], "completion": columns["completions"],
+            "received": pd.Series(corrupt(accuracy_reward, cfg, seed, proxies)(trainer_state=state, **columns),
+                                  dtype=float),
+        })
         for name, cfg in noises.items()
     ]  # fmt: skip
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(words=table["completion"].str.split().str.len())
+
+
+def confusion_table(rewards: pd.DataFrame) -> pd.DataFrame:
+    """`noise.confusion` of every noise source in a table of `received_rewards`, a row each."""
+    return pd.DataFrame([{"noise": name, **confusion(own["true"], own["received"], own["words"])}
+                         for name, own in rewards.groupby("noise", sort=False)])
 
 
 def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
-    """What each noise source does, its rate and the scale of its spikes."""
+    """What each noise source does, a row for each of the sources that it is put together from: rate, scale, drift."""
     rows = []
     for name, cfg in noises.items():
-        spiky = cfg.kind.endswith("spikes")
-        rows.append({"noise": label(name), "what happens to the reward r": (NOISES[cfg.kind].__doc__ or "").strip(),
-                     "rate": f"{cfg.rate:g}" if cfg.kind != "none" else "", "scale": f"{cfg.scale:g}" if spiky else ""})
+        for part in cfg.chain:
+            scaled = part.kind in ("spikes", "prompt_spikes", "length_bias")
+            rows.append({
+                "noise": label(name) if part is cfg else "... then",
+                "what happens to the reward r": (NOISES[part.kind].__doc__ or "").strip(),
+                "rate": f"{part.rate:g}" if part.kind != "none" else "", "scale": f"{part.scale:g}" if scaled else "",
+                "rate rises in steps": "{} to {}".format(*part.drift) if part.drift else "",
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
+def votes_on(samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Pseudo-labels beside the truth, a row for each prompt of `samples`: prompt, steps, agreement, right (bool).
+
+    Args:
+        samples: prompt, answer, steps. labels: of `pseudo_labels.load_labels`.
+    """
+    known = samples[["prompt", "answer", "steps"]].drop_duplicates("prompt").merge(labels, on="prompt")
+    return known.assign(right=known["label"] == known["answer"])[["prompt", "steps", "agreement", "right"]]
+
+
+def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int,
+             proxies: Mapping[str, Callable] | None = None) -> pd.DataFrame:
     """A right and a wrong answer to one prompt (where both were sampled), with the reward under every noise.
 
     Of all prompts one is taken at which as many noises as possible strike.
@@ -60,7 +92,7 @@ def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: i
     """
     table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
-        table[name] = received_rewards(samples, {name: cfg}, seed)["received"]
+        table[name] = received_rewards(samples, {name: cfg}, seed, proxies)["received"]
     table = table.drop_duplicates(["prompt", "reward"])
     struck = table[list(noises)].ne(table["reward"], axis=0).groupby(table["prompt"], sort=False).any().sum(axis=1)
     both = table.groupby("prompt", sort=False).size().gt(1)
@@ -172,7 +204,10 @@ def first_batch(spec) -> pd.DataFrame:
     trainer = DVPOTrainer(policy, reward, spec.config, data, tokenizer, critic)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
     received = score([reward], rollouts.prompts, rollouts.completions, columns, trainer.state)
-    experience, _ = trainer.examine(rollouts, received)
+    rollouts, received, places = trainer.scored(rollouts, received)  # without those whose reward is missing
+    if places is not None:
+        columns = {name: [column[i] for i in places.tolist()] for name, column in columns.items()}
+    experience, _ = trainer.examine(rollouts, received, places)
     with torch.no_grad():
         advantages, _ = method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]

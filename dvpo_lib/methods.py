@@ -52,6 +52,7 @@ class DVPOConfig:
     target: Literal["comonotone", "mixture"] = "comonotone"  # how lambda-returns mix distributions
     readout: adv.ReadoutSettings = adv.ReadoutSettings()  # how a quantile critic's distribution becomes a value
     worst_case: Literal["min_heads", "lower_tail"] = "min_heads"  # robust_ppo: smallest head's mean, or lower-tail mean
+    missing_rewards: Literal["drop", "bootstrap"] = "drop"  # left out, or, with a critic, taken to be what it expects
     reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # *_clip_reward: batch quantile at which rewards are cut
     extraction: Literal["awr", "perturbed"] = "awr"  # offline methods: regression of the policy, or perturbed logits
     awr_temperature: Annotated[float, Field(gt=0)] = 0.1  # of exp(A / temperature) (return units)
@@ -81,6 +82,8 @@ def with_changes(args: DVPOConfig, changes: Mapping[str, Any]) -> DVPOConfig:
 def resolve(args: DVPOConfig) -> DVPOConfig:
     """The settings with what their method decides filled in: KL placement and estimator, and the critic.
 
+    Without a critic there is none to bootstrap from, and responses whose reward is missing drop out in any case.
+
     Raises:
         ValueError: unknown method, a critic of another kind than the method's, or groups that do not fit the batch.
     """
@@ -96,7 +99,8 @@ def resolve(args: DVPOConfig) -> DVPOConfig:
         if critic.kind != method.critic:
             raise ValueError(f"method {args.method} needs a {method.critic} critic; critic.kind is {critic.kind!r}")
     return replace(args, critic=critic, kl_placement=args.kl_placement or method.kl,
-                   kl_estimator=args.kl_estimator or method.estimator)
+                   kl_estimator=args.kl_estimator or method.estimator,
+                   missing_rewards=args.missing_rewards if method.critic else "drop")
 
 
 @dataclass
@@ -107,6 +111,9 @@ class Experience:
         rewards: (B,) task rewards. mask: (B, T). kl: (B, T) log-ratio to the reference policy, log pi_old - log pi_ref.
         values: the critic's outputs, (B, T, N, M) with each head monotone, or `QValues`; None without a critic.
         generator: for targets that draw samples.
+        places: (B,) where the responses stood in the whole batch; None where none has dropped out of it.
+        missing: (B,) bool, responses whose reward is missing (0 stands in `rewards`) and taken to be what the critic
+            expects at their last token; None where there are none.
     """
 
     rewards: Tensor
@@ -114,6 +121,8 @@ class Experience:
     kl: Tensor
     values: Tensor | QValues | None
     generator: torch.Generator
+    places: Tensor | None = None
+    missing: Tensor | None = None
 
 
 def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
@@ -144,7 +153,7 @@ def whitened(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
 def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Scalar GAE, whitened; the critic's target is its own lambda-return."""
     rewards, values = token_rewards(x, args), x.values[..., 0, 0]
-    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args))
+    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args), x.missing)
     _, returns = adv.gae(rewards, values, x.mask, args.gamma, args.lam_critic)
     return whitened(advantages, x, args), returns[..., None]
 
@@ -152,7 +161,8 @@ def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
-    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
+    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout,
+                                      x.missing)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
     return whitened(advantages, x, args), targets
 
@@ -173,19 +183,20 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
         values = x.values.mean(-1).amin(-1)
     else:
         values = lower_tail_mean(x.values.mean(-2), args.critic.loss.lower_mass)
-    advantages, returns = adv.gae(token_rewards(x, args), values, x.mask, args.gamma, actor_lambda(x, args))
+    rewards, lam = token_rewards(x, args), actor_lambda(x, args)
+    advantages, returns = adv.gae(rewards, values, x.mask, args.gamma, lam, x.missing)
     return whitened(advantages, x, args), returns[..., None]
 
 
 def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """(R - group mean) / (group std + 1e-4), the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, scale=True)
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, True, x.places)
     return advantages[:, None].expand(x.mask.shape), None
 
 
 def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """R - group mean, the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, scale=False)
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, False, x.places)
     return advantages[:, None].expand(x.mask.shape), None
 
 

@@ -31,6 +31,12 @@ class Rollouts:
     prompts: list[str]
     completions: list[str]
 
+    def rows(self, index: Tensor) -> Rollouts:
+        """The rows `index`, with padding that none of them needs cut away."""
+        tokens, chosen = self.tokens.rows(index.to(self.tokens.mask.device)), index.tolist()
+        logprobs = self.logprobs[index.to(self.logprobs.device), : tokens.completion_length]
+        return Rollouts(tokens, logprobs, [self.prompts[i] for i in chosen], [self.completions[i] for i in chosen])
+
 
 def draw(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
     """(B,) a token for each row of (B, V) log-probabilities, by the inverse of the distribution function."""

@@ -7,7 +7,7 @@ results.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,8 @@ from .evaluation import evaluate, sample_table
 from .methods import METHODS, DVPOConfig, with_changes
 from .models import load_policy
 from .noise import NoiseSettings, corrupt
+from .pseudo_labels import LABELS, label_reward, load_labels
+from .reward_models import WEIGHTS, load_reward_model, model_reward
 from .seeds import generator_for, seed_for
 from .tasks import accuracy_reward, load_suites
 from .trainer import DVPOTrainer
@@ -49,7 +51,8 @@ class CriticSpec:
     gamma: float
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
-    inputs = ("base", "suites")
+    proxies: str | None = None  # folder of `proxy_rewards`, for noises that need them
+    inputs = ("base", "suites", "proxies")
 
     def execute(self, folder: Path, scratch: Path) -> None:
         policy, tokenizer = load_policy(self.base)
@@ -73,7 +76,8 @@ class TrainSpec:
     critic: str | None = None  # file of the pretrained critic's weights
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
-    inputs = ("base", "suites", "critic")
+    proxies: str | None = None  # folder of `proxy_rewards`, for noises that need them
+    inputs = ("base", "suites", "critic", "proxies")
     unkeyed = ("name", "noise_name")  # they say what the run is called, not what it is
 
     @property
@@ -107,9 +111,32 @@ class TrainSpec:
             save_file(critic.state_dict(), folder / "critic.safetensors")
 
 
-def training_reward(spec: TrainSpec):
+def training_reward(spec: TrainSpec) -> Callable:
     """The reward function that a run learns from."""
-    return corrupt(accuracy_reward, spec.noise, seed_for(spec.config.seed, "training noise"))
+    return corrupt(accuracy_reward, spec.noise, seed_for(spec.config.seed, "training noise"),
+                   proxy_rewards(spec.proxies, spec.base))
+
+
+def proxy_rewards(folder: str | Path | None, base: str | Path = "data/base") -> dict[str, Callable]:
+    """{kind: reward function} of the pseudo-labels and the reward model that lie in a folder, none where None.
+
+    Args:
+        folder: data/noise/<family>, as notebook 01 writes it. base: folder of the policy whose backbone the model has.
+    """
+    found: dict[str, Callable] = {}
+    if folder is None:
+        return found
+    if (Path(folder) / LABELS).exists():
+        found["majority_vote"] = label_reward(load_labels(Path(folder) / LABELS), accuracy_reward)
+    if (Path(folder) / WEIGHTS).exists():
+        policy, tokenizer = load_policy(str(base))
+        found["reward_model"] = model_reward(load_reward_model(Path(folder) / WEIGHTS, policy), tokenizer)
+    return found
+
+
+def proxies_of(noise: NoiseSettings, family: str) -> str | None:
+    """Where the proxies lie that a noise source needs; None where it needs none."""
+    return f"data/noise/{family}" if noise.proxies else None
 
 
 def tied(policy) -> bool:
@@ -117,7 +144,10 @@ def tied(policy) -> bool:
 
 
 def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
-    """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`."""
+    """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`.
+
+    Those whose reward is missing are left out: nothing can be learned from them before there is a critic.
+    """
     data = load_suites(spec.suites)[spec.family]["train"]
     generator = generator_for(spec.seed, "pretraining prompts")
     picks = torch.randint(len(data), (spec.critic.pretrain_rollouts,), generator=generator)
@@ -125,9 +155,11 @@ def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
     table = sample_table(policy, tokenizer, records, accuracy_reward, 1, spec.max_completion_length,
                          seed_for(spec.seed, "pretraining rollouts"))
     table = table.rename(columns={"reward": "reward_true"})
-    noisy = corrupt(accuracy_reward, spec.noise, seed_for(spec.seed, "pretraining noise"))
-    table["reward"] = noisy(table["prompt"].tolist(), table["completion"].tolist(), answer=table["answer"].tolist())
-    return table
+    noisy = corrupt(accuracy_reward, spec.noise, seed_for(spec.seed, "pretraining noise"),
+                    proxy_rewards(spec.proxies, spec.base))
+    rewards = noisy(table["prompt"].tolist(), table["completion"].tolist(), answer=table["answer"].tolist())
+    table["reward"] = pd.Series(rewards, dtype=float)
+    return table.dropna(subset="reward").reset_index(drop=True)
 
 
 def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterable[dict]:
@@ -147,8 +179,9 @@ def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, 
 
 def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: int) -> CriticSpec:
     """The pretraining of one critic, by params.yaml."""
-    return CriticSpec(critic, params.noises[noise], family, seed, params.training.max_completion_length,
-                      params.training.gamma)
+    source = params.noises[noise]
+    return CriticSpec(critic, source, family, seed, params.training.max_completion_length, params.training.gamma,
+                      proxies=proxies_of(source, family))
 
 
 def train_spec(params, name: str, method: str, noise: str, family: str, seed: int, critic: CriticSettings | None,
@@ -163,4 +196,4 @@ def train_spec(params, name: str, method: str, noise: str, family: str, seed: in
     steps = max(1, (params.budget - spent) // config.generation_batch_size)
     config = dataclasses.replace(config, method=method, seed=seed, max_steps=steps, critic=critic)
     return TrainSpec(name, noise, config, params.noises[noise], family, params.evaluation,
-                     str(critic_file) if critic_file else None)
+                     str(critic_file) if critic_file else None, proxies=proxies_of(params.noises[noise], family))

@@ -11,8 +11,9 @@ restored trainer goes on bit for bit. Left out: several processes (refused), che
 from __future__ import annotations
 
 import copy
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from .advantages import cut_at_quantiles, returns_to_go
+from .advantages import by_group, cut_at_quantiles, returns_to_go
 from .critics import bootstrap_weights, build_critic, critic_objective, mean_values, monotone_outputs
 from .losses import mean_gap, return_scale
 from .methods import METHODS, DVPOConfig, Experience, resolve, token_rewards
 from .models import Critic, Tokens, token_logprobs
 from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
 from .q_functions import PerturbedPolicy, QCritic, QValues
+from .rewards import score
 from .rollouts import Rollouts, generate
 from .seeds import generator_for
 
@@ -40,32 +42,6 @@ class TrainerState:
 
     global_step: int = 0
     log_history: list[dict] = field(default_factory=list)
-
-
-def score(reward_funcs: Iterable[Callable], prompts: list[str], completions: list[str], columns: dict[str, list],
-          state: TrainerState) -> Tensor:
-    """(B,) sum of all reward functions.
-
-    Raises:
-        ValueError: a reward function returns the wrong number of rewards, or one that is not a finite number; the
-            message names the function and the record.
-        RuntimeError: a reward function raises; its error is chained.
-    """
-    total = np.zeros(len(prompts))
-    for func in reward_funcs:
-        name = getattr(func, "__name__", repr(func))
-        try:
-            rewards = list(func(prompts=prompts, completions=completions, trainer_state=state, **columns))
-        except Exception as error:
-            raise RuntimeError(f"reward function {name} raised at step {state.global_step}: {error!r}") from error
-        if len(rewards) != len(prompts):
-            raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(prompts)} completions")
-        for i, r in enumerate(rewards):
-            if not isinstance(r, (int, float, np.number)) or not np.isfinite(r):
-                raise ValueError(f"reward function {name} returned {r!r} for record {i} at step {state.global_step} "
-                                 f"(prompt {prompts[i][:80]!r})")
-        total += np.asarray(rewards, dtype=float)
-    return torch.tensor(total, dtype=torch.float32)
 
 
 def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
@@ -83,6 +59,8 @@ class DVPOTrainer:
     Args:
         model: causal LM of `transformers`; trained in place. A frozen copy becomes the reference policy.
         reward_funcs: one function or several, f(prompts, completions, **columns) -> list of floats; several are summed.
+            None says that there is no reward: the sum is over the functions that have one, and what becomes of a
+            response for which none has is said by `args.missing_rewards`. NaN is an error.
         args: settings. train_dataset: `datasets.Dataset` (or list of records) with a column `prompt`; every other
             column reaches the reward functions.
         processing_class: the tokenizer. critic: a pretrained critic (default: a new one by `args.critic`).
@@ -152,18 +130,27 @@ class DVPOTrainer:
         return self.state
 
     def step(self) -> dict[str, float]:
-        """One iteration; returns (and appends to `state.log_history`) its diagnostics."""
+        """One iteration; returns (and appends to `state.log_history`) its diagnostics.
+
+        Where every reward is missing nothing is learned: `missing` is 1 in the logs, and they hold no losses.
+        """
         rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
         rewards = score(self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state)
-        experience, reference_logprobs = self.examine(rollouts, rewards)
-        logs = self.describe(rollouts, columns, experience)
-        advantages, targets = self.method.advantage(experience, self.args)
-        updates = self.update(rollouts, advantages.detach(), targets, experience.values, reference_logprobs)
-        logs = {"step": self.state.global_step, "reward": rewards.mean().item(), **logs, **updates}
-        if self.actor is self.policy:
-            self.scheduler.step()
-        if self.method.offline:
-            self.follow()
+        logs = {"step": self.state.global_step, "reward": rewards.nanmean().item()}
+        without = rewards.isnan()
+        if without.all():
+            logs |= self.describe(rollouts, columns, None)
+        else:
+            kept, kept_rewards, places = self.scored(rollouts, rewards)
+            x, reference_logprobs = self.examine(kept, kept_rewards, places)
+            logs |= self.describe(rollouts, columns, x)
+            advantages, targets = self.method.advantage(x, self.args)
+            logs |= self.update(kept, advantages.detach(), targets, x.values, reference_logprobs, x.missing)
+            if self.method.offline:
+                self.follow()
+            if self.actor is self.policy:
+                self.scheduler.step()
+        logs["missing"] = without.float().mean().item()
         self.state.global_step += 1
         self.state.log_history.append(logs)
         return logs
@@ -179,21 +166,43 @@ class DVPOTrainer:
                             self._generator(purpose, self.accelerator.device))
         return rollouts, {c: [r[c] for r in records] for c in self.columns if c not in ("prompt", "completion")}
 
+    def scored(self, rollouts: Rollouts, rewards: Tensor) -> tuple[Rollouts, Tensor, Tensor | None]:
+        """The rollouts that take part in the update, their rewards, and their places if some have dropped out.
+
+        Where `args.missing_rewards` is drop, those take part that have a reward; the others reach no loss and no
+        statistic of the batch.
+        """
+        given = ~rewards.isnan()
+        if self.args.missing_rewards == "bootstrap" or given.all():
+            return rollouts, rewards, None
+        places = given.nonzero().squeeze(-1)
+        return rollouts.rows(places), rewards[places], places.to(self.accelerator.device)
+
     @torch.no_grad()
-    def examine(self, rollouts: Rollouts, rewards: Tensor) -> tuple[Experience, Tensor]:
-        """What the networks say of the rollouts before the update: values and reference log-probabilities."""
+    def examine(self, rollouts: Rollouts, rewards: Tensor, places: Tensor | None = None) -> tuple[Experience, Tensor]:
+        """What the networks say of the rollouts before the update: values and reference log-probabilities.
+
+        Args:
+            rewards: (B,); NaN where missing and to be bootstrapped. places: of `scored`.
+        """
         tokens, rewards = rollouts.tokens, rewards.to(self.accelerator.device)
+        missing = rewards.isnan()
         if self.method.clip_rewards:
-            rewards = cut_at_quantiles(rewards, self.args.reward_clip)
+            rewards = rewards.masked_scatter(~missing, cut_at_quantiles(rewards[~missing], self.args.reward_clip))
         reference, _ = token_logprobs(self.reference, tokens, self.args.temperature)
         critic = self.target_critic if self.method.offline else self.critic
         values = None if critic is None else monotone_outputs(critic, tokens)
         kl = rollouts.logprobs - reference
-        return Experience(rewards, tokens.mask, kl, values, self._generator("targets")), reference
+        return Experience(rewards.nan_to_num(0.0), tokens.mask, kl, values, self._generator("targets"), places,
+                          missing if missing.any() else None), reference
 
     def update(self, rollouts: Rollouts, advantages: Tensor, targets: Tensor | None, values: Tensor | QValues | None,
-               reference_logprobs: Tensor) -> dict[str, float]:
-        """`num_iterations` passes of mini-batches over the rollouts; returns means over the optimiser steps."""
+               reference_logprobs: Tensor, missing: Tensor | None = None) -> dict[str, float]:
+        """`num_iterations` passes of mini-batches over the rollouts; returns means over the optimiser steps.
+
+        Rollouts whose reward is `missing` teach the policy what the critic says of them, and the critic nothing: a
+        target made of its own mean, a single number, would contract the distribution that it predicts.
+        """
         tokens, records = rollouts.tokens, []
         device, generator, weights = tokens.mask.device, self._generator("batches"), None
         if self.critic is not None:
@@ -203,13 +212,14 @@ class DVPOTrainer:
         for _ in range(self.args.num_iterations):
             order = torch.randperm(len(tokens), generator=generator).to(device)
             for rows in order.chunk(self.args.num_mini_batches):
-                logs = {}
-                if self.critic is not None:
-                    logs |= self.update_critic(tokens, rows, targets, old, weights)
+                logs, known = {}, rows if missing is None else rows[~missing[rows]]
+                if self.critic is not None and len(known):
+                    logs |= self.update_critic(tokens, known, targets, old, weights)
                 if self.actor is self.policy:
                     logs |= self.update_policy(tokens, rows, rollouts.logprobs, advantages, reference_logprobs)
                 records.append(logs)
-        return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
+        names = dict.fromkeys(name for logs in records for name in logs)
+        return {name: float(np.mean([logs[name] for logs in records if name in logs])) for name in names}
 
     def update_critic(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
                       weights: Tensor | None) -> dict[str, float]:
@@ -295,25 +305,33 @@ class DVPOTrainer:
             target.lerp_(source, self.args.critic.q.target_rate)
 
     @torch.no_grad()
-    def describe(self, rollouts: Rollouts, columns: dict[str, list], x: Experience) -> dict[str, float]:
+    def describe(self, rollouts: Rollouts, columns: dict[str, list], x: Experience | None) -> dict[str, float]:
         """Diagnostics of what the actor writes (sampled for this alone, and never scored, where rollouts are the base
-        policy's), and of the critic on the rollouts."""
-        group = self.args.num_generations if self.method.groups else 1
-        shown, kl = rollouts, x.kl
+        policy's), and of the critic on the rollouts; nan where it does not apply.
+
+        Args:
+            rollouts, columns: all of them, those without reward included. x: of those that take part, None if none.
+        """
+        nan, shown = float("nan"), rollouts
+        kl = nan if x is None else masked_mean(x.kl, x.mask).item()
         if self.method.offline:
             shown, columns = self.sample(self.actor, "watching")
-            kl = shown.logprobs - token_logprobs(self.reference, shown.tokens, self.args.temperature)[0]
-        mask = shown.tokens.mask
-        logs = {name: score([f], shown.prompts, shown.completions, columns, self.state).mean().item()
+            ratio = shown.logprobs - token_logprobs(self.reference, shown.tokens, self.args.temperature)[0]
+            kl = masked_mean(ratio, shown.tokens.mask).item()
+        logs = {name: score([f], shown.prompts, shown.completions, columns, self.state).nanmean().item()
                 for name, f in self.log_funcs.items()}
-        logs |= {"kl": masked_mean(kl, mask).item(), "length": mask.sum(1).float().mean().item(),
-                 "flat_groups": float("nan"), "explained_variance": float("nan")}
-        if group > 1:
-            rewards = x.rewards.view(-1, group)
-            logs["flat_groups"] = (rewards.amax(1) == rewards.amin(1)).float().mean().item()
-        if x.values is not None:
-            returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[x.mask]
-            error = returns - mean_values(x.values)[x.mask]
+        logs |= {"kl": kl, "length": shown.tokens.mask.sum(1).float().mean().item(),
+                 "flat_groups": nan, "explained_variance": nan}
+        if x is not None and self.method.groups:
+            size = self.args.num_generations
+            groups = x.rewards.view(-1, size) if x.places is None else by_group(x.rewards, size, x.places)
+            groups = groups[(~groups.isnan()).any(1)]
+            low, high = groups.nan_to_num(math.inf).amin(1), groups.nan_to_num(-math.inf).amax(1)
+            logs["flat_groups"] = (high <= low).float().mean().item()
+        if x is not None and x.values is not None:
+            known = x.mask if x.missing is None else x.mask & ~x.missing[:, None]
+            returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[known]
+            error = returns - mean_values(x.values)[known]
             logs["explained_variance"] = (1 - error.var() / returns.var().clamp(min=1e-12)).item()
         return logs
 

@@ -100,21 +100,65 @@ def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
     """How far each source is from the truth, as measured.
 
     Args:
-        confusion: noise, tp, fn, fp, tn, corrupted, accuracy. rewards: noise, true, received.
+        confusion: of `inspection.confusion_table`. rewards: noise, true, received.
     """
     spread = rewards.groupby("noise")["received"].std()
     lines = []
     for row in confusion.itertuples():
         if row.corrupted == 0:
             continue
-        missed, gifted = row.fn / max(row.tp + row.fn, 1e-9), row.fp / max(row.fp + row.tn, 1e-9)
         lines.append(
             f"- **{label(row.noise)}**: {percent(row.corrupted, 1)} of the rewards are not the true ones; read as a "
-            f"label, the reward is right in {percent(row.accuracy, 1)} of all cases: {percent(missed)} of the right "
-            f"answers go unrewarded and {percent(gifted)} of the wrong ones are rewarded. The standard deviation of "
-            f"the reward is {spread[row.noise]:.2f}."
+            f"label, the reward is right in {percent(row.accuracy, 1)} of all cases: {percent(row.false_negatives)} of "
+            f"the right answers go unrewarded and {percent(row.false_positives)} of the wrong ones are rewarded. The "
+            f"standard deviation of the reward is {spread[row.noise]:.2f}."
+            + (f" {percent(row.missing, 1)} of all responses get no reward." if row.missing else "")
+            + (f" Its error goes with the length of the response (correlation {row.length_error:+.2f})."
+               if abs(row.length_error) >= 0.1 else "")
         )
     return "\n".join(lines) or "No source changes any reward."
+
+
+def vote_findings(votes: pd.DataFrame, k: int) -> str:
+    """How often the majority vote is wrong, and on which prompts.
+
+    Args:
+        votes: of `inspection.votes_on`. k: answers to each prompt.
+    """
+    sure, wrong = votes["agreement"] >= 0.75, 1 - votes["right"].astype(float)
+    text = f"The majority of {k} answers is wrong on {percent(wrong.mean(), 1)} of the prompts. "
+    if 0 < sure.mean() < 1:
+        text += (
+            f"Where at least three quarters of the answers agree ({percent(sure.mean())} of the prompts) it is wrong "
+            f"on {percent(wrong[sure].mean(), 1)}, elsewhere on {percent(wrong[~sure].mean(), 1)}. "
+        )
+    by = wrong.groupby(votes["steps"]).mean()
+    if len(by) > 1:
+        text += f"By steps of the problem: {listing(f'{s} steps {percent(e)}' for s, e in by.items())}. "
+    return text + ("Unlike the other label noises, this one is the same whenever a prompt is answered: no average over "
+                   "visits removes it.")  # fmt: skip
+
+
+def reward_model_findings(predictions: pd.DataFrame, search: pd.DataFrame, target: float) -> str:
+    """The reward model's accuracy against the one asked for, and what its probabilities are worth.
+
+    Args:
+        predictions: probability, right, words, of answers that neither training nor search saw. search: step, accuracy.
+    """
+    called = predictions["probability"] >= 0.5
+    accuracy = float((called == (predictions["right"] >= 0.5)).mean())
+    margin = 1.96 * (accuracy * (1 - accuracy) / len(predictions)) ** 0.5
+    off = abs(accuracy - target)
+    best = search["accuracy"].max()
+    gap = float((predictions["probability"] - predictions["right"]).mean())
+    return (
+        f"Asked for: {percent(target, 1)}. Measured on {len(predictions)} answers used neither for training nor for "
+        f"the search: **{percent(accuracy, 1)}** (± {100 * margin:.1f}), {100 * off:.1f} points off"
+        f"{'' if off <= 0.015 else ', **more than the 1.5 points that are allowed**'}. On its way it reached "
+        f"{percent(best, 1)}. It calls {percent(called.mean())} of the answers right, where "
+        f"{percent(predictions['right'].mean())} are; its probabilities are on average {100 * abs(gap):.1f} points too "
+        f"{'high' if gap > 0 else 'low'}."
+    )
 
 
 def critic_findings(scores: pd.DataFrame) -> str:

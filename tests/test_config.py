@@ -50,6 +50,8 @@ def test_values_have_their_types(tmp_path):
     (("rate: 3e-1", "rte: 3e-1"), "params.yaml:9: noises.flip.rte: unknown parameter; did you mean `rate`?"),
     (("rate: 3e-1", "rate: often"), "params.yaml:9: noises.flip.rate: should be a valid number, not 'often'"),
     (("rate: 3e-1", "rate: 1.5"), "params.yaml:9: noises.flip.rate: should be less than or equal to 1, not 1.5"),
+    (("rate: 3e-1", "then: [{kind: missing, rte: 1}]"), "params.yaml:9: noises.flip.then.0.rte: unknown parameter"),
+    (("rate: 3e-1", "drift: [30, 10]"), "params.yaml:7: noises.flip: Value error, drift: steps (first, last) with 0 <="),
     (("seeds: 4", "seeds: 0"), "params.yaml:2: seeds: should be greater than or equal to 1, not 0"),
     (("seeds: 4", "seeds: '4'"), "params.yaml:2: seeds: should be a valid integer, not '4'"),
     (("seeds: 4", "seeds: 2.5"), "params.yaml:2: seeds: should be a valid integer"),

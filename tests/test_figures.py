@@ -44,9 +44,15 @@ def drawings(frames) -> dict:
                          "completion": rng.choice(["careful x", "careless x", "y"], 48),
                          "reward": rng.integers(0, 2, 48) * 1.0, "length": rng.integers(8, 30, 48),
                          "sample": np.tile(range(4), 12)})  # fmt: skip
-    shares = {"tp": 0.3, "fn": 0.1, "fp": 0.2, "tn": 0.4, "corrupted": 0.3, "accuracy": 0.7}
+    shares = {"tp": 0.3, "fn": 0.1, "fp": 0.1, "tn": 0.4, "missing": 0.1, "corrupted": 0.3, "accuracy": 0.7,
+              "length_error": 0.1}  # fmt: skip
     confusion = pd.DataFrame([{"noise": "flip", **shares}])
     rewards = pd.DataFrame({"noise": "spikes", "true": rng.integers(0, 2, 90), "received": rng.normal(0, 3, 90)})
+    sources = pd.concat([rewards.assign(noise=n) for n in "abcdef"] + [rewards.assign(noise="none", received=np.nan)])
+    votes = pd.DataFrame({"prompt": [f"p{i}" for i in range(24)], "agreement": np.arange(24) % 4 / 4 + 0.25,
+                          "steps": np.arange(24) % 2 + 2, "right": np.arange(24) % 3 > 0})  # fmt: skip
+    looks = pd.DataFrame({"step": [0, 24, 48, 36], "accuracy": [0.44, 0.8, 0.7, 0.72]})
+    tenths = pd.DataFrame({"predicted": np.arange(10) / 10, "right": np.arange(10) / 12, "count": 100})
     pits = pd.DataFrame({"critic": ["quantile"] * 50 + ["scalar"] * 50, "crps": rng.uniform(0, 1, 100),
                          "pit": [*rng.uniform(0, 1, 50), *[np.nan] * 50]})  # fmt: skip
     tokens = "careful a 7 + 5 = 2 answer 2 <eos>".split()
@@ -81,6 +87,9 @@ def drawings(frames) -> dict:
         "base": figures.base_skill({"math_id": base}, ("careful", "careless")),
         "confusion": figures.confusion_bars(confusion),
         "rewards": figures.reward_histograms(rewards),
+        "rewards of many sources": figures.reward_histograms(sources),
+        "votes": figures.vote_quality(votes),
+        "reward model": figures.reward_model_quality(looks, tenths, 0.718),
         "calibration": figures.calibration(pits),
         "along": figures.value_along_response(quantiles, tokens, 1.0, quantiles.mean(1), marks=[3]),
         "text": figures.token_text([{"tokens": tokens, "values": rng.normal(size=len(tokens)), "title": "t"}]),

@@ -82,6 +82,21 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
     assert (by["none"]["true"] == by["none"]["received"]).all()
     assert 0.4 < (by["flip"]["true"] != by["flip"]["received"]).mean() < 0.6
     assert by["flip"]["true"].tolist() == by["none"]["true"].tolist()
+    assert set(table["words"]) == {2}
+    errors = inspection.confusion_table(table).set_index("noise")
+    assert errors.loc["none", "corrupted"] == 0 and errors.loc["flip", "false_positives"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
+    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": "answer 1", "answer": "1"})
+    late = NoiseSettings("flip", rate=0.5, drift=(10, 30), then=(NoiseSettings("missing", rate=0.3),))
+    received = inspection.received_rewards(samples, {"late": late}, 0)["received"]
+    assert 0.2 < received.isna().mean() < 0.4 and 0.4 < received.mean() < 0.6
+    early = inspection.received_rewards(samples, {"late": late}, 0, step=0)["received"]
+    assert early.mean() == 1 and early.isna().any()
+    table = inspection.noise_table({"late": late, "length_bias": NoiseSettings("length_bias", scale=0.3)})
+    assert table["noise"].tolist() == ["late", "... then", "length bias"]
+    assert table["rate rises in steps"].tolist() == ["10 to 30", "", ""] and table["scale"].tolist() == ["", "", "0.3"]
 
 
 def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
@@ -122,12 +137,14 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
     config = DVPOConfig(method=method, generation_batch_size=16, max_completion_length=6,
                         critic=CriticSettings(heads=2, quantiles=8))  # fmt: skip
     spec = SimpleNamespace(base=str(tmp_path / "base"), suites=str(tmp_path / "suites"), config=config, family="math",
-                           critic=None, noise=NoiseSettings("spikes", rate=0.5, scale=9.0))  # fmt: skip
+                           critic=None, proxies=None, noise=NoiseSettings(
+                               "spikes", rate=0.5, scale=9.0, then=(NoiseSettings("missing", rate=0.2),)))  # fmt: skip
     torch.manual_seed(1)  # the result must not depend on the global generator
     batch = inspection.first_batch(spec)
     torch.manual_seed(2)
     assert inspection.first_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
-    assert len(batch) == 16 and set(batch["reward_true"]) <= {0.0, 1.0}
+    assert 8 < len(batch) < 16 and batch["reward"].notna().all()  # those without reward take no part
+    assert set(batch["reward_true"]) <= {0.0, 1.0}
     for row in batch.itertuples():
         assert len(row.tokens) == len(row.advantages) and np.isfinite(row.advantages).all()
         assert len(set(row.advantages)) == 1 or METHODS[method].critic

@@ -120,7 +120,7 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
         torch.testing.assert_close(a, b)
 
 
-EVERY_LOG = {"step", "reward", "reward_true", "kl", "length", "flat_groups", "explained_variance"}
+EVERY_LOG = {"step", "reward", "reward_true", "kl", "length", "flat_groups", "explained_variance", "missing"}
 POLICY_LOGS = {"policy_loss", "policy_grad_norm", "entropy", "clip_fraction"}
 
 
@@ -142,6 +142,7 @@ def test_logs_hold_what_applies(tokenizer, method, extraction):
     assert not_finite <= {"flat_groups", "explained_variance"}
     assert ({"critic_loss", "critic_grad_norm"} <= set(logs)) == (row.critic is not None)
     assert any(name.startswith("critic/") for name in logs) == (row.critic is not None)
+    assert logs["missing"] == 0
     assert 7 <= logs["reward"] <= 8 and 0 <= logs["reward_true"] <= 1 and 1 <= logs["length"] <= 4
     if trained:
         assert 0 < logs["entropy"] <= math.log(len(tokenizer)) and 0 <= logs["clip_fraction"] <= 1
@@ -284,7 +285,8 @@ def test_columns_reach_the_reward_function(tokenizer):
     (lambda prompts, **c: [1.0] * 3, "returned 3 rewards for 32 completions"),
     (lambda prompts, **c: [1.0] * 31 + [float("nan")], "returned nan for record 31 at step 0"),
     (lambda prompts, **c: ["1"] * 32, "returned '1' for record 0"),
-    (lambda prompts, **c: 1 / 0, "raised at step 0: ZeroDivisionError"),
+    (lambda prompts, **c: [1.0] * 31 + [float("inf")], "returned inf for record 31 at step 0"),
+    (lambda prompts, **c: 1 / 0, r"raised on record 0 at step 0 \(prompt 'math . \?'\): ZeroDivisionError"),
 ])
 def test_bad_rewards_are_named(tokenizer, rewards, message):
     t = trainer(tokenizer, rewards=rewards)

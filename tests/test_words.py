@@ -119,10 +119,14 @@ def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
 
 
 def test_noise_findings_give_rates_among_right_and_wrong():
-    confusion = pd.DataFrame([{"noise": "flip", "tp": 0.3, "fn": 0.1, "fp": 0.15, "tn": 0.45, "corrupted": 0.25,
-                               "accuracy": 0.75}])  # fmt: skip
-    text = words.noise_findings(confusion, pd.DataFrame({"noise": "flip", "received": [0.0, 1.0]}))
+    row = {"noise": "flip", "corrupted": 0.25, "accuracy": 0.75, "false_negatives": 0.25, "false_positives": 0.25,
+           "missing": 0.0, "length_error": 0.02}  # fmt: skip
+    rewards = pd.DataFrame({"noise": "flip", "received": [0.0, 1.0]})
+    text = words.noise_findings(pd.DataFrame([row]), rewards)
     assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
+    assert "no reward" not in text and "length" not in text
+    text = words.noise_findings(pd.DataFrame([{**row, "missing": 0.3, "length_error": -0.5}]), rewards)
+    assert "30.0 % of all responses get no reward" in text and "(correlation -0.50)" in text
 
 
 @pytest.mark.parametrize(("wrong", "style", "verdict"), [

@@ -46,7 +46,9 @@ RIGHT, WRONG = "#4477AA", "#EE6677"  # answers that are truly right, truly wrong
 NAMES = {
     "none": "no noise", "flip": "flipped labels",
     "false_positive": "false positives", "false_negative": "false negatives",
-    "spikes": "heavy-tailed spikes", "prompt_spikes": "prompt-dependent spikes", "ID": "in distribution (ID)",
+    "spikes": "heavy-tailed spikes", "prompt_spikes": "prompt-dependent spikes", "missing": "missing rewards",
+    "length_bias": "length bias", "late_flips": "late flips", "majority_vote": "majority vote",
+    "reward_model": "reward model", "ID": "in distribution (ID)",
     "OOD": "longer problems (OOD)", "transfer": "untrained family (transfer)", "ALL": "all test sets",
     "math_id": "math", "math_ood": "math, longer", "science_id": "science", "science_ood": "science, longer",
     "sampled": "sampled", "pass_at_k": "pass@k", "greedy": "greedy",

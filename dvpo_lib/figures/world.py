@@ -92,11 +92,13 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
     """How each noise source errs: shares of true/false positives and negatives, a bar per source.
 
     Args:
-        table: columns noise, tp, fn, fp, tn (shares, sum 1), corrupted, accuracy (of `noise.confusion`).
+        table: columns noise, tp, fn, fp, tn, missing (shares, sum 1), corrupted, accuracy, length_error (of
+            `inspection.confusion_table`).
     """
     parts = [("tp", RIGHT, "right, rewarded"), ("fn", "#AFC6E0", "right, not rewarded"),
-             ("fp", "#F7BFC6", "wrong, rewarded"), ("tn", WRONG, "wrong, not rewarded")]  # fmt: skip
-    figure, axes = new(9, 1.5 + 0.42 * len(table))
+             ("fp", "#F7BFC6", "wrong, rewarded"), ("tn", WRONG, "wrong, not rewarded"),
+             ("missing", "#D9D9D9", "no reward")]  # fmt: skip
+    figure, axes = new(9.6, 1.5 + 0.42 * len(table))
     ax = axes[0, 0]
     for k, row in enumerate(table.itertuples()):
         left = 0.0
@@ -107,9 +109,9 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
                 ax.text(left + share / 2, k, f"{share:.0%}", ha="center", va="center", fontsize=8.5,
                         color="white" if name in ("tp", "tn") else "black")  # fmt: skip
             left += share
-        text = f"label right {row.accuracy:.1%}, reward changed {row.corrupted:.1%}"
+        text = f"label right {row.accuracy:.1%}, not the truth {row.corrupted:.1%}, by length {row.length_error:+.2f}"
         ax.text(1.01, k, text, va="center", fontsize=8.5)
-    ax.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), xlim=(0, 1.42), xlabel="share of responses")
+    ax.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), xlim=(0, 1.62), xlabel="share of responses")
     ax.set_yticklabels([label(n) for n in table["noise"]])
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.xaxis.set_major_formatter(PERCENT)
@@ -117,7 +119,8 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
     sns.despine(ax=ax, left=True, right=True, top=True)
     ax.spines["bottom"].set_bounds(0, 1)
     legend_above(figure, [Patch(color=c, label=n) for _, c, n in parts])
-    return caption(figure, f"The reward read as a label at 0.5. {note}")
+    text = "The reward read as a label at 0.5. By length: correlation of its error with the number of words."
+    return caption(figure, f"{text} {note}")
 
 
 def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: str = "") -> Figure:
@@ -128,20 +131,75 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
         limit: the x axis runs from -limit to 1 + limit; default: the 1 % and 99 % quantiles of all.
     """
     noises = list(dict.fromkeys(rewards["noise"]))
-    figure, axes = new(min(10.0, max(6.0, 3.1 * len(noises))), 3.2, 1, len(noises), sharey=True)
-    for ax, noise in zip(axes[0], noises, strict=True):
-        own = rewards[rewards["noise"] == noise]
+    rows = -(-len(noises) // 5)
+    columns = -(-len(noises) // rows)
+    figure, axes = new(min(10.0, max(6.0, 3.1 * columns)), 0.5 + 2.7 * rows, rows, columns, sharey=True)
+    for ax in axes.flat[len(noises) :]:
+        ax.set_visible(False)
+    for ax, noise in zip(axes.flat, noises, strict=False):
+        every = rewards[rewards["noise"] == noise]
+        own = every.dropna(subset="received")
+        if own.empty:
+            ax.set_title(f"{label(noise)}\nno reward at all", fontsize=9.5)
+            continue
         low, high = own["received"].quantile([0.002, 0.998])
         reach = max(0.25, limit if limit is not None else max(-low, high - 1))
         bins = np.linspace(-reach, 1 + reach, 42)
         clipped = own["received"].clip(bins[0], bins[-1])
         for truth, color in ((1, RIGHT), (0, WRONG)):
             chosen = clipped[(own["true"] >= 0.5) == bool(truth)]
-            ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(own)), color=color, alpha=0.75)
+            ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(every)), color=color, alpha=0.75)
         mean, spread = own["received"].mean(), own["received"].std()
-        ax.set(xlabel="received reward", yscale="log")
+        ax.set(yscale="log")
         ax.set_title(f"{label(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
-    axes[0, 0].set_ylabel("share of responses (log scale)")
+    for ax in axes[-1]:
+        ax.set_xlabel("received reward")
+    figure.supylabel("share of responses (log scale)", fontsize=10)
     axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%"))
     legend_above(figure, [Patch(color=RIGHT, label="truly right"), Patch(color=WRONG, label="truly wrong")])
     return caption(figure, note) if note else figure
+
+
+def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
+    """How often the majority vote is right: by agreement of the answers, by number of steps.
+
+    Args:
+        votes: of `inspection.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
+    """
+    figure, axes = new(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
+    by_share = votes.sort_values("agreement", kind="stable")
+    shown = by_share["agreement"].map("{:.0%}".format).astype(object)  # `_bars` keeps the order of what is no number
+    _bars(axes[0, 0], by_share.assign(agreement=shown), "agreement", "right", RIGHT)
+    axes[0, 0].set(xlabel="share of the answers that agree with the label", ylabel="labels that are right")
+    axes[0, 0].tick_params(axis="x", labelsize=8)
+    _bars(axes[0, 1], votes, "steps", "right", RIGHT)
+    axes[0, 1].set(xlabel="steps of the problem")
+    text = f"{len(votes)} prompts. Black lines: bootstrap 95 % intervals. Under each bar: its share of all prompts."
+    return caption(figure, f"{text} {note}")
+
+
+def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target: float, note: str = "") -> Figure:
+    """A reward model's held-out accuracy while it trains, and its calibration.
+
+    Args:
+        search: step, accuracy. calibrated: of `reward_models.calibration_table`: predicted, right, count. target: the
+            accuracy that was asked for.
+    """
+    figure, axes = new(8.4, 3.4, 1, 2)
+    left, right = axes[0]
+    looks = search.sort_values("step")
+    left.plot(looks["step"], looks["accuracy"], color=RIGHT, marker="o", ms=3.5, lw=1.5)
+    left.axhline(target, color="0.4", ls="--", lw=1)
+    chosen = search.loc[(search["accuracy"] - target).abs().idxmin()]
+    left.plot(chosen["step"], chosen["accuracy"], marker="*", ms=13, color=WRONG)
+    left.set(xlabel="optimiser step", ylabel="held-out accuracy", ylim=(min(0.4, looks["accuracy"].min()), 0.9))
+    left.yaxis.set_major_formatter(PERCENT)
+    deviation = np.sqrt(calibrated["right"] * (1 - calibrated["right"]) / calibrated["count"])
+    right.plot([0, 1], [0, 1], color="0.4", ls="--", lw=1)
+    right.errorbar(calibrated["predicted"], calibrated["right"], 1.96 * deviation, color=RIGHT, marker="o", ms=4, lw=1)
+    right.set(xlabel="predicted probability that an answer is right", ylabel="share of answers that are right",
+              xlim=(0, 1), ylim=(0, 1))
+    text = ("Left: line, accuracy on the search's answers; dashed, the target; star, the model taken. Right: answers "
+            "used neither for training nor for the search, in tenths by predicted probability, with 95 % intervals; "
+            "dashed, perfect calibration.")  # fmt: skip
+    return caption(figure, f"{text} {note}")
