@@ -19,6 +19,7 @@ from .tasks.chains import LABELS
 SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
     "method": "rows of `methods`", "critic": "rows of `critics`", "seed": "`seed` and `seeds`",
     "max_steps": "`budget` divided by `training.generation_batch_size`",
+    "max_completion_length": "the length of the family's problems",
 }  # fmt: skip
 
 Problem = tuple[tuple, str]  # where (keys from the root) and what
@@ -130,5 +131,3 @@ def _tasks(params) -> Iterator[Problem]:
             if not 1 <= first <= last <= len(LABELS):
                 most = len(LABELS)
                 yield ("tasks", family, key), f"should be 1 <= first <= last <= {most} steps, not {first}, {last}"
-        if any(not 0 <= rate <= 1 for rate in cfg.step_errors):
-            yield ("tasks", family, "step_errors"), f"rates lie between 0 and 1, not {list(cfg.step_errors)}"

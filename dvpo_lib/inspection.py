@@ -12,31 +12,26 @@ from safetensors.torch import load_file
 from .critics import CriticSettings, build_critic, predict_values
 from .figures.style import CRITICS, label
 from .methods import METHODS, DVPOConfig, resolve
-from .models import Critic, load_policy
-from .noise import NOISES, NoiseSettings, corrupt
+from .models import Critic, encode
+from .noise import NOISES, NoiseSettings
 from .quantiles import crps, levels, pit
-from .runs import training_reward
+from .runs import received, start
 from .statistics import coverage, explained_variance
-from .tasks import Family, accuracy_reward, load_suites
-from .trainer import DVPOTrainer, score
+from .tasks import STYLES, World
+from .tasks.transcripts import END, follow, judge, mean_scores, metrics, split_turns
+from .trainer import score
 
 POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
 def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
-    """The rewards of the same responses under every noise source: noise, true, received, prompt, completion.
+    """The same scored responses under every noise source: `samples` with noise, true and received.
 
     Args:
-        samples: prompt, completion, answer, one row per response.
+        samples: of `evaluation.sample_table`.
     """
-    columns = {"prompts": samples["prompt"].tolist(), "completions": samples["completion"].tolist(),
-               "answer": samples["answer"].tolist()}  # fmt: skip
-    true = accuracy_reward(**columns)
-    frames = [
-        pd.DataFrame({"noise": name, "true": true, "received": corrupt(accuracy_reward, cfg, seed)(**columns),
-                      "prompt": columns["prompts"], "completion": columns["completions"]})
-        for name, cfg in noises.items()
-    ]  # fmt: skip
+    frames = [samples.assign(noise=name, true=samples["reward"], received=received(samples, cfg, seed))
+              for name, cfg in noises.items()]  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 
@@ -51,7 +46,7 @@ def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
 
 
 def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int) -> pd.DataFrame:
-    """A right and a wrong answer to one prompt (where both were sampled), with the reward under every noise.
+    """The best and the worst answer to one prompt (where they differ), with the reward under every noise.
 
     Of all prompts one is taken at which as many noises as possible strike.
 
@@ -60,12 +55,13 @@ def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: i
     """
     table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
-        table[name] = received_rewards(samples, {name: cfg}, seed)["received"]
+        table[name] = received(samples, cfg, seed)
     table = table.drop_duplicates(["prompt", "reward"])
     struck = table[list(noises)].ne(table["reward"], axis=0).groupby(table["prompt"], sort=False).any().sum(axis=1)
     both = table.groupby("prompt", sort=False).size().gt(1)
     best = (struck + both * (len(noises) + 1)).idxmax()
     table = table[table["prompt"] == best].sort_values("reward", ascending=False).drop(columns="reward")
+    table = table.iloc[[0, -1]] if len(table) > 1 else table
     return table.rename(columns={"answer": "right answer"})
 
 
@@ -193,29 +189,24 @@ def first_batch(spec) -> pd.DataFrame:
         One row per response: prompt, completion, tokens (list of words), advantages (list, one a token), reward (as
         received) and reward_true.
     """
-    policy, tokenizer = load_policy(spec.base)
-    method, critic = METHODS[spec.config.method], None
-    if method.critic is not None and spec.critic:
-        critic = load_critic(policy, spec.config.critic, spec.critic, spec.config.seed)
-    reward = training_reward(spec)
-    data = load_suites(spec.suites)[spec.family]["train"]
-    trainer = DVPOTrainer(policy, reward, spec.config, data, tokenizer, critic)
+    trainer = start(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
-    received = score([reward], rollouts.prompts, rollouts.completions, columns, trainer.state)
+    received, true = (
+        score(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
+        for funcs in (trainer.reward_funcs, trainer.log_funcs.values())
+    )
     experience, _ = trainer.examine(rollouts, received)
     with torch.no_grad():
-        advantages, _ = method.advantage(experience, trainer.args)
+        advantages, _ = trainer.method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
     rows = []
     for i, mask in enumerate(rollouts.tokens.mask):
         rows.append({
             "prompt": rollouts.prompts[i], "completion": rollouts.completions[i],
-            "tokens": tokenizer.convert_ids_to_tokens(ids[i, mask].tolist()),
-            "advantages": advantages[i, mask].tolist(), "reward": float(received[i]),
+            "tokens": trainer.processing_class.convert_ids_to_tokens(ids[i, mask].tolist()),
+            "advantages": advantages[i, mask].tolist(), "reward": float(received[i]), "reward_true": float(true[i]),
         })  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["reward_true"] = accuracy_reward(table["prompt"].tolist(), table["completion"].tolist(), **columns)
-    return table
+    return pd.DataFrame(rows)
 
 
 def telling_responses(batch: pd.DataFrame) -> list[dict]:
@@ -224,11 +215,12 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
     A kind that does not occur is left out.
     """
     off = (batch["reward"] - batch["reward_true"]).abs()
+    right = batch["reward_true"] >= 0.5
     kinds = {
-        "right, rewarded": batch[(batch["reward_true"] == 1) & (off == 0)].head(1),
-        "wrong, not rewarded": batch[(batch["reward_true"] == 0) & (off == 0)].head(1),
-        "right, reward corrupted": batch[(batch["reward_true"] == 1) & (off > 0)].nsmallest(1, "reward"),
-        "wrong, reward corrupted": batch[(batch["reward_true"] == 0) & (off > 0)].nlargest(1, "reward"),
+        "right, rewarded": batch[right & (off == 0)].head(1),
+        "wrong, not rewarded": batch[~right & (off == 0)].head(1),
+        "right, reward corrupted": batch[right & (off > 0)].nsmallest(1, "reward"),
+        "wrong, reward corrupted": batch[~right & (off > 0)].nlargest(1, "reward"),
     }
     return [
         {"tokens": r.tokens, "values": r.advantages, "title": f"{r.prompt}   ({kind}: {r.reward:.2f})"}
@@ -236,27 +228,7 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
     ]  # fmt: skip
 
 
-def first_wrong_word(family: Family, prompt: str, completion: str) -> int | None:
-    """Index of the first word of a chain's worked solution that is wrong, None where all steps are right.
-
-    A step reads `<letter> <operation> = <result>`; it is wrong where the operation is not the prompt's, or the result
-    not what the operation makes of the state before it. The answer is wrong where it is not the last state.
-    """
-    asked, words = prompt.split()[2:-1], completion.split()
-    operations, state = dict(zip(asked[::2], asked[1::2], strict=False)), prompt.split()[1]
-    for i, word in enumerate(words):
-        if word not in operations or words[i + 2 : i + 3] != ["="]:
-            continue
-        if words[i + 1] != operations[word]:
-            return i + 1
-        if words[i + 3 : i + 4] != [family.apply(state, operations[word])]:
-            return min(i + 3, len(words) - 1)
-        state = words[i + 3]
-    said = [i for i, word in enumerate(words[:-1]) if word == "answer"]
-    return said[-1] + 1 if said and words[said[-1] + 1] != state else None
-
-
-def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series, pd.Series]:
+def wrong_and_right(responses: pd.DataFrame, world: World) -> tuple[pd.Series, pd.Series]:
     """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward.
 
     Args:
@@ -268,9 +240,9 @@ def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series,
     """
     clean = responses.assign(index=range(len(responses)))
     clean = clean[clean["true"] == clean["received"]].reset_index(drop=True)
-    found = [first_wrong_word(family, p, c) for p, c in zip(clean["prompt"], clean["completion"], strict=True)]
+    found = [world.first_wrong_word(r, r["completion"]) for r in clean.to_dict("records")]
     clean["wrong_word"] = [-1 if f is None else f for f in found]
-    wrong = clean[(clean["true"] == 0) & (clean["wrong_word"] >= 0)]
+    wrong = clean[(clean["true"] < 1) & (clean["wrong_word"] >= 0)]
     right = clean[(clean["true"] == 1) & (clean["wrong_word"] < 0)]
     wrong = (wrong if len(wrong) else clean).head(1)
     alike = right[right["prompt"].str.split().str.len() == len(wrong["prompt"].iloc[0].split())]
@@ -278,7 +250,7 @@ def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series,
     return wrong.iloc[0], right.iloc[0]
 
 
-def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, family: Family) -> dict[str, float]:
+def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world: World) -> dict[str, float]:
     """What a critic's mean does at the style word, and at the first wrong word of responses that have one.
 
     Args:
@@ -289,17 +261,73 @@ def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, famil
         of the value right after the first word; `count` of responses with a wrong word.
     """
     changes, after = [], []
-    for v, r in zip(values, responses.itertuples(), strict=True):
-        where = first_wrong_word(family, r.prompt, r.completion)
+    for v, r in zip(values, responses.to_dict("records"), strict=True):
+        where = world.first_wrong_word(r, r["completion"])
         after.append(v[min(1, len(v) - 1)].mean())
         if where is not None and where + 1 < len(v):
             changes.append(v[where + 1].mean() - v[where].mean())
     return {"wrong": float(np.mean(changes)) if changes else 0.0, "style": float(np.std(after)), "count": len(changes)}
 
 
-def along(response, eos: str = "<eos>") -> dict:
+def own_words(response, tokenizer) -> list[str]:
+    """The policy's own tokens of a response (a row with prompt and completion_ids): those that a critic values."""
+    tokens = encode(tokenizer, [response["prompt"]], [response["completion_ids"]])
+    return tokenizer.convert_ids_to_tokens(tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist())
+
+
+def along(response, tokenizer) -> dict:
     """Arguments of `figures.value_along_response` that describe a row of `wrong_and_right`."""
     where = [response["wrong_word"] - 0.5] if response["wrong_word"] >= 0 else []
     verdict = "right" if response["true"] >= 0.5 else "wrong"
-    return {"tokens": [*response["completion"].split(), eos], "reward": response["received"], "marks": where,
+    return {"tokens": own_words(response, tokenizer), "reward": response["received"], "marks": where,
             "title": f"{response['prompt']}   ({verdict})"}  # fmt: skip
+
+
+# ---- dialogues ----
+
+
+def telling_dialogue(samples: pd.DataFrame) -> dict:
+    """The record of a sampled dialogue of many turns that went neither quite right nor quite wrong, if there is one.
+
+    Args:
+        samples: of `evaluation.sample_table`, of dialogues.
+    """
+    half = samples[samples["reward"].between(0, 1, inclusive="neither")]
+    half = half if len(half) else samples
+    return half.loc[half["completion"].map(lambda text: len(split_turns(text))).idxmax()].to_dict()
+
+
+def verdict(record: Mapping) -> str:
+    """The metrics of a sampled dialogue and its reward, as text."""
+    scores = judge(record, record["completion"])
+    parts = ", ".join(f"{name.upper()} {value:.2f}" for name, value in scores._asdict().items())
+    return f"{parts}: reward {scores.mean:.2f}"
+
+
+def turn_by_turn(record: Mapping, completion: str) -> pd.DataFrame:
+    """A dialogue as it went: turn, who speaks, what is said, and what of it the metrics count."""
+    turns, before, rows = split_turns(completion), follow(record, "")[0], []
+    for i, words in enumerate(turns):
+        state, _ = follow(record, " ".join(f"{' '.join(turn)} {END}" for turn in turns[: i + 1]))
+        changes = {"right acts": state.done - before.done, "needless acts": state.needless - before.needless}
+        counts = [f"{name}: {n}" for name, n in changes.items() if n]
+        counts += ["booked"] * (state.booking is not None) + ["not understood"] * state.failed
+        rows.append({"turn": i + 1, "who": ("policy", "user")[i % 2], "says": " ".join(words),
+                     "counts": ", ".join(counts)})  # fmt: skip
+        before = state
+    return pd.DataFrame(rows)
+
+
+def dialogue_scores(samples: pd.DataFrame) -> pd.DataFrame:
+    """TCR, ACR, GCR and their mean, by domain, by the style that opens the dialogue, and overall.
+
+    Args:
+        samples: of `evaluation.sample_table`, of dialogues.
+    """
+    scores = metrics(samples["prompt"], samples["completion"], samples["answer"], samples["user"])
+    styles = samples["completion"].str.split().str[0].where(lambda first: first.isin(STYLES), "other").fillna("other")
+    groups = {"domain": mean_scores(samples["domain"], scores), "style": mean_scores(styles, scores)}
+    rows = [{"by": by if name != "overall" else "", "dialogues": name, **own._asdict(), "mean": own.mean}
+            for by, found in groups.items() for name, own in found.items()
+            if name != "overall" or by == "style"]  # fmt: skip
+    return pd.DataFrame(rows)

@@ -102,7 +102,7 @@ def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
     table = pd.DataFrame({"prompt": list("aabbccdd"), "completion": ["careful x"] * 4 + ["careless x"] * 4,
                           "reward": right, "sample": [0, 1] * 4})  # fmt: skip
     text = words.base_findings({"math_id": table}, ("careful", "average", "careless"))
-    assert "careful style are right in 75 %" in text and "any of 2: 75 %" in text and "50 % of the time" in text
+    assert "careful style get 75 %" in text and "best of 2: 75 %" in text and "50 % of the time" in text
     untrained = {"math_id": table.assign(completion="x")}
     assert "too little training" in words.base_findings(untrained, ("careful", "careless"))
 
