@@ -49,7 +49,8 @@ def show(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = 
     look = [{"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
             {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"}]  # fmt: skip
     frame = frame.reset_index(drop=True).map(_unbroken)
-    styler = frame.style.format({c: f for c, f in (formats or {}).items() if c in frame}, na_rep="–", precision=3)
+    formats = {c: f for c, f in (formats or {}).items() if c in frame}
+    styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, no tag
     styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(look)
     return styler.relabel_index([label(str(c)) for c in frame.columns], axis="columns")
 
