@@ -12,7 +12,7 @@ from dvpo_lib.losses import CriticLossSettings, critic_loss
 from dvpo_lib.methods import METHODS, DVPOConfig
 from dvpo_lib.models import Critic, PolicySettings, build_policy, encode, fit_language_model, token_logprobs
 from dvpo_lib.policy_losses import policy_loss, value_loss
-from dvpo_lib.rollouts import converse, generate
+from dvpo_lib.rollouts import converse, generate, sample
 from dvpo_lib.tasks import dialogue, transcripts
 from dvpo_lib.tasks.suites import build_split
 from dvpo_lib.trainer import DVPOTrainer, score
@@ -154,6 +154,21 @@ def test_without_replies_it_is_generate(tokenizer, policy, records):
     assert torch.equal(ours.tokens.mask, theirs.tokens.mask)
     assert torch.equal(ours.logprobs, theirs.logprobs)
     assert [c.removesuffix("<eos>").strip() for c in ours.completions] == theirs.completions
+
+
+def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
+    prompts = [r["prompt"] for r in records]
+    for reply in (None, transcripts.reply):
+        seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+        ours = sample(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
+        theirs = (generate(policy, tokenizer, prompts, 30, 0.8, seeds[1]) if reply is None
+                  else converse(policy, tokenizer, records, reply, 30, 0.8, seeds[1]))  # fmt: skip
+        assert ours.completions == theirs.completions and torch.equal(ours.logprobs, theirs.logprobs)
+        for i, ids in enumerate(ours.completion_ids()):
+            row = ours.tokens.rows(torch.tensor([i]))
+            assert ids == row.input_ids[0, -row.completion_length :].tolist()
+        again = encode(tokenizer, prompts, ours.completion_ids())
+        assert torch.equal(again.input_ids, ours.tokens.input_ids) and torch.equal(again.mask, ours.tokens.mask)
 
 
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
