@@ -39,8 +39,6 @@ DOMAINS = {  # name: (slots in the order of a booking, services)
     "social": ("day hour place who size music", "dinner concert picnic club museum game festival reunion"),
     "finance": ("day hour place who sum pay", "transfer loan deposit exchange insurance pension mortgage audit"),
 }
-
-
 Slots = Annotated[int, Field(ge=1, le=4)]
 
 
