@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dvpo_lib import dialogues as talks
 from dvpo_lib import inspection, tasks
 from dvpo_lib.base import BaseSpec
 from dvpo_lib.critics import CriticSettings, build_critic, encode_table, fit_critic, predict_values
@@ -113,7 +114,7 @@ def test_metrics_of_dialogues_add_up(dialogues):
     assert found["pass_at_k"] > found["sampled"] > 0
     shares = table["domain"].value_counts(normalize=True)
     assert sum(shares[d] * found[d] for d in shares.index) == pytest.approx(found["sampled"])
-    scores = inspection.dialogue_scores(table)
+    scores = talks.scores_by_group(table)
     overall = scores[scores["dialogues"] == "overall"]
     assert len(overall) == 1 and overall["mean"].iloc[0] == pytest.approx(found["sampled"])
     assert set(scores.loc[scores["by"] == "domain", "dialogues"]) == set(shares.index)
@@ -156,10 +157,10 @@ def test_a_dialogue_is_shown_turn_by_turn():
     record = dict(prompt="life haircut day mon ?", answer="day tue hour noon", user=["day tue price 7"], domain="life")
     text = ("careful ask hour <eos> <user> hour noon rather day tue price ? <eos> "
             "say price 6 ask who <eos> <user> who any <eos> book day tue hour noon <eos>")
-    shown = inspection.turn_by_turn(record, text)
+    shown = talks.turn_by_turn(record, text)
     assert shown["who"].tolist() == ["policy", "user", "policy", "user", "policy"]
     assert shown["counts"].tolist() == ["right acts: 1", "", "needless acts: 1", "", "booked"]
     assert shown["says"][1] == "<user> hour noon rather day tue price ?"
     samples = pd.DataFrame([{**record, "completion": text, "reward": 0.8}, {**record, "completion": "", "reward": 0.0}])
-    assert inspection.verdict(inspection.telling_dialogue(samples)) == "TCR 1.00, ACR 0.33, GCR 1.00: reward 0.78"
-    assert inspection.turn_by_turn(record, "ask ask <eos>")["counts"].tolist() == ["not understood"]
+    assert talks.verdict(talks.telling_dialogue(samples)) == "TCR 1.00, ACR 0.33, GCR 1.00: reward 0.78"
+    assert talks.turn_by_turn(record, "ask ask <eos>")["counts"].tolist() == ["not understood"]
