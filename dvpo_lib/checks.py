@@ -13,11 +13,13 @@ from typing import Any
 import pydantic
 
 from .methods import METHODS, DVPOConfig, with_changes
+from .tasks import FAMILIES
 from .tasks.chains import LABELS
 
 SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
     "method": "rows of `methods`", "critic": "rows of `critics`", "seed": "`seed` and `seeds`",
     "max_steps": "`budget` divided by `training.generation_batch_size`",
+    "max_completion_length": "the length of the family's problems",
 }  # fmt: skip
 
 Problem = tuple[tuple, str]  # where (keys from the root) and what
@@ -34,9 +36,7 @@ def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _critics(params)
     yield from _budget(params, values)
     yield from _tasks(params)
-    for name, noise in params.noises.items():
-        if noise is None:
-            yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
+    yield from _noises(params)
 
 
 def _lists(params) -> Iterator[Problem]:
@@ -45,6 +45,18 @@ def _lists(params) -> Iterator[Problem]:
         for i, name in enumerate(listed):
             if name in listed[:i]:
                 yield (key,), f"`{name}` stands here twice"
+
+
+def _noises(params) -> Iterator[Problem]:
+    for name, noise in params.noises.items():
+        if noise is None:
+            yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
+    used = {name: ("train_noises",) for name in params.train_noises} | {params.ablation.noise: ("ablation", "noise")}
+    for name, where in used.items():
+        noise = params.noises.get(name)
+        for family in params.families if noise is not None and "majority_vote" in noise.proxies else ():
+            if FAMILIES[family].answer_of is None:
+                yield where, f"`{name}` needs a majority vote; {family} has no single answers that could be voted on"
 
 
 def _methods(params) -> Iterator[Problem]:
@@ -127,5 +139,3 @@ def _tasks(params) -> Iterator[Problem]:
             if not 1 <= first <= last <= len(LABELS):
                 most = len(LABELS)
                 yield ("tasks", family, key), f"should be 1 <= first <= last <= {most} steps, not {first}, {last}"
-        if any(not 0 <= rate <= 1 for rate in cfg.step_errors):
-            yield ("tasks", family, "step_errors"), f"rates lie between 0 and 1, not {list(cfg.step_errors)}"

@@ -76,7 +76,7 @@ class Section:
 SECTIONS: dict[str, Section] = {
     "seed": Section(Annotated[int, Field(ge=0)]),
     "seeds": Section(Annotated[int, Field(ge=1)]),
-    "families": Section(Annotated[list[Literal["math", "science"]], Field(min_length=1)]),
+    "families": Section(Annotated[list[Literal["math", "science", "dialogue"]], Field(min_length=1)]),
     "tasks": Section("dvpo_lib.tasks:TaskSettings"),
     "policy": Section("dvpo_lib.models:PolicySettings"),
     "noises": Section("dvpo_lib.noise:NoiseSettings", table=True),

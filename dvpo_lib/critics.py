@@ -7,6 +7,7 @@ completion, reward) gives a critic that predicts, at every token, the distributi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -109,6 +110,8 @@ class CriticTable:
 def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
     """Tokens and rewards of a table with columns prompt, completion, reward; records whose reward is None are left out.
 
+    A column `completion_ids` (token ids, as they were sampled) is read in the texts' place.
+
     Raises:
         ValueError: a column is missing, there is no record with a reward, or a record (which is named) has a prompt or
             completion that is no text, an empty prompt, or a reward that is neither a finite number nor None.
@@ -126,13 +129,19 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
         for name, text in zip(("prompt", "completion"), texts):
             if not isinstance(text, str):
                 raise ValueError(f"record {i}: {name} {text!r} is not a text")
-    tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]), max_completion_length)
+    tokens = encode(processing_class, rows["prompt"], completions_of(rows), max_completion_length)
     given = [i for i, reward in enumerate(rewards) if reward is not None]
     if not given:
         raise ValueError("the table has no record with a reward")
     if len(given) < len(rewards):
         tokens, rewards = tokens.rows(torch.tensor(given)), [rewards[i] for i in given]
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
+
+
+def completions_of(rows: Mapping[str, list]) -> list[str | list[int]]:
+    """The completions of a table by column: token ids where there are any, else texts."""
+    ids = rows.get("completion_ids", [None] * len(rows["completion"]))
+    return [text if own is None else own for own, text in zip(ids, rows["completion"], strict=True)]
 
 
 def fit_critic(critic: Critic, table, processing_class, cfg: CriticSettings, seed: int, gamma: float = 1.0,
@@ -186,10 +195,10 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
     """The predicted distribution of the return at every token: one array (T_i, M) of monotone quantiles a response.
 
     The ensemble of heads is their mean; a scalar critic, and the V of a Q critic, give M = 1. `table` needs columns
-    prompt and completion.
+    prompt and completion (or completion_ids, which are preferred); of a dialogue the policy's own tokens count.
     """
-    rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in ("prompt", "completion")}
-    tokens = encode(processing_class, list(rows["prompt"]), list(rows["completion"]))
+    rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
+    tokens = encode(processing_class, rows["prompt"], completions_of(rows))
     tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))

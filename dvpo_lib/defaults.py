@@ -32,7 +32,7 @@ SOURCES = {
         "method": SET, "max_steps": SET, "critic": SET, "seed": SET,
         "generation_batch_size": CHOSEN, "num_generations": "Shao et al. 2024 take 64, TRL 8",
         "num_iterations": CHOSEN, "num_mini_batches": CHOSEN, "gradient_accumulation_steps": "neutral",
-        "max_completion_length": "length of the tasks", "temperature": "neutral",
+        "max_completion_length": SET, "temperature": "neutral",
         "learning_rate": "measured in a prototype, where 3e-4 destroyed the policy; `make tune`",
         "lr_scheduler_type": CHOSEN, "warmup_steps": CHOSEN, "beta": "between Shao et al. 2024 (0.04) and 0",
         "kl_placement": "by method, see METHODS", "kl_estimator": "by method, see METHODS",

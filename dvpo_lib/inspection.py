@@ -11,41 +11,29 @@ from safetensors.torch import load_file
 
 from .critics import CriticSettings, build_critic, predict_values
 from .figures.style import CRITICS, label
-from .methods import METHODS
-from .models import Critic, load_policy
-from .noise import NOISES, NoiseSettings, confusion, corrupt
+from .models import Critic, encode
+from .noise import NOISES, NoiseSettings, confusion
 from .quantiles import crps, levels, pit
 from .rewards import score
-from .runs import training_reward
+from .runs import received, start
 from .statistics import coverage, explained_variance
-from .tasks import Family, accuracy_reward, load_suites
-from .trainer import DVPOTrainer, TrainerState
+from .tasks import World
 
 POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
 def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int,
                      proxies: Mapping[str, Callable] | None = None, step: int = 10**9) -> pd.DataFrame:
-    """The rewards of the same responses under every noise source: noise, true, received, prompt, completion, words.
+    """The same scored responses under every noise source: `samples` with noise, true, received and words.
 
-    A missing reward is NaN in `received`.
+    A missing reward is NaN in `received`. Sources that need a proxy which is not there are left out.
 
     Args:
-        samples: prompt, completion, answer, one row per response. proxies: of `noise.corrupt`, for sources that need
-            them. step: of training; by default one at which every drift has ended.
+        samples: of `evaluation.sample_table`. proxies: of `noise.corrupt`. step: of training; by default one at which
+            every drift has ended.
     """
-    state = TrainerState(step)
-    columns = {"prompts": samples["prompt"].tolist(), "completions": samples["completion"].tolist(),
-               "answer": samples["answer"].tolist()}  # fmt: skip
-    true = accuracy_reward(**columns)
-    frames = [
-        pd.DataFrame({
-            "noise": name, "true": true, "prompt": columns["prompts"], "completion": columns["completions"],
-            "received": pd.Series(corrupt(accuracy_reward, cfg, seed, proxies)(trainer_state=state, **columns),
-                                  dtype=float),
-        })
-        for name, cfg in noises.items()
-    ]  # fmt: skip
+    frames = [samples.assign(noise=name, true=samples["reward"], received=received(samples, cfg, seed, proxies, step))
+              for name, cfg in noises.items() if {*cfg.proxies} <= {*(proxies or {})}]  # fmt: skip
     table = pd.concat(frames, ignore_index=True)
     return table.assign(words=table["completion"].str.split().str.len())
 
@@ -83,21 +71,24 @@ def votes_on(samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
 
 def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int,
              proxies: Mapping[str, Callable] | None = None) -> pd.DataFrame:
-    """A right and a wrong answer to one prompt (where both were sampled), with the reward under every noise.
+    """The best and the worst answer to one prompt (where they differ), with the reward under every noise.
 
-    Of all prompts one is taken at which as many noises as possible strike.
+    Of all prompts one is taken at which as many noises as possible strike. NaN stands for a reward that is missing, and
+    under sources that need a proxy which is not there.
 
     Args:
         samples: of `evaluation.sample_table`.
     """
     table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
-        table[name] = received_rewards(samples, {name: cfg}, seed, proxies)["received"]
+        there = {*cfg.proxies} <= {*(proxies or {})}
+        table[name] = received(samples, cfg, seed, proxies).to_numpy() if there else np.nan
     table = table.drop_duplicates(["prompt", "reward"])
     struck = table[list(noises)].ne(table["reward"], axis=0).groupby(table["prompt"], sort=False).any().sum(axis=1)
     both = table.groupby("prompt", sort=False).size().gt(1)
     best = (struck + both * (len(noises) + 1)).idxmax()
     table = table[table["prompt"] == best].sort_values("reward", ascending=False).drop(columns="reward")
+    table = table.iloc[[0, -1]] if len(table) > 1 else table
     return table.rename(columns={"answer": "right answer"})
 
 
@@ -195,32 +186,26 @@ def first_batch(spec) -> pd.DataFrame:
         One row per response: prompt, completion, tokens (list of words), advantages (list, one a token), reward (as
         received) and reward_true.
     """
-    policy, tokenizer = load_policy(spec.base)
-    method, critic = METHODS[spec.config.method], None
-    if method.critic is not None and spec.critic:
-        critic = load_critic(policy, spec.config.critic, spec.critic, spec.config.seed)
-    reward = training_reward(spec)
-    data = load_suites(spec.suites)[spec.family]["train"]
-    trainer = DVPOTrainer(policy, reward, spec.config, data, tokenizer, critic)
+    trainer = start(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
-    received = score([reward], rollouts.prompts, rollouts.completions, columns, trainer.state)
-    rollouts, received, places = trainer.scored(rollouts, received)  # without those whose reward is missing
-    if places is not None:
-        columns = {name: [column[i] for i in places.tolist()] for name, column in columns.items()}
-    experience, _ = trainer.examine(rollouts, received, places)
+    rewards, true = (
+        score(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
+        for funcs in (trainer.reward_funcs, trainer.log_funcs.values())
+    )
+    rollouts, rewards, places = trainer.scored(rollouts, rewards)  # without those whose reward is missing
+    true = true if places is None else true[places.cpu()]
+    experience, _ = trainer.examine(rollouts, rewards, places)
     with torch.no_grad():
-        advantages, _ = method.advantage(experience, trainer.args)
+        advantages, _ = trainer.method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
     rows = []
     for i, mask in enumerate(rollouts.tokens.mask):
         rows.append({
             "prompt": rollouts.prompts[i], "completion": rollouts.completions[i],
-            "tokens": tokenizer.convert_ids_to_tokens(ids[i, mask].tolist()),
-            "advantages": advantages[i, mask].tolist(), "reward": float(received[i]),
+            "tokens": trainer.processing_class.convert_ids_to_tokens(ids[i, mask].tolist()),
+            "advantages": advantages[i, mask].tolist(), "reward": float(rewards[i]), "reward_true": float(true[i]),
         })  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["reward_true"] = accuracy_reward(table["prompt"].tolist(), table["completion"].tolist(), **columns)
-    return table
+    return pd.DataFrame(rows)
 
 
 def telling_responses(batch: pd.DataFrame) -> list[dict]:
@@ -229,11 +214,12 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
     A kind that does not occur is left out.
     """
     off = (batch["reward"] - batch["reward_true"]).abs()
+    right = batch["reward_true"] >= 0.5
     kinds = {
-        "right, rewarded": batch[(batch["reward_true"] == 1) & (off == 0)].head(1),
-        "wrong, not rewarded": batch[(batch["reward_true"] == 0) & (off == 0)].head(1),
-        "right, reward corrupted": batch[(batch["reward_true"] == 1) & (off > 0)].nsmallest(1, "reward"),
-        "wrong, reward corrupted": batch[(batch["reward_true"] == 0) & (off > 0)].nlargest(1, "reward"),
+        "right, rewarded": batch[right & (off == 0)].head(1),
+        "wrong, not rewarded": batch[~right & (off == 0)].head(1),
+        "right, reward corrupted": batch[right & (off > 0)].nsmallest(1, "reward"),
+        "wrong, reward corrupted": batch[~right & (off > 0)].nlargest(1, "reward"),
     }
     return [
         {"tokens": r.tokens, "values": r.advantages, "title": f"{r.prompt}   ({kind}: {r.reward:.2f})"}
@@ -241,27 +227,7 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
     ]  # fmt: skip
 
 
-def first_wrong_word(family: Family, prompt: str, completion: str) -> int | None:
-    """Index of the first word of a chain's worked solution that is wrong, None where all steps are right.
-
-    A step reads `<letter> <operation> = <result>`; it is wrong where the operation is not the prompt's, or the result
-    not what the operation makes of the state before it. The answer is wrong where it is not the last state.
-    """
-    asked, words = prompt.split()[2:-1], completion.split()
-    operations, state = dict(zip(asked[::2], asked[1::2], strict=False)), prompt.split()[1]
-    for i, word in enumerate(words):
-        if word not in operations or words[i + 2 : i + 3] != ["="]:
-            continue
-        if words[i + 1] != operations[word]:
-            return i + 1
-        if words[i + 3 : i + 4] != [family.apply(state, operations[word])]:
-            return min(i + 3, len(words) - 1)
-        state = words[i + 3]
-    said = [i for i, word in enumerate(words[:-1]) if word == "answer"]
-    return said[-1] + 1 if said and words[said[-1] + 1] != state else None
-
-
-def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series, pd.Series]:
+def wrong_and_right(responses: pd.DataFrame, world: World) -> tuple[pd.Series, pd.Series]:
     """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward.
 
     Args:
@@ -273,9 +239,9 @@ def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series,
     """
     clean = responses.assign(index=range(len(responses)))
     clean = clean[clean["true"] == clean["received"]].reset_index(drop=True)
-    found = [first_wrong_word(family, p, c) for p, c in zip(clean["prompt"], clean["completion"], strict=True)]
+    found = [world.first_wrong_word(r, r["completion"]) for r in clean.to_dict("records")]
     clean["wrong_word"] = [-1 if f is None else f for f in found]
-    wrong = clean[(clean["true"] == 0) & (clean["wrong_word"] >= 0)]
+    wrong = clean[(clean["true"] < 1) & (clean["wrong_word"] >= 0)]
     right = clean[(clean["true"] == 1) & (clean["wrong_word"] < 0)]
     wrong = (wrong if len(wrong) else clean).head(1)
     alike = right[right["prompt"].str.split().str.len() == len(wrong["prompt"].iloc[0].split())]
@@ -283,7 +249,7 @@ def wrong_and_right(responses: pd.DataFrame, family: Family) -> tuple[pd.Series,
     return wrong.iloc[0], right.iloc[0]
 
 
-def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, family: Family) -> dict[str, float]:
+def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world: World) -> dict[str, float]:
     """What a critic's mean does at the style word, and at the first wrong word of responses that have one.
 
     Args:
@@ -294,17 +260,23 @@ def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, famil
         of the value right after the first word; `count` of responses with a wrong word.
     """
     changes, after = [], []
-    for v, r in zip(values, responses.itertuples(), strict=True):
-        where = first_wrong_word(family, r.prompt, r.completion)
+    for v, r in zip(values, responses.to_dict("records"), strict=True):
+        where = world.first_wrong_word(r, r["completion"])
         after.append(v[min(1, len(v) - 1)].mean())
         if where is not None and where + 1 < len(v):
             changes.append(v[where + 1].mean() - v[where].mean())
     return {"wrong": float(np.mean(changes)) if changes else 0.0, "style": float(np.std(after)), "count": len(changes)}
 
 
-def along(response, eos: str = "<eos>") -> dict:
+def own_words(response, tokenizer) -> list[str]:
+    """The policy's own tokens of a response (a row with prompt and completion_ids): those that a critic values."""
+    tokens = encode(tokenizer, [response["prompt"]], [response["completion_ids"]])
+    return tokenizer.convert_ids_to_tokens(tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist())
+
+
+def along(response, tokenizer) -> dict:
     """Arguments of `figures.value_along_response` that describe a row of `wrong_and_right`."""
     where = [response["wrong_word"] - 0.5] if response["wrong_word"] >= 0 else []
     verdict = "right" if response["true"] >= 0.5 else "wrong"
-    return {"tokens": [*response["completion"].split(), eos], "reward": response["received"], "marks": where,
+    return {"tokens": own_words(response, tokenizer), "reward": response["received"], "marks": where,
             "title": f"{response['prompt']}   ({verdict})"}  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,8 @@ from tqdm.auto import tqdm
 
 from .quantiles import from_increments, interpolate, levels
 
+PARTS = 3  # of a batch in supervised training
+
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class PolicySettings:
@@ -32,7 +34,7 @@ class PolicySettings:
     num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # depth
     num_attention_heads: Annotated[int, Field(ge=1)] = 4  # query heads (and key/value heads)
     intermediate_size: Annotated[int, Field(ge=8)] = 256  # feed-forward width
-    steps: Annotated[int, Field(ge=0)] = 1_600  # optimiser steps on demonstrations
+    steps: Annotated[int, Field(ge=0)] = 2_400  # optimiser steps on demonstrations
     batch_size: Annotated[int, Field(ge=1)] = 128  # demonstrations a step
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # peak of a cosine schedule with warm-up
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps in which the learning rate rises
@@ -79,28 +81,57 @@ class Tokens:
         return Tokens(self.input_ids[index, first:last], attention[:, first:last], mask[:, : last - prompt])
 
 
-def encode(tokenizer, prompts: list[str], completions: list[str], max_completion_length: int | None = None) -> Tokens:
-    """Tokens of (prompt, completion) texts; each completion is closed by the end-of-sequence token.
+def padded(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:
+    """(values, 1 where real and 0 where padded), both (B, longest row)."""
+    width = max([1, *map(len, rows)])
+    values, real = torch.full((len(rows), width), fill, dtype=dtype), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        values[i, where], real[i, where] = torch.tensor(list(row), dtype=dtype), 1
+    return values, real
+
+
+def pad_id(tokenizer) -> int:
+    """The token that padding consists of: the end of sequence where the tokenizer has none of its own for it."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def side_by_side(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer) -> Tokens:
+    """Tokens of token ids.
+
+    Every finished turn of a completion ends with the end of sequence, and turns alternate, policy first. So a token is
+    the policy's own where an even number of turns has ended before it: all tokens of a single answer are.
+    """
+    left, seen = padded(prompts, pad_id(tokenizer), left=True)
+    right, real = padded(completions, pad_id(tokenizer))
+    ended = (right == tokenizer.eos_token_id) & real.bool()
+    before = ended.cumsum(1) - ended.long()
+    return Tokens(torch.cat([left, right], 1), torch.cat([seen, real], 1), (before % 2 == 0) & real.bool())
+
+
+def encode(tokenizer, prompts: Sequence[str], completions: Sequence[str | Sequence[int]],
+           max_completion_length: int | None = None) -> Tokens:
+    """Tokens of prompts and completions, answers and dialogues alike.
+
+    A completion that is a text without the end of sequence is one answer, and is closed by it. A text that holds it is
+    a dialogue, in which it closes every finished turn. Token ids, as they were sampled, are taken as they are.
 
     Raises:
         ValueError: a prompt is empty.
     """
     eos = tokenizer.eos_token_id
+
+    def ids_of(completion: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(completion, str):
+            return completion
+        ids = tokenizer(completion, add_special_tokens=False).input_ids
+        return ids if eos in ids else [*ids, eos]
+
     left = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
-    right = [tokenizer(c, add_special_tokens=False).input_ids + [eos] for c in completions]
-    right = [r[:max_completion_length] for r in right]
     for i, ids in enumerate(left):
         if not ids:
             raise ValueError(f"record {i}: the prompt is empty")
-    width, length = max(map(len, left)), max(map(len, right))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    ids = torch.full((len(left), width + length), pad)
-    attention, mask = torch.zeros_like(ids), torch.zeros(len(left), length, dtype=torch.bool)
-    for i, (p, c) in enumerate(zip(left, right, strict=True)):
-        ids[i, width - len(p) : width + len(c)] = torch.tensor(p + c)
-        attention[i, width - len(p) : width + len(c)] = 1
-        mask[i, : len(c)] = True
-    return Tokens(ids, attention, mask)
+    return side_by_side(left, [ids_of(c)[:max_completion_length] for c in completions], tokenizer)
 
 
 def build_policy(tokenizer, cfg: PolicySettings, seed: int):
@@ -172,6 +203,8 @@ def fit_language_model(policy, tokens: Tokens, cfg: PolicySettings, seed: int,
                        progress: str | None = None) -> list[float]:
     """Supervised training of `policy` on completions, in place: AdamW, cosine schedule with warm-up.
 
+    The loss of a step is the mean over all tokens of its batch, which is read in parts of like length: less padding.
+
     Returns:
         The loss (nats a token) of every step.
     """
@@ -182,17 +215,22 @@ def fit_language_model(policy, tokens: Tokens, cfg: PolicySettings, seed: int,
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, cfg.steps - warm), cfg.learning_rate / 50),
     ], milestones=[warm])  # fmt: skip
     batches, losses = shuffled_batches(len(tokens), cfg.batch_size, torch.Generator().manual_seed(seed)), []
+    lengths = tokens.attention_mask.sum(1)
     policy.train()
     for _ in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
-        batch = tokens.rows(next(batches))
-        logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
-        loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask])
+        rows = next(batches)
+        rows, count = rows[lengths[rows].argsort(stable=True)], tokens.mask[rows].sum()
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(0.0)
+        for part in rows.chunk(PARTS):
+            batch = tokens.rows(part)
+            logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
+            loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask], reduction="sum") / count
+            loss.backward()
+            losses[-1] += loss.item()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
     policy.eval()
     return losses
 

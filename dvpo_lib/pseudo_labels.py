@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as settings
 from .evaluation import sample_table
 from .models import load_policy
 from .seeds import seed_for
-from .tasks import accuracy_reward, final_answer, load_suites
+from .tasks import FAMILIES, load_suites
 
 LABELS = "labels.jsonl"
 
@@ -102,20 +102,18 @@ def label_reward(labels: pd.DataFrame, reward_func: Callable) -> Callable:
 
 @dataclass(frozen=True)
 class PseudoLabelSpec:
-    """The vote on every prompt of a family that is trained on or tested. Stores labels.jsonl."""
+    """The vote on every prompt, trained on or tested, of a family whose `answer_of` is known. Stores labels.jsonl."""
 
     votes: VoteSettings
     family: str
     seed: int
-    max_completion_length: int
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
     inputs = ("base", "suites")
 
     def execute(self, folder: Path, scratch: Path) -> None:
         policy, tokenizer = load_policy(self.base)
-        splits = load_suites(self.suites)[self.family]
-        records = [{"prompt": r["prompt"], "answer": r["answer"]} for data in splits.values() for r in data]
-        samples = sample_table(policy, tokenizer, records, accuracy_reward, self.votes.k, self.max_completion_length,
-                               seed_for(self.seed, "pseudo-labels"))
-        save_labels(vote(samples, final_answer, self.seed), folder / LABELS)
+        family, splits = FAMILIES[self.family], load_suites(self.suites)[self.family]
+        records = [record for data in splits.values() for record in data]
+        samples = sample_table(policy, tokenizer, records, family, self.votes.k, seed_for(self.seed, "pseudo-labels"))
+        save_labels(vote(samples, family.answer_of, self.seed), folder / LABELS)

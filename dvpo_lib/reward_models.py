@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .evaluation import sample_table
 from .models import Tokens, encode, load_policy, shuffled_batches
 from .seeds import generator_for, seed_for
-from .tasks import accuracy_reward, load_suites
+from .tasks import FAMILIES, load_suites
 
 WEIGHTS = "reward_model.safetensors"
 TOLERANCE = 0.001  # of the accuracy that the search reaches on its own answers
@@ -178,7 +178,7 @@ def load_reward_model(path: str | Path, policy) -> RewardModel:
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """Training, search and measurement of one family's reward model.
+    """Training, search and measurement of one family's reward model; right are responses whose true reward is >= 0.5.
 
     Half of the prompts of demonstrations (as long as those that are trained on) serve training, a quarter each the
     search and the measurement: no example is shared. Stores reward_model.safetensors, search.csv (step, accuracy) and
@@ -188,7 +188,6 @@ class RewardModelSpec:
     model: RewardModelSettings
     family: str
     seed: int
-    max_completion_length: int
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
     inputs = ("base", "suites")
@@ -198,13 +197,14 @@ class RewardModelSpec:
         policy.eval()
         parts = self.examples(policy, tokenizer)
         tokens = {name: encode(tokenizer, t["prompt"].tolist(), t["completion"].tolist()) for name, t in parts.items()}
-        labels = torch.tensor(parts["training"]["reward"].to_numpy(), dtype=torch.float32)
+        right = {name: (table["reward"] >= 0.5).to_numpy(dtype=float) for name, table in parts.items()}
+        labels = torch.tensor(right["training"], dtype=torch.float32)
         turned = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise
         model = RewardModel(policy, self.seed)
         looks = search_accuracy(model, tokens["training"], torch.where(turned, 1 - labels, labels), tokens["search"],
-                                parts["search"]["reward"].to_numpy(), cfg, self.seed)
+                                right["search"], cfg, self.seed)
         measured = pd.DataFrame({
-            "probability": probabilities(model, tokens["measurement"]), "right": parts["measurement"]["reward"],
+            "probability": probabilities(model, tokens["measurement"]), "right": right["measurement"],
             "words": parts["measurement"]["completion"].str.split().str.len(),
         })  # fmt: skip
         save_file(model.state_dict(), folder / WEIGHTS)
@@ -214,9 +214,9 @@ class RewardModelSpec:
     def examples(self, policy, tokenizer) -> dict[str, pd.DataFrame]:
         """Scored answers of the base policy by part: training, search, measurement. Prompts are not shared."""
         splits = load_suites(self.suites, ("demonstrations", "train"))[self.family]
-        usual = {len(r["prompt"].split()) for r in splits["train"]}
-        distinct = {r["prompt"]: r["answer"] for r in splits["demonstrations"] if len(r["prompt"].split()) in usual}
-        records = [{"prompt": p, "answer": a} for p, a in distinct.items()]
+        usual, family = set(splits["train"]["steps"]), FAMILIES[self.family]
+        shown = [r for r in splits["demonstrations"] if r["steps"] in usual]
+        records = list({r["prompt"]: r for r in shown}.values())
         order = torch.randperm(len(records), generator=generator_for(self.seed, "reward model prompts")).tolist()
         half, quarter = len(order) // 2, len(order) // 4
         places = {"training": order[:half], "search": order[half : half + quarter],
@@ -225,6 +225,5 @@ class RewardModelSpec:
         for name, own in places.items():
             size = self.model.examples if name == "training" else self.model.held_out
             chosen = [records[own[i % len(own)]] for i in range(size)]
-            parts[name] = sample_table(policy, tokenizer, chosen, accuracy_reward, 1, self.max_completion_length,
-                                       seed_for(self.seed, "reward model", name))
+            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed_for(self.seed, "reward model", name))
         return parts

@@ -19,15 +19,15 @@ from pydantic.dataclasses import dataclass as settings
 from safetensors.torch import load_file, save_file
 
 from .critics import CriticSettings, build_critic, fit_critic
-from .evaluation import evaluate, sample_table
+from .evaluation import columns_of, evaluate, sample_table
 from .methods import METHODS, DVPOConfig, with_changes
 from .models import load_policy
 from .noise import NoiseSettings, corrupt
 from .pseudo_labels import LABELS, label_reward, load_labels
 from .reward_models import WEIGHTS, load_reward_model, model_reward
 from .seeds import generator_for, seed_for
-from .tasks import accuracy_reward, load_suites
-from .trainer import DVPOTrainer
+from .tasks import FAMILIES, accuracy_reward, load_suites
+from .trainer import DVPOTrainer, TrainerState
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -36,7 +36,6 @@ class EvaluationSettings:
 
     prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
     k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
-    max_completion_length: Annotated[int, Field(ge=1)] = 40  # tokens; the long problems need more than training
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class CriticSpec:
     noise: NoiseSettings
     family: str
     seed: int
-    max_completion_length: int
     gamma: float
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
@@ -86,23 +84,14 @@ class TrainSpec:
         return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
 
     def execute(self, folder: Path, scratch: Path) -> None:
-        policy, tokenizer = load_policy(self.base)
-        suites, method = load_suites(self.suites), METHODS[self.config.method]
-        critic = None
-        if method.critic is not None:
-            critic = build_critic(policy, self.config.critic, self.config.seed)
-            if self.critic:
-                critic.load_state_dict(load_file(self.critic))
-        trainer = DVPOTrainer(
-            policy, training_reward(self), self.config,
-            suites[self.family]["train"], tokenizer, critic, {"reward_true": accuracy_reward},
-        )  # fmt: skip
+        trainer = start(self)
         trainer.train(checkpoint=scratch / "state.pt", progress=False)
-        head_start = self.config.critic.pretrain_rollouts if self.critic else 0
+        policy, critic, config = trainer.policy, trainer.critic, trainer.args
+        head_start = config.critic.pretrain_rollouts if self.critic else 0
         curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
-        curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * self.config.generation_batch_size)
-        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation,
-                                        self.config.seed))
+        curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * config.generation_batch_size)
+        final = pd.DataFrame(final_test(trainer.actor, trainer.processing_class, load_suites(self.suites), self.family,
+                                        self.evaluation, config.seed))
         for name, table in {"curves": curves, "final": final}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
         state = {k: v for k, v in policy.state_dict().items() if k != "lm_head.weight" or not tied(policy)}
@@ -111,9 +100,23 @@ class TrainSpec:
             save_file(critic.state_dict(), folder / "critic.safetensors")
 
 
+def start(spec: TrainSpec) -> DVPOTrainer:
+    """The trainer of a run before its first step."""
+    policy, tokenizer = load_policy(spec.base)
+    family, data = FAMILIES[spec.family], load_suites(spec.suites)[spec.family]["train"]
+    config = dataclasses.replace(spec.config, max_completion_length=family.max_completion_length(data))
+    critic = None
+    if METHODS[config.method].critic is not None:
+        critic = build_critic(policy, config.critic, config.seed)
+        if spec.critic:
+            critic.load_state_dict(load_file(spec.critic))
+    return DVPOTrainer(policy, training_reward(spec), config, data, tokenizer, critic, {"reward_true": family.reward},
+                       reply=family.reply)
+
+
 def training_reward(spec: TrainSpec) -> Callable:
     """The reward function that a run learns from."""
-    return corrupt(accuracy_reward, spec.noise, seed_for(spec.config.seed, "training noise"),
+    return corrupt(FAMILIES[spec.family].reward, spec.noise, seed_for(spec.config.seed, "training noise"),
                    proxy_rewards(spec.proxies, spec.base))
 
 
@@ -143,6 +146,24 @@ def tied(policy) -> bool:
     return bool(policy.config.tie_word_embeddings)
 
 
+def received(table: pd.DataFrame, noise: NoiseSettings, seed: int, proxies: Mapping[str, Callable] | None = None,
+             step: int = 10**9) -> pd.Series:
+    """What a trainer would receive under noise for the scored completions of `evaluation.sample_table`.
+
+    Args:
+        proxies: of `noise.corrupt`. step: of training; by default one at which every drift has ended.
+
+    Returns:
+        Rewards, NaN where missing.
+    """
+    def known(prompts, completions, **columns):
+        return table["reward"].tolist()
+
+    noisy = corrupt(known, noise, seed, proxies)
+    return pd.Series(noisy(table["prompt"].tolist(), table["completion"].tolist(), trainer_state=TrainerState(step),
+                           **columns_of(table)), dtype=float, index=table.index)
+
+
 def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
     """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`.
 
@@ -152,25 +173,22 @@ def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
     generator = generator_for(spec.seed, "pretraining prompts")
     picks = torch.randint(len(data), (spec.critic.pretrain_rollouts,), generator=generator)
     records = [data[i] for i in picks.tolist()]
-    table = sample_table(policy, tokenizer, records, accuracy_reward, 1, spec.max_completion_length,
+    table = sample_table(policy, tokenizer, records, FAMILIES[spec.family], 1,
                          seed_for(spec.seed, "pretraining rollouts"))
-    table = table.rename(columns={"reward": "reward_true"})
-    noisy = corrupt(accuracy_reward, spec.noise, seed_for(spec.seed, "pretraining noise"),
-                    proxy_rewards(spec.proxies, spec.base))
-    rewards = noisy(table["prompt"].tolist(), table["completion"].tolist(), answer=table["answer"].tolist())
-    table["reward"] = pd.Series(rewards, dtype=float)
+    noisy = received(table, spec.noise, seed_for(spec.seed, "pretraining noise"),
+                     proxy_rewards(spec.proxies, spec.base), step=0)
+    table = table.rename(columns={"reward": "reward_true"}).assign(reward=noisy)
     return table.dropna(subset="reward").reset_index(drop=True)
 
 
 def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterable[dict]:
-    """Accuracies on every test set: role ID (trained family), OOD (its longer problems), transfer (other families)."""
+    """`evaluate` on every test set: role ID (trained family), OOD (its longer problems), transfer (other families)."""
     for name, splits in suites.items():
         for split in ("test", "ood"):
             data = splits[split].select(range(min(cfg.prompts, len(splits[split]))))
             role = "transfer" if name != family else "ID" if split == "test" else "OOD"
             suite = f"{name}_{'id' if split == 'test' else 'ood'}"
-            scores = evaluate(policy, tokenizer, data, accuracy_reward, cfg.k, cfg.max_completion_length,
-                              seed_for(seed, "final test", suite))
+            scores = evaluate(policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite))
             yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
 
 
@@ -180,8 +198,7 @@ def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, 
 def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: int) -> CriticSpec:
     """The pretraining of one critic, by params.yaml."""
     source = params.noises[noise]
-    return CriticSpec(critic, source, family, seed, params.training.max_completion_length, params.training.gamma,
-                      proxies=proxies_of(source, family))
+    return CriticSpec(critic, source, family, seed, params.training.gamma, proxies=proxies_of(source, family))
 
 
 def train_spec(params, name: str, method: str, noise: str, family: str, seed: int, critic: CriticSettings | None,

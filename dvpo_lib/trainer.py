@@ -32,7 +32,7 @@ from .models import Critic, Tokens, token_logprobs
 from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
 from .q_functions import PerturbedPolicy, QCritic, QValues
 from .rewards import score
-from .rollouts import Rollouts, generate
+from .rollouts import Rollouts, sample
 from .seeds import generator_for
 
 
@@ -66,6 +66,8 @@ class DVPOTrainer:
         processing_class: the tokenizer. critic: a pretrained critic (default: a new one by `args.critic`).
         log_funcs: {name: reward function} that are scored and logged, never learned from (the truth under noise).
         accelerator: default: one on the device that Accelerate finds.
+        reply: (record, transcript so far) -> what a user or a tool says next, None where the dialogue is over: makes
+            dialogues of completions (see `rollouts.converse`), in which only the policy's own tokens are learned from.
 
     Attributes:
         actor: what answers prompts: the trained policy, or the base policy with logits perturbed by Q values.
@@ -73,7 +75,7 @@ class DVPOTrainer:
 
     def __init__(self, model, reward_funcs, args: DVPOConfig | None = None, train_dataset=None, processing_class=None,
                  critic: Critic | QCritic | None = None, log_funcs: dict[str, Callable] | None = None,
-                 accelerator: Accelerator | None = None):
+                 accelerator: Accelerator | None = None, reply: Callable | None = None):
         self.args = args = resolve(args or DVPOConfig())
         self.method = METHODS[args.method]
         self.accelerator = accelerator or Accelerator()
@@ -82,7 +84,7 @@ class DVPOTrainer:
         if not train_dataset or processing_class is None:
             raise ValueError("train_dataset (at least one record) and processing_class (the tokenizer) are needed")
         self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        self.log_funcs = log_funcs or {}
+        self.log_funcs, self.reply = log_funcs or {}, reply
         self.processing_class = processing_class
         self.columns = list(train_dataset.column_names if hasattr(train_dataset, "column_names") else train_dataset[0])
         if "prompt" not in self.columns:
@@ -161,9 +163,8 @@ class DVPOTrainer:
         generator = self._generator("prompts")
         picks = torch.randint(len(self.data), (size // group,), generator=generator).tolist()
         records = [record for i in picks for record in [self.data[i]] * group]  # reading a record of a table is slow
-        rollouts = generate(policy or self.actor, self.processing_class, [r["prompt"] for r in records],
-                            self.args.max_completion_length, self.args.temperature,
-                            self._generator(purpose, self.accelerator.device))
+        rollouts = sample(policy or self.actor, self.processing_class, records, self.args.max_completion_length,
+                          self.args.temperature, self._generator(purpose, self.accelerator.device), self.reply)
         return rollouts, {c: [r[c] for r in records] for c in self.columns if c not in ("prompt", "completion")}
 
     def scored(self, rollouts: Rollouts, rewards: Tensor) -> tuple[Rollouts, Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from . import statistics
 from .figures.style import label, look
 
 WHERE = {"ID": "in distribution (ID)", "OOD": "on longer problems (OOD)", "ALL": "over all test sets",
-         "transfer": "in the untrained family (transfer)"}  # fmt: skip
+         "transfer": "in the untrained families (transfer)"}  # fmt: skip
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -58,14 +58,14 @@ def say(*sentences: str):
 
 
 def greedy_findings(base: pd.DataFrame) -> str:
-    """What greedy decoding gets that sampling does not.
+    """What greedy decoding gets that sampling does not (rewards; where they are 0 or 1, shares of right answers).
 
     Args:
         base: columns suite, metric ("sampled" and "greedy"), value.
     """
     wide = base.pivot(index="suite", columns="metric", values="value")
     sampled, greedy = wide["sampled"].mean(), wide["greedy"].mean()
-    text = f"Decoded greedily, it is right in {percent(greedy)} of all cases, sampled in {percent(sampled)}. "
+    text = f"Decoded greedily, it gets {percent(greedy)} of the possible reward, sampled {percent(sampled)}. "
     if greedy > sampled + 0.1:
         text += (
             "A wrong step lands anywhere, so the likeliest word is mostly a right one even where most of the "
@@ -80,19 +80,19 @@ def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) 
     parts = []
     for name, s in samples.items():
         solved = s.groupby("prompt")["reward"].max().mean()
-        parts.append(f"{label(name)} {percent(s['reward'].mean())} (any of {k}: {percent(solved)})")
+        parts.append(f"{label(name)} {percent(s['reward'].mean())} (best of {k}: {percent(solved)})")
     every = pd.concat(samples.values())
     by = every.groupby(every["completion"].str.split().str[0].fillna(""))["reward"].agg(["mean", "size"])
     by = by.reindex([s for s in styles if s in by.index])
-    text = f"Sampled at temperature 1, the base policy is right on {listing(parts)}. "
+    text = f"Sampled at temperature 1, the base policy gets these shares of the possible reward: {listing(parts)}. "
     if len(by) < 2:
         return text + "It does not open its answers with an annotator's style: too little training for that to show."
     best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent(by["mean"].max())
     return text + (
-        f"Answers in the {best} style are right in {top} of all cases, in the {worst} style in "
+        f"Answers in the {best} style get {top}, those in the {worst} style "
         f"{percent(by['mean'].min())}; it chooses the {best} style {percent(by['size'][best] / len(every))} of the "
-        f"time. Choosing it always would lift sampled accuracy from {percent(every['reward'].mean())} to about {top}, "
-        f"averaged over these suites: that is what can be elicited, and transferred."
+        f"time. Choosing it always would lift the sampled reward from {percent(every['reward'].mean())} to about "
+        f"{top}, averaged over these suites: that is what can be elicited, and transferred."
     )
 
 

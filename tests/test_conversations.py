@@ -1,21 +1,20 @@
 """Dialogues sampled turn by turn: whose token is whose, log-probabilities, bounds, and losses that see no user."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dvpo_lib import tasks
 from dvpo_lib.advantages import gae, quantile_targets
-from dvpo_lib.conversations import converse, encode_dialogues
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.losses import CriticLossSettings, critic_loss
 from dvpo_lib.methods import METHODS, DVPOConfig
 from dvpo_lib.models import Critic, PolicySettings, build_policy, encode, fit_language_model, token_logprobs
 from dvpo_lib.policy_losses import policy_loss, value_loss
-from dvpo_lib.rollouts import generate
+from dvpo_lib.rollouts import converse, generate, sample
 from dvpo_lib.tasks import dialogue, transcripts
+from dvpo_lib.tasks.suites import build_split
 from dvpo_lib.trainer import DVPOTrainer, score
 
 CFG = dialogue.DialogueSettings(demonstrations=200, train=40, test=20)
@@ -26,26 +25,24 @@ TEXT = "careful ask hour <eos> <user> hour noon <eos> book day mon hour noon pla
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "dialogue", dialogue.family)
-        return tasks.build_tokenizer(SimpleNamespace(**vars(tasks.TaskSettings()), dialogue=CFG))
+    return tasks.build_tokenizer(tasks.TaskSettings(dialogue=CFG))
 
 
 @pytest.fixture(scope="module")
 def shown():
-    return list(dialogue.build_split(FAMILY, "demonstrations", CFG))
+    return list(build_split(FAMILY, "demonstrations", CFG))
 
 
 @pytest.fixture(scope="module")
 def records():
-    return list(dialogue.build_split(FAMILY, "train", CFG))
+    return list(build_split(FAMILY, "train", CFG))
 
 
 @pytest.fixture(scope="module")
 def policy(tokenizer, shown):
     """Taught for a moment, so that its turns are short and some of them are understood."""
     cfg = PolicySettings(hidden_size=32, num_hidden_layers=1, steps=120, batch_size=16, learning_rate=1e-2)
-    tokens = encode_dialogues(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+    tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
     policy = build_policy(tokenizer, cfg, seed=0)
     fit_language_model(policy, tokens, cfg, seed=0)
     return policy.eval()
@@ -53,7 +50,7 @@ def policy(tokenizer, shown):
 
 @pytest.fixture(scope="module")
 def rollouts(tokenizer, policy, records):
-    return converse(policy, tokenizer, records, transcripts.reply, 48, 5, 0.9, torch.Generator().manual_seed(0))
+    return converse(policy, tokenizer, records, transcripts.reply, 48, 0.9, torch.Generator().manual_seed(0))
 
 
 def segments(mask):
@@ -65,7 +62,7 @@ def segments(mask):
 
 
 def test_encoded_dialogue_by_hand(tokenizer):
-    tokens = encode_dialogues(tokenizer, [PROMPT, "math 3 ?"], [TEXT, "careful answer 3"])
+    tokens = encode(tokenizer, [PROMPT, "math 3 ?"], [TEXT, "careful answer 3"])
     assert tokenizer.decode(tokens.input_ids[0]) == f"{PROMPT} {TEXT}"
     assert tokens.mask[0].tolist() == [True] * 4 + [False] * 4 + [True] * 8
     assert tokens.attention_mask[0].tolist() == [1] * (7 + 16)  # the user is attended to
@@ -74,18 +71,18 @@ def test_encoded_dialogue_by_hand(tokenizer):
     cut = tokens.rows(torch.tensor([1]))
     for name in ("input_ids", "attention_mask", "mask"):
         assert torch.equal(getattr(cut, name), getattr(one, name)), name
-    assert encode_dialogues(tokenizer, [PROMPT], [TEXT], 10).mask.tolist() == [[True] * 4 + [False] * 4 + [True] * 2]
+    assert encode(tokenizer, [PROMPT], [TEXT], 10).mask.tolist() == [[True] * 4 + [False] * 4 + [True] * 2]
     with pytest.raises(ValueError, match="record 1: the prompt is empty"):
-        encode_dialogues(tokenizer, [PROMPT, ""], [TEXT, TEXT])
+        encode(tokenizer, [PROMPT, ""], [TEXT, TEXT])
 
 
 def test_a_cut_dialogue_gets_no_end_of_sequence(tokenizer):
-    tokens = encode_dialogues(tokenizer, [PROMPT], [TEXT.removesuffix(" <eos>")])
+    tokens = encode(tokenizer, [PROMPT], [TEXT.removesuffix(" <eos>")])
     assert tokens.input_ids[0, -1] != tokenizer.eos_token_id and tokens.mask[0, -1]
 
 
 def test_masks_of_demonstrations_are_the_policys_turns(tokenizer, shown):
-    tokens = encode_dialogues(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+    tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
     assert tokenizer.unk_token_id not in tokens.input_ids
     for i, record in enumerate(shown):
         completion = tokens.input_ids[i, -tokens.completion_length :]
@@ -101,7 +98,7 @@ def test_rollouts_are_what_their_texts_say(tokenizer, rollouts, records):
     """Tokens, masks and texts agree: encoding the texts again gives the same tokens."""
     assert rollouts.prompts == [r["prompt"] for r in records]
     ended = [i for i, c in enumerate(rollouts.completions) if "<eos>" in c]
-    again = encode_dialogues(tokenizer, rollouts.prompts, rollouts.completions)
+    again = encode(tokenizer, rollouts.prompts, rollouts.completions)
     for i in ended:
         a, b = rollouts.tokens.rows(torch.tensor([i])), again.rows(torch.tensor([i]))
         for name in ("input_ids", "attention_mask", "mask"):
@@ -139,9 +136,9 @@ def test_sampled_logprobs_are_those_of_one_forward(policy, rollouts):
 
 @pytest.mark.parametrize("length", [48, 12])
 def test_batched_is_one_by_one(tokenizer, policy, records, length):
-    together = converse(policy, tokenizer, records[:12], transcripts.reply, length, 5, temperature=0.0)
+    together = converse(policy, tokenizer, records[:12], transcripts.reply, length, temperature=0.0)
     for i, record in enumerate(records[:12]):
-        alone = converse(policy, tokenizer, [record], transcripts.reply, length, 5, temperature=0.0)
+        alone = converse(policy, tokenizer, [record], transcripts.reply, length, temperature=0.0)
         assert alone.completions == [together.completions[i]]
         row = together.tokens.rows(torch.tensor([i]))
         assert torch.equal(row.input_ids, alone.tokens.input_ids) and torch.equal(row.mask, alone.tokens.mask)
@@ -151,7 +148,7 @@ def test_batched_is_one_by_one(tokenizer, policy, records, length):
 
 def test_without_replies_it_is_generate(tokenizer, policy, records):
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    ours = converse(policy, tokenizer, records, lambda record, text: None, 20, 5, 1.0, seeds[0])
+    ours = converse(policy, tokenizer, records, lambda record, text: None, 20, 1.0, seeds[0])
     theirs = generate(policy, tokenizer, [r["prompt"] for r in records], 20, 1.0, seeds[1])
     assert torch.equal(ours.tokens.input_ids, theirs.tokens.input_ids)
     assert torch.equal(ours.tokens.mask, theirs.tokens.mask)
@@ -159,8 +156,23 @@ def test_without_replies_it_is_generate(tokenizer, policy, records):
     assert [c.removesuffix("<eos>").strip() for c in ours.completions] == theirs.completions
 
 
+def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
+    prompts = [r["prompt"] for r in records]
+    for reply in (None, transcripts.reply):
+        seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+        ours = sample(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
+        theirs = (generate(policy, tokenizer, prompts, 30, 0.8, seeds[1]) if reply is None
+                  else converse(policy, tokenizer, records, reply, 30, 0.8, seeds[1]))  # fmt: skip
+        assert ours.completions == theirs.completions and torch.equal(ours.logprobs, theirs.logprobs)
+        for i, ids in enumerate(ours.completion_ids()):
+            row = ours.tokens.rows(torch.tensor([i]))
+            assert ids == row.input_ids[0, -row.completion_length :].tolist()
+        again = encode(tokenizer, prompts, ours.completion_ids())
+        assert torch.equal(again.input_ids, ours.tokens.input_ids) and torch.equal(again.mask, ours.tokens.mask)
+
+
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
-    runs = [converse(policy, tokenizer, records, transcripts.reply, 40, 5, 1.0, torch.Generator().manual_seed(s))
+    runs = [converse(policy, tokenizer, records, transcripts.reply, 40, 1.0, torch.Generator().manual_seed(s))
             for s in (0, 0, 1)]  # fmt: skip
     assert runs[0].completions == runs[1].completions != runs[2].completions
     assert torch.equal(runs[0].tokens.input_ids, runs[1].tokens.input_ids)
@@ -168,7 +180,7 @@ def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
 
 def test_sampling_leaves_no_trace(tokenizer, policy, records):
     before = torch.get_rng_state()
-    rollouts = converse(policy, tokenizer, records[:4], transcripts.reply, 30, 5, 1.0, torch.Generator().manual_seed(0))
+    rollouts = converse(policy, tokenizer, records[:4], transcripts.reply, 30, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(before, torch.get_rng_state())
     assert not rollouts.tokens.input_ids.is_inference() and not rollouts.logprobs.is_inference()
 
@@ -195,9 +207,12 @@ class Scripted(torch.nn.Module):
         return out
 
 
-def scripted(policy, tokenizer, words, length, turns, said="<user> hour noon"):
-    return converse(Scripted(policy, tokenizer, words), tokenizer, [{"prompt": PROMPT}], lambda r, c: said, length,
-                    turns, temperature=0.0)
+def scripted(policy, tokenizer, words, length, turns=9, said="<user> hour noon"):
+    """A user who leaves after so many turns of the policy."""
+    def reply(record, transcript):
+        return said if transcript.count("ask") < turns else None
+
+    return converse(Scripted(policy, tokenizer, words), tokenizer, [{"prompt": PROMPT}], reply, length, 0.0)
 
 
 def test_bounds_by_hand(tokenizer, policy):
@@ -217,7 +232,7 @@ def test_bounds_by_hand(tokenizer, policy):
 def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
     record = dict(prompt="life haircut day mon hour noon ?", answer="day mon hour noon", user=[""], steps=0)
     words = "book day mon hour noon <eos>"
-    whole, cut = (converse(Scripted(policy, tokenizer, words), tokenizer, [record], transcripts.reply, length, 9, 0.0)
+    whole, cut = (converse(Scripted(policy, tokenizer, words), tokenizer, [record], transcripts.reply, length, 0.0)
                   for length in (6, 5))  # fmt: skip
     assert whole.completions == [words] and cut.completions == [words.removesuffix(" <eos>")]
     assert transcripts.judge(record, whole.completions[0]).tcr == 1
@@ -226,7 +241,7 @@ def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
 
 def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer, policy, records):
     for words in ("<user> <eos>", "ask hour <user> <eos>", "<user> hour noon book day mon <eos>"):
-        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], transcripts.reply, 40, 9, 0.0)
+        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], transcripts.reply, 40, 0.0)
         assert found.completions == [words]
         assert found.tokens.mask.all()  # its own words, marker included: it is they that are punished
         assert transcripts.judge(records[0], words) == (0, 0, 0)
@@ -234,7 +249,7 @@ def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer,
 
 def test_impossible_calls_are_named(tokenizer, policy, records):
     with pytest.raises(ValueError, match="no records"):
-        converse(policy, tokenizer, [], transcripts.reply, 10, 2)
+        converse(policy, tokenizer, [], transcripts.reply, 10)
     with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
         scripted(policy, tokenizer, "ask hour <eos>", 20, 3, said="<user> hour <eos> noon")
 
@@ -283,17 +298,6 @@ def spoiled(x, mask, by):
     return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, by)
 
 
-class DialogueTrainer(DVPOTrainer):
-    """The trainer with dialogues in the place of single answers."""
-
-    def sample(self, policy=None, purpose="sampling"):
-        picks = torch.randint(len(self.data), (self.args.generation_batch_size // 4,), generator=self._generator("p"))
-        records = [self.data[i] for i in picks.tolist() for _ in range(4)]
-        rollouts = converse(policy or self.actor, self.processing_class, records, transcripts.reply,
-                            self.args.max_completion_length, 5, self.args.temperature, self._generator(purpose))
-        return rollouts, {c: [r[c] for r in records] for c in self.columns if c != "prompt"}
-
-
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, records, method):
     """Whatever stands on the user's tokens changes no parameter after a step, from advantages to the optimiser."""
@@ -302,7 +306,8 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
         critic = CriticSettings(kind=kind, heads=2, quantiles=16)
         config = DVPOConfig(method=method, max_steps=2, generation_batch_size=16, num_generations=4, critic=critic,
                             max_completion_length=40, learning_rate=1e-3)
-        t = DialogueTrainer(copy.deepcopy(policy), transcripts.dialogue_reward, config, records, tokenizer)
+        t = DVPOTrainer(copy.deepcopy(policy), transcripts.dialogue_reward, config, records, tokenizer,
+                        reply=transcripts.reply)
         rollouts, columns = t.sample()
         assert max(segments(mask) for mask in rollouts.tokens.mask) >= 2
         rewards = score(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)
@@ -340,9 +345,9 @@ def test_advantages_skip_the_user(rollouts):
 def test_supervised_training_does_not_teach_the_users_words(tokenizer, shown):
     """Logits where the user speaks get no gradient: another word of the user changes the loss of later turns alone."""
     policy = build_policy(tokenizer, PolicySettings(hidden_size=32), seed=0)
-    tokens = encode_dialogues(tokenizer, [PROMPT], [TEXT])
+    tokens = encode(tokenizer, [PROMPT], [TEXT])
     logprobs, _ = token_logprobs(policy, tokens)
-    changed = encode_dialogues(tokenizer, [PROMPT], [TEXT.replace("<user> hour noon", "<user> hour dusk")])
+    changed = encode(tokenizer, [PROMPT], [TEXT.replace("<user> hour noon", "<user> hour dusk")])
     again, _ = token_logprobs(policy, changed)
     first, last = slice(0, 4), slice(8, 16)
     torch.testing.assert_close(again[:, first], logprobs[:, first])

@@ -17,7 +17,8 @@ from dvpo_lib.models import PolicySettings, build_policy
 from dvpo_lib.noise import NoiseSettings
 
 SMALL = tasks.ChainSettings(demonstrations=20, train=40, test=10)
-CFG = tasks.TaskSettings(math=SMALL, science=SMALL)
+TALKS = tasks.DialogueSettings(demonstrations=20, train=40, test=10)
+CFG = tasks.TaskSettings(math=SMALL, science=SMALL, dialogue=TALKS)
 FAMILIES = tasks.families(CFG)
 
 
@@ -32,17 +33,31 @@ FAMILIES = tasks.families(CFG)
     ("", None),
 ])  # fmt: skip
 def test_first_wrong_word_by_hand(completion, where):
-    assert inspection.first_wrong_word(FAMILIES["math"], "math 7 a +5 b *3 ?", completion) == where
+    assert FAMILIES["math"].first_wrong_word({"prompt": "math 7 a +5 b *3 ?"}, completion) == where
+
+
+@pytest.mark.parametrize(("completion", "where"), [
+    ("careful ask hour <eos> <user> hour noon price ? <eos> say price 7 book day mon hour noon <eos>", None),
+    ("careful ask who <eos> <user> who any price ? <eos> say price 7 book day mon hour noon <eos>", 2),
+    ("careful ask hour <eos> <user> hour noon price ? <eos> say price 6 book day mon hour noon <eos>", 11),
+    ("ask hour <eos> <user> hour noon price ? <eos> say price 7 book day mon hour dusk <eos>", 10),
+    ("ask hour <eos> <user> hour noon price ? <eos> book day mon hour noon <eos>", None),  # left out
+    ("ask hour hour <eos>", 2), ("<eos>", 0), ("", None),
+])  # fmt: skip
+def test_first_wrong_turn_of_a_dialogue_by_hand(completion, where):
+    record = dict(prompt="life haircut day mon ?", answer="day mon hour noon", user=["price 7"])
+    assert FAMILIES["dialogue"].first_wrong_word(record, completion) == where
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_error_free_solutions_have_no_wrong_word_and_wrong_ones_have(name):
-    family, rng = FAMILIES[name], np.random.default_rng(0)
+def test_error_free_demonstrations_have_no_wrong_word_and_wrong_ones_have(name):
+    world, cfg, rng = FAMILIES[name], getattr(CFG, name), np.random.default_rng(0)
     for _ in range(40):
-        start, ops = family.sample(rng, (2, 4))
-        prompt = family.prompt(start, ops)
-        assert inspection.first_wrong_word(family, prompt, family.solution(start, ops, "careful", 0, 0.5, rng)) is None
-        assert inspection.first_wrong_word(family, prompt, family.solution(start, ops, "careful", 1, 0.5, rng)) == 4
+        record = world.draw(rng, cfg.long, cfg)
+        right, wrong = (world.demonstrate(record, "careful", error, 0.5, rng) for error in (0, 1))
+        assert world.first_wrong_word(record, right) is None
+        assert world.first_wrong_word(record, wrong) == 4 or name == "dialogue"
+        assert name != "dialogue" or world.first_wrong_word(record, wrong) > 0
 
 
 def test_predictions_are_scored_at_the_token_asked_for():
@@ -75,7 +90,8 @@ def test_an_atom_that_is_nearly_met_counts_as_met():
 
 
 def test_received_rewards_keep_the_truth_beside_every_noise():
-    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1"})
+    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1",
+                            "reward": [1.0, 0.0] * 200})  # fmt: skip
     noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}
     table = inspection.received_rewards(samples, noises, 0)
     by = {n: f.reset_index(drop=True) for n, f in table.groupby("noise")}
@@ -110,11 +126,13 @@ def test_wrong_and_right_marks_the_wrong_word():
     said = [f"careful a +5 = {x} b *3 = {y} answer {y}" for x, y in ((2, 6), (3, 9), (1, 3))]
     responses = pd.DataFrame({"prompt": "math 7 a +5 b *3 ?", "completion": said, "true": [1.0, 0.0, 0.0],
                               "received": [1.0, 0.0, 5.0]})  # fmt: skip
+    responses["completion_ids"] = [tasks.build_tokenizer(CFG)(text).input_ids for text in said]  # cut: without an end
     wrong, right = inspection.wrong_and_right(responses, FAMILIES["math"])
     assert (wrong["wrong_word"], wrong["index"]) == (4, 1) and (right["wrong_word"], right["index"]) == (-1, 0)
-    settings = inspection.along(wrong)
-    assert settings["tokens"][-1] == "<eos>" and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
-    assert inspection.along(right)["marks"] == []
+    tokenizer = tasks.build_tokenizer(CFG)
+    settings = inspection.along(wrong, tokenizer)
+    assert settings["tokens"] == said[1].split() and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
+    assert inspection.along(right, tokenizer)["marks"] == []
 
 
 def test_change_at_error_by_hand():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dvpo_lib import models
 from dvpo_lib.models import (
     Critic,
     PolicySettings,
@@ -143,6 +144,19 @@ def test_language_model_learns_and_equal_seeds_are_equal(tokenizer):
         losses.append(fit_language_model(build_policy(tokenizer, cfg, 0), tokens, cfg, seed=0))
     assert losses[0][-1] < 0.5 * losses[0][0]
     assert losses[0] == losses[1]
+
+
+def test_parts_of_a_batch_make_the_update_of_the_whole(tokenizer, monkeypatch):
+    cfg, found = PolicySettings(hidden_size=32, steps=3, batch_size=9, learning_rate=1e-3), []
+    tokens = encode(tokenizer, PROMPTS * 3, [*COMPLETIONS, *COMPLETIONS[::-1], "careful answer 3", "2", "a = 1 a = 1"])
+    for parts in (1, 3):
+        monkeypatch.setattr(models, "PARTS", parts)
+        policy = build_policy(tokenizer, cfg, 0)
+        losses = fit_language_model(policy, tokens, cfg, seed=0)
+        found.append((losses, [p.clone() for p in policy.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_shuffled_batches_show_every_row_once_an_epoch():

@@ -102,7 +102,7 @@ from dvpo_lib.critics import CriticSettings
 from dvpo_lib.noise import NoiseSettings
 from dvpo_lib.store import execute
 critic = CriticSettings(heads=2, quantiles=16)
-config = DVPOConfig(max_steps=41, generation_batch_size=16, max_completion_length=8, critic=critic)
+config = DVPOConfig(max_steps=41, generation_batch_size=16, critic=critic)
 test = EvaluationSettings(prompts=4, k=1)
 spec = TrainSpec("dvpo", "none", config, NoiseSettings(), "math", test, None, "base", "suites")
 print(execute([spec], workers=1, progress=None)[0])
@@ -111,10 +111,17 @@ print(execute([spec], workers=1, progress=None)[0])
 
 def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     from dvpo_lib.models import PolicySettings, build_policy
-    from dvpo_lib.tasks import ChainSettings, TaskSettings, build_suites, build_tokenizer, save_suites
+    from dvpo_lib.tasks import (
+        ChainSettings,
+        DialogueSettings,
+        TaskSettings,
+        build_suites,
+        build_tokenizer,
+        save_suites,
+    )
 
     small = ChainSettings(demonstrations=1, train=20, test=4)
-    cfg = TaskSettings(math=small, science=small)
+    cfg = TaskSettings(math=small, science=small, dialogue=DialogueSettings(demonstrations=1, train=20, test=4))
     save_suites(build_suites(cfg), tmp_path / "suites")
     tokenizer = build_tokenizer(cfg)
     build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1), 0).save_pretrained(tmp_path / "base")

@@ -45,13 +45,13 @@ def trainer(tokenizer, method="dvpo", rewards=arm, **changes):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_learns_a_token_bandit_and_moves_every_parameter(tokenizer, method):
     offline = METHODS[method].offline  # one token: along more, a Q without pretraining learns what pays far slower
-    settings = dict(max_completion_length=1) if offline else dict(learning_rate=3e-3)
-    t = trainer(tokenizer, method, max_steps=40, **settings)
+    settings = dict(max_completion_length=1, max_steps=50) if offline else dict(learning_rate=3e-3, max_steps=40)
+    t = trainer(tokenizer, method, **settings)
     before = {k: v.clone() for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
     history = t.train(progress=False).log_history
     rewards = [logs["reward_true"] for logs in history]  # of what the policy in training answers
     assert sum(rewards[:3]) / 3 < 0.65  # half of all arms pay
-    assert sum(rewards[20:]) / 20 > 0.8  # methods that clip rewards stop short of 1: rare failures are cut away too
+    assert sum(rewards[-20:]) / 20 > 0.8  # methods that clip rewards stop short of 1: rare failures are cut away too
     after = {k: v for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
     assert not [k for k in before if torch.equal(before[k], after[k])]
 

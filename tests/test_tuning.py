@@ -236,7 +236,14 @@ def test_numbers_are_spelled_as_in_params_yaml(value, text):
 def toy(tmp_path, monkeypatch):
     """Two methods, four points each, runs of two updates."""
     from dvpo_lib.models import PolicySettings, build_policy
-    from dvpo_lib.tasks import ChainSettings, TaskSettings, build_suites, build_tokenizer, save_suites
+    from dvpo_lib.tasks import (
+        ChainSettings,
+        DialogueSettings,
+        TaskSettings,
+        build_suites,
+        build_tokenizer,
+        save_suites,
+    )
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
@@ -244,12 +251,12 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "SENSITIVE", {"grpo": ("training.beta", (0.0, 0.01)),
                                               "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03))})
     small = ChainSettings(demonstrations=1, train=20, test=4)
-    cfg = TaskSettings(math=small, science=small)
+    cfg = TaskSettings(math=small, science=small, dialogue=DialogueSettings(demonstrations=1, train=20, test=4))
     save_suites(build_suites(cfg), "data/suites")
     tokenizer = build_tokenizer(cfg)
     build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1), 0).save_pretrained("data/base")
     tokenizer.save_pretrained("data/base")
-    changes = {"budget": 48, "training.generation_batch_size": 16, "training.max_completion_length": 8,
+    changes = {"budget": 48, "training.generation_batch_size": 16,
                "critics.quantile.pretrain_rollouts": 16, "critics.quantile.quantiles": 16, "runtime.workers": 1}
     tracked = ["families", "noises", "budget", "training", "critics", "methods", "evaluation"]
     return load_params(ROOT / "params.yaml", tracked, changes=changes)

@@ -113,7 +113,7 @@ def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
     table = pd.DataFrame({"prompt": list("aabbccdd"), "completion": ["careful x"] * 4 + ["careless x"] * 4,
                           "reward": right, "sample": [0, 1] * 4})  # fmt: skip
     text = words.base_findings({"math_id": table}, ("careful", "average", "careless"))
-    assert "careful style are right in 75 %" in text and "any of 2: 75 %" in text and "50 % of the time" in text
+    assert "careful style get 75 %" in text and "best of 2: 75 %" in text and "50 % of the time" in text
     untrained = {"math_id": table.assign(completion="x")}
     assert "too little training" in words.base_findings(untrained, ("careful", "careless"))
 
@@ -182,6 +182,10 @@ def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
     assert table.loc[("math", "DVPO"), "here: ID"].startswith("70.0")
     assert table.loc[("science", "DVPO"), "here: ID"].startswith("90.0")
     assert table.loc[("science", "DVPO"), "paper: ALL"] == "39.63"
+    talks = start.assign(suite=["dialogue_id", "dialogue_ood", "math_id", "math_ood"])
+    own = tables.paper_table(math.assign(family="dialogue"), talks, ["dialogue"]).set_index("")
+    assert own.loc["DVPO", "paper: ID"] == "86.79" and own.loc["DVPO", "paper: ALL"] == ""
+    assert own.loc["base policy", "here: transfer"] == "30.0"
 
 
 def test_tables_are_the_same_html_every_time_and_carry_no_index():
@@ -189,6 +193,8 @@ def test_tables_are_the_same_html_every_time_and_carry_no_index():
     page = tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
     assert page == tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
     assert "12.3%" in page and "A caption" in page and ">7<" not in page
+    assert "&lt;user&gt; day mon" in tables.show(pd.DataFrame({"says": ["<user> day mon"]}), "").to_html().replace(
+        "\N{NO-BREAK SPACE}", " ")  # a word of dialogues, no tag
 
 
 def test_index_links_every_page_once():

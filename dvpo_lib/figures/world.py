@@ -47,27 +47,27 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
 
 
 def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
-    """What the base policy can do: accuracy by suite, by the style chosen, by number of steps, by response length.
+    """What the base policy can do: reward by suite, by the style chosen, by number of steps, by response length.
 
     Args:
-        samples: {suite: a row per completion: prompt, completion, reward (0/1), length (tokens), steps, sample}.
+        samples: {suite: a row per completion: prompt, completion, reward (0 to 1), length (tokens), steps, sample}.
         styles: the style tokens; the first word of a completion is compared with them.
     """
     table = pd.concat([s.assign(suite=name) for name, s in samples.items()], ignore_index=True)
     first = table["completion"].str.split().str[0].fillna("")
     table["style"] = np.where(first.isin(list(styles)), first, "other")
     k = int(table["sample"].max()) + 1
-    figure, axes = new(9.8, 3.6, 1, 4, sharey=True, width_ratios=[1.6, 1.1, 1.1, 1.25])
+    figure, axes = new(11.5, 3.6, 1, 4, sharey=True, width_ratios=[0.42 * len(samples), 1.1, 1.1, 1.25])
     suites = list(samples)
     each = table.groupby(["suite", "prompt"])["reward"]
     any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
     axes[0, 0].bar(np.arange(len(suites)) - 0.19, mean[suites], 0.36, color=RIGHT)
     axes[0, 0].bar(np.arange(len(suites)) + 0.19, any_[suites], 0.36, color="#BBCCEE")
     names = [label(s).replace(", ", ",\n") for s in suites]
-    axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="accuracy", ylim=(0, 1.02))
+    axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="mean reward", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PERCENT)
     axes[0, 0].grid(axis="x", visible=False)
-    legend_above(figure, [Patch(color=RIGHT, label="sampled"), Patch(color="#BBCCEE", label=f"any of {k} samples")])
+    legend_above(figure, [Patch(color=RIGHT, label="sampled"), Patch(color="#BBCCEE", label=f"best of {k} samples")])
     order = [s for s in (*styles, "other") if (table["style"] == s).mean() > 0.005]
     by_style = table[table["style"].isin(order)].astype({"style": object})
     _bars(axes[0, 1], by_style.sort_values("style", key=lambda c: c.map(order.index)), "style", "reward", RIGHT)

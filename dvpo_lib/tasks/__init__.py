@@ -7,18 +7,54 @@ A family is a row of `FAMILIES`; `build_suites` turns all of them into one `data
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as settings
 
-from . import math, science
-from .chains import SPLITS, STYLES, ChainSettings, Family, accuracy_reward, build_split, final_answer, hash_split
+from . import chains, dialogue, math, science
+from .chains import Chains, ChainSettings, accuracy_reward, final_answer
+from .dialogue import Dialogues, DialogueSettings
+from .suites import SPLITS, STYLES, World, build_split, hash_split
+from .transcripts import dialogue_details, dialogue_reward, reply
 
-FAMILIES = {"math": math.family, "science": science.family}
+__all__ = ["FAMILIES", "SPLITS", "STYLES", "Chains", "ChainSettings", "DialogueSettings", "Dialogues", "Family",
+           "TaskSettings", "World", "accuracy_reward", "build_suites", "build_tokenizer", "dialogue_reward", "families",
+           "final_answer", "hash_split", "load_suites", "save_suites"]  # fmt: skip
 
-__all__ = ["FAMILIES", "SPLITS", "STYLES", "ChainSettings", "Family", "TaskSettings", "accuracy_reward", "build_suites",
-           "build_tokenizer", "families", "final_answer", "hash_split", "load_suites", "save_suites"]
+
+class Family(NamedTuple):
+    """What trainer and tests need to know of a family.
+
+    Attributes:
+        build: settings -> the family's `World`.
+        reward: the true reward, 0 to 1, in TRL's signature.
+        room: steps of a problem -> tokens that a completion may take.
+        reply: (record, transcript) -> what the user says next; None where completions are single answers.
+        details: scored completions (a table) -> {name: value}, what is told beside the mean reward.
+        answer_of: completion -> its answer, which votes are taken on; None where completions have no single answer.
+    """
+
+    build: Callable[..., World]
+    reward: Callable[..., list[float]]
+    room: Callable[[int], int]
+    reply: Callable[[Mapping, str], str | None] | None = None
+    details: Callable[[Any], dict[str, float]] = lambda table: {}
+    answer_of: Callable[[str], str | None] | None = None
+
+    def max_completion_length(self, records) -> int:
+        """Tokens that a completion of any of these records (`steps` tells) may take."""
+        steps = records["steps"] if hasattr(records, "column_names") else [r["steps"] for r in records]
+        return self.room(max(steps))
+
+
+FAMILIES = {
+    "math": Family(math.family, accuracy_reward, chains.room, answer_of=final_answer),
+    "science": Family(science.family, accuracy_reward, chains.room, answer_of=final_answer),
+    "dialogue": Family(dialogue.family, dialogue_reward, dialogue.room, reply, dialogue_details),
+}
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -27,11 +63,12 @@ class TaskSettings:
 
     math: ChainSettings = ChainSettings()
     science: ChainSettings = ChainSettings()
+    dialogue: DialogueSettings = DialogueSettings()
 
 
-def families(cfg: TaskSettings) -> dict[str, Family]:
-    """{name: family} for every family."""
-    return {name: make(getattr(cfg, name)) for name, make in FAMILIES.items()}
+def families(cfg: TaskSettings) -> dict[str, World]:
+    """{name: world} of every family."""
+    return {name: family.build(getattr(cfg, name)) for name, family in FAMILIES.items()}
 
 
 def build_suites(cfg: TaskSettings):
@@ -39,8 +76,8 @@ def build_suites(cfg: TaskSettings):
     from datasets import Dataset, DatasetDict
 
     return {
-        name: DatasetDict({s: Dataset.from_list(list(build_split(f, s, getattr(cfg, name)))) for s in SPLITS})
-        for name, f in families(cfg).items()
+        name: DatasetDict({s: Dataset.from_list(list(build_split(w, s, getattr(cfg, name)))) for s in SPLITS})
+        for name, w in families(cfg).items()
     }
 
 
@@ -87,7 +124,7 @@ def build_tokenizer(cfg: TaskSettings):
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<unk>"]
-    words = [w for family in families(cfg).values() for w in family.words]
+    words = [w for world in families(cfg).values() for w in world.words]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys(special + words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

@@ -1,4 +1,4 @@
-"""Chain problems: the common shape of the embedded families.
+"""Chain problems: the common shape of mathematics and science.
 
 A chain starts in a state and applies operations one after the other; the answer is the last state. A worked solution
 names each step with a letter, so that a small policy can look the operation up in the prompt::
@@ -6,45 +6,31 @@ names each step with a letter, so that a small policy can look the operation up 
     prompt      math 7 a +5 b *3 ?
     completion  careful a +5 = 2 b *3 = 6 so 6 answer 6
 
-Demonstrations are of mixed quality. Three annotators write them, and the *style token* that opens a completion tells
-which one: a careful, an average and a careless annotator, who differ in the rate of wrong steps. The style tokens are
-shared by all families: choosing the careful style is what reinforcement learning can elicit, and what transfers.
+A wrong step of an annotator lands in any other state, and is carried on.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as settings
 
-STYLES = ("careful", "average", "careless")
+from .suites import STYLES, SuiteSettings
+
 LABELS = tuple("abcdefgh")
 MARKERS = ("?", "=", "so", "answer")
-SPLITS = ("demonstrations", "train", "test", "ood")
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
-class ChainSettings:
-    """Sizes and error rates of one embedded family."""
-
-    short: tuple[int, int] = (2, 3)  # steps (first, last) of training and in-distribution test problems
-    long: tuple[int, int] = (4, 4)  # steps of the out-of-distribution test: never in reinforcement learning
-    long_share: Annotated[float, Field(ge=0, le=1)] = 0.15  # share of demonstrations that are long
-    step_errors: tuple[float, float, float] = (0.05, 0.35, 0.7)  # wrong steps by annotator, in the order of STYLES
-    restate: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance that a step's result is said again: lengths vary
-    demonstrations: Annotated[int, Field(ge=1)] = 30_000  # worked solutions for the base policy
-    train: Annotated[int, Field(ge=1)] = 1_000  # prompts for reinforcement learning
-    test: Annotated[int, Field(ge=1)] = 256  # prompts of each test set
-    seed: Annotated[int, Field(ge=0)] = 7  # of the suite: problems, annotators and (science) the knowledge base
+class ChainSettings(SuiteSettings):
+    """Sizes and rates of one family of chains."""
 
 
 @dataclass(frozen=True)
-class Family:
+class Chains:
     """A family of chain problems.
 
     Attributes:
@@ -90,47 +76,38 @@ class Family:
         length = int(rng.integers(steps[0], steps[1] + 1))
         return str(rng.choice(self.states)), [str(op) for op in rng.choice(self.operations, size=length)]
 
+    def draw(self, rng: np.random.Generator, steps: tuple[int, int], cfg: ChainSettings) -> dict:
+        start, operations = self.sample(rng, steps)
+        return dict(prompt=self.prompt(start, operations), answer=self.answer(start, operations),
+                    steps=len(operations), family=self.name)  # fmt: skip
 
-def hash_split(prompt: str) -> str:
-    """The split that a prompt belongs to, by its text alone: splits can never share a prompt.
+    def demonstrate(self, record: Mapping, style: str, error: float, restate: float, rng: np.random.Generator) -> str:
+        words = record["prompt"].split()
+        return self.solution(words[1], words[3::2], style, error, restate, rng)
 
-    60 % of all prompts may be demonstrated, 25 % trained on, 15 % tested.
-    """
-    share = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=4).digest(), "big") / 2**32
-    return "demonstrations" if share < 0.6 else "train" if share < 0.85 else "test"
+    def first_wrong_word(self, record: Mapping, completion: str) -> int | None:
+        """Index of the first word of a worked solution that is wrong, None where all steps are right.
+
+        A step reads `<letter> <operation> = <result>`; it is wrong where the operation is not the prompt's, or the
+        result not what the operation makes of the state before it. The answer is wrong where it is not the last state.
+        """
+        asked, words = record["prompt"].split(), completion.split()
+        state, operations = asked[1], dict(zip(asked[2:-1:2], asked[3:-1:2], strict=False))
+        for i, word in enumerate(words):
+            if word not in operations or words[i + 2 : i + 3] != ["="]:
+                continue
+            if words[i + 1] != operations[word]:
+                return i + 1
+            if words[i + 3 : i + 4] != [self.apply(state, operations[word])]:
+                return min(i + 3, len(words) - 1)
+            state = words[i + 3]
+        said = [i for i, word in enumerate(words[:-1]) if word == "answer"]
+        return said[-1] + 1 if said and words[said[-1] + 1] != state else None
 
 
-def build_split(family: Family, split: str, cfg: ChainSettings) -> Iterator[dict]:
-    """Yields the records of one split: prompt, answer, steps, family (and completion, style for demonstrations).
-
-    Prompts of `train`, `test` and `ood` are distinct; demonstrations may show a prompt several times, each time with
-    its own annotator.
-
-    Raises:
-        ValueError: the family has too few distinct prompts for the size asked for.
-    """
-    rng = np.random.default_rng([cfg.seed, SPLITS.index(split)])
-    size = cfg.test if split == "ood" else getattr(cfg, split)
-    seen, made, tries = set(), 0, 0
-    while made < size:
-        tries += 1
-        if tries > 200 * size + 10_000:
-            raise ValueError(f"tasks.{family.name}.{split}: found only {made} distinct prompts of the {size} asked for")
-        long = split == "ood" or (split == "demonstrations" and rng.random() < cfg.long_share)
-        start, operations = family.sample(rng, cfg.long if long else cfg.short)
-        prompt = family.prompt(start, operations)
-        if hash_split(prompt) != ("test" if split == "ood" else split) or prompt in seen:
-            continue
-        record = dict(prompt=prompt, answer=family.answer(start, operations), steps=len(operations), family=family.name)
-        if split == "demonstrations":
-            style = int(rng.integers(len(STYLES)))
-            record["style"] = STYLES[style]
-            record["completion"] = family.solution(start, operations, STYLES[style], cfg.step_errors[style],
-                                                   cfg.restate, rng)
-        else:
-            seen.add(prompt)
-        made += 1
-        yield record
+def room(steps: int) -> int:
+    """Tokens that a completion of so many steps may take: a third more than the longest worked solution."""
+    return 8 * steps + 8
 
 
 def final_answer(completion: str) -> str | None:

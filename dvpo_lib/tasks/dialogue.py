@@ -13,13 +13,13 @@ user may ask about, stand in no prompt: the policy learns them from demonstratio
 `tasks.transcripts` has the grammar, the user and the metrics TCR, ACR and GCR; here are the domains, the records, and
 the annotators.
 
-Demonstrations: every annotator forgets to ask, forgets to answer or answers wrongly, and books wrong or stale values,
+Demonstrations: every annotator forgets to ask, forgets to answer or answers wrongly, and books a wrong or stale value,
 each at the step error of its style; what it did not ask for it guesses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,8 +27,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 
-from .chains import SPLITS, STYLES, hash_split
-from .transcripts import FACTS, NUMBERS, USER, VALUES, follow, hold, pairs
+from .suites import STYLES, Rate, SuiteSettings
+from .transcripts import FACTS, NUMBERS, USER, VALUES, first_fault, follow, hold, pairs
 
 GIVEN = 2  # slots that a prompt gives
 SHORT_SERVICES = 6  # of a domain's services, those that need few slots; the rest need many
@@ -39,27 +39,23 @@ DOMAINS = {  # name: (slots in the order of a booking, services)
     "social": ("day hour place who size music", "dinner concert picnic club museum game festival reunion"),
     "finance": ("day hour place who sum pay", "transfer loan deposit exchange insurance pension mortgage audit"),
 }
+Slots = Annotated[int, Field(ge=1, le=4)]
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
-class DialogueSettings:
+class DialogueSettings(SuiteSettings):
     """Sizes and rates of the dialogues.
 
     Raises:
         pydantic.ValidationError: a setting out of its range, or numbers of slots that no services are made for.
     """
 
-    short: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=4)]] = (1, 2)  # slots to ask for
-    long: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=4)]] = (3, 4)  # out of distribution
-    long_share: Annotated[float, Field(ge=0, le=1)] = 0.15  # share of demonstrations that are long
-    changes: Annotated[float, Field(ge=0, le=1)] = 0.3  # chance, at each of its turns, that the user changes its mind
-    questions: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance, at each of its turns, that it asks a question
-    step_errors: tuple[float, float, float] = (0.04, 0.3, 0.6)  # wrong steps by annotator, in the order of STYLES
-    restate: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance that a turn restates what was told: lengths vary
-    demonstrations: Annotated[int, Field(ge=1)] = 30_000  # dialogues for the base policy
-    train: Annotated[int, Field(ge=1)] = 1_000  # prompts for reinforcement learning
-    test: Annotated[int, Field(ge=1)] = 256  # prompts of each test set
-    seed: Annotated[int, Field(ge=0)] = 7  # of the suite: users, annotators, what services need, facts
+    short: tuple[Slots, Slots] = (1, 2)  # slots to ask for
+    long: tuple[Slots, Slots] = (3, 4)  # slots to ask for out of distribution
+    step_errors: tuple[Rate, Rate, Rate] = (0.04, 0.3, 0.6)  # wrong steps by annotator, in the order of STYLES
+    restate: Rate = 0.5  # chance that a turn restates what was told: lengths vary
+    changes: Rate = 0.3  # chance, at each of its turns, that the user changes its mind
+    questions: Rate = 0.5  # chance, at each of its turns, that it asks a question
 
     @model_validator(mode="after")
     def _services_fit(self):
@@ -89,7 +85,7 @@ class Dialogues:
         values = [word for slot, values in VALUES.items() for word in (slot, *values)]
         return list(dict.fromkeys([*grammar, *named, *values, *FACTS, *NUMBERS]))
 
-    def sample(self, rng: np.random.Generator, steps: tuple[int, int], cfg: DialogueSettings) -> dict:
+    def draw(self, rng: np.random.Generator, steps: tuple[int, int], cfg: DialogueSettings) -> dict:
         """A user: its prompt, what it wants in the end, and its script.
 
         Returns:
@@ -117,6 +113,13 @@ class Dialogues:
         answer = " ".join(f"{slot} {value}" for slot, value in goal.items())
         return dict(prompt=prompt, answer=answer, steps=size - GIVEN, family=self.name, domain=domain, user=script)
 
+    def demonstrate(self, record: Mapping, style: str, error: float, restate: float, rng: np.random.Generator) -> str:
+        return hold(record, annotator(record, style, error, restate, rng))
+
+    def first_wrong_word(self, record: Mapping, completion: str) -> int | None:
+        """Index, among the policy's words, of the last word of its first turn that does something wrong."""
+        return first_fault(record, completion)
+
 
 def family(cfg: DialogueSettings) -> Dialogues:
     """The world of a suite: what services need and their facts, drawn from its seed.
@@ -134,34 +137,9 @@ def family(cfg: DialogueSettings) -> Dialogues:
     return Dialogues(needs, facts)
 
 
-def build_split(family: Dialogues, split: str, cfg: DialogueSettings) -> Iterator[dict]:
-    """Yields the records of one split: those of `Dialogues.sample` (and completion, style for demonstrations).
-
-    Prompts of `train`, `test` and `ood` are distinct; demonstrations may show a prompt several times, each time with
-    its own user and annotator.
-
-    Raises:
-        ValueError: there are too few distinct prompts for the size asked for.
-    """
-    rng = np.random.default_rng([cfg.seed, 3000 + SPLITS.index(split)])
-    size = cfg.test if split == "ood" else getattr(cfg, split)
-    seen, made, vain = set(), 0, 0
-    while made < size:
-        vain += 1
-        if vain > 20_000:
-            raise ValueError(f"tasks.{family.name}.{split}: found only {made} distinct prompts of the {size} asked for")
-        long = split == "ood" or (split == "demonstrations" and rng.random() < cfg.long_share)
-        record = family.sample(rng, cfg.long if long else cfg.short, cfg)
-        if hash_split(record["prompt"]) != ("test" if split == "ood" else split) or record["prompt"] in seen:
-            continue
-        if split == "demonstrations":
-            style = int(rng.integers(len(STYLES)))
-            speak = annotator(record, STYLES[style], cfg.step_errors[style], cfg.restate, rng)
-            record |= dict(style=STYLES[style], completion=hold(record, speak))
-        else:
-            seen.add(record["prompt"])
-        made, vain = made + 1, 0
-        yield record
+def room(steps: int) -> int:
+    """Tokens that a dialogue with so many slots to ask for may take: some more than the longest demonstration."""
+    return 20 * steps + 16
 
 
 def pick(values: Sequence, rng: np.random.Generator):
@@ -196,12 +174,10 @@ def annotator(record: Mapping, style: str, error: float, restate: float,
         missing = [slot for slot in needed if slot not in state.known and slot not in forgotten]
         if missing:
             return " ".join([*words, "ask", missing[0]])
-        words.append("book")
-        for slot in needed:
-            value = state.known.get(slot) or pick(VALUES[slot], rng)
-            if slot in state.known and rng.random() < error:
-                value = state.stale.get(slot) or other(VALUES[slot], value, rng)
-            words += [slot, value]
-        return " ".join(words)
+        booking = {slot: state.known.get(slot) or pick(VALUES[slot], rng) for slot in needed}
+        if rng.random() < error:
+            slot = pick(list(state.known), rng)
+            booking[slot] = state.stale.get(slot) or other(VALUES[slot], booking[slot], rng)
+        return " ".join([*words, "book", *(word for pair in booking.items() for word in pair)])
 
     return speak

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 
-from .chains import ChainSettings, Family
+from .chains import Chains, ChainSettings
 
 MODULUS = 10
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -18,7 +18,7 @@ def apply(state: str, operation: str) -> str:
     return str(OPERATORS[operation[0]](int(state), int(operation[1:])) % MODULUS)
 
 
-def family(cfg: ChainSettings) -> Family:
+def family(cfg: ChainSettings) -> Chains:
     digits = [str(d) for d in range(MODULUS)]
     operations = [f"{s}{d}" for s in "+-" for d in digits[1:]] + [f"*{d}" for d in "379"]
-    return Family("math", tuple(digits), tuple(operations), apply)
+    return Chains("math", tuple(digits), tuple(operations), apply)

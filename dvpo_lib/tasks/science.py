@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from .chains import ChainSettings, Family
+from .chains import Chains, ChainSettings
 
 RELATIONS = ("host", "prey", "rival", "ancestor", "symbiont", "mimic")
 SPECIES = 24
@@ -25,7 +25,7 @@ def knowledge_base(seed: int) -> dict[tuple[str, str], str]:
     return {(s, r): str(t) for r in RELATIONS for s, t in zip(species, rng.permutation(species))}
 
 
-def family(cfg: ChainSettings) -> Family:
+def family(cfg: ChainSettings) -> Chains:
     facts = knowledge_base(cfg.seed)
     species = tuple(dict.fromkeys(s for s, _ in facts))
-    return Family("science", species, RELATIONS, lambda state, relation: facts[state, relation])
+    return Chains("science", species, RELATIONS, lambda state, relation: facts[state, relation])

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .chains import STYLES
+from .suites import STYLES
 
 END = "<eos>"  # closes every turn; the tokenizer's end of sequence
 USER = "<user>"  # opens every turn of the user
@@ -108,7 +108,7 @@ class State:
 
     Attributes:
         known: {slot: value} as the user told last. stale: {slot: the value told before}.
-        open: {fact: true number} asked by the user and not answered. heard: slots that its last turn told.
+        open: {fact: true number} asked by the user and not answered. heard: slots told last, at first by the prompt.
         done, needless: acts of the policy, see ACR. turns: finished turns of the policy.
         booking: what was booked. failed: whether the dialogue broke the rules.
     """
@@ -146,7 +146,7 @@ def follow(record: Mapping, completion: str) -> tuple[State, str | None]:
         record: with prompt, answer and user.
     """
     goal, given = dict(pairs(record["answer"].split())), dict(pairs(record["prompt"].split()[2:-1]))
-    state, said, turns = State(known=dict(given)), None, split_turns(completion)
+    state, said, turns = State(known=dict(given), heard=list(given)), None, split_turns(completion)
     for i, words in enumerate(turns):
         if i % 2:
             if said is None or words != said.split():
@@ -244,6 +244,26 @@ def judge(record: Mapping, completion: str) -> Scores:
     return Scores(float(completed), acr, float(booking == goal))
 
 
+def first_fault(record: Mapping, completion: str) -> int | None:
+    """Where the policy first does something wrong; what it forgets to do stands nowhere.
+
+    A turn is wrong that breaks the grammar, asks or says what is needless, answers wrongly, or books other slots or
+    values than the user wants in the end.
+
+    Returns:
+        Index, among the policy's words and the ends of its turns, of the last word of its first wrong turn, or None.
+    """
+    turns, goal, done, place = split_turns(completion), dict(pairs(record["answer"].split())), 0, 0
+    for i in range(0, len(turns), 2):
+        state, _ = follow(record, " ".join(f"{' '.join(words)} {END}" for words in turns[: i + 1]))
+        turn = parse_turn(turns[i], first=i == 0)
+        due = done + len(turn.says) + (turn.ask is not None) if turn else done
+        if state.failed or state.done < due or state.booking not in (None, goal):
+            return place + max(0, len(turns[i]) - 1)
+        done, place = state.done, place + len(turns[i]) + 1
+    return None
+
+
 def metrics(prompts: list[str], completions: list[str], answer: list[str], user: list[list[str]],
             **columns) -> list[Scores]:
     """TCR, ACR and GCR of every dialogue; arguments as of a reward function."""
@@ -257,10 +277,21 @@ def dialogue_reward(prompts: list[str], completions: list[str], answer: list[str
     return [scores.mean for scores in metrics(prompts, completions, answer, user)]
 
 
-def by_domain(domains: Iterable[str], scores: Iterable[Scores]) -> dict[str, Scores]:
-    """{domain: mean scores of its dialogues}, and "overall": of all dialogues."""
+def mean_scores(groups: Iterable[str], scores: Iterable[Scores]) -> dict[str, Scores]:
+    """{group: mean scores of its dialogues} for the groups (domains, say) that dialogues belong to, and "overall"."""
     found: dict[str, list[Scores]] = {"overall": []}
-    for domain, own in zip(domains, scores, strict=True):
-        found.setdefault(domain, []).append(own)
+    for group, own in zip(groups, scores, strict=True):
+        found.setdefault(group, []).append(own)
         found["overall"].append(own)
     return {name: Scores(*np.mean(rows, axis=0).tolist()) for name, rows in sorted(found.items())}
+
+
+def dialogue_details(table) -> dict[str, float]:
+    """Mean TCR, ACR and GCR of dialogues, and the mean reward by domain.
+
+    Args:
+        table: columns prompt, completion, answer, user, domain.
+    """
+    scores = metrics(table["prompt"], table["completion"], table["answer"], table["user"])
+    means = mean_scores(table["domain"], scores)
+    return {**means.pop("overall")._asdict(), **{domain: own.mean for domain, own in means.items()}}
