@@ -152,6 +152,8 @@ def test_names_of_rows_must_exist(key, message):
     ({"tasks.science": {"step_errors": [0.1, 0.2, 5.0]}}, "tasks.science.step_errors.2: should be less"),
     ({"noises.flip": None}, "noises.flip: this row is empty"),
     ({"families": ["math", "math"]}, "families: `math` stands here twice"),
+    ({"families": ["math", "dialogue"], "train_noises": ["none", "majority_vote"]},
+     "train_noises: `majority_vote` needs a majority vote; dialogue has no single answers that could be voted on"),
 ])  # fmt: skip
 def test_sections_must_agree(changes, message):
     with pytest.raises(ConfigError, match=message):

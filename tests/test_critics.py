@@ -153,7 +153,7 @@ def test_one_array_a_response_whatever_the_batch(tokenizer, policy):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(reward=None), "record 2: reward None"), (dict(reward=float("nan")), "record 2: reward nan"),
+    (dict(reward=float("nan")), "record 2: reward nan"),
     (dict(reward=float("inf")), "record 2: reward inf"), (dict(reward="1"), "record 2: reward '1'"),
     (dict(completion=None), "record 2: completion None is not a text"),
     (dict(prompt=3), "record 2: prompt 3 is not a text"), (dict(prompt=""), "record 2: the prompt is empty"),
@@ -163,6 +163,17 @@ def test_bad_records_are_named(tokenizer, change, message):
     rows[2] |= change
     with pytest.raises(ValueError, match=message):
         encode_table(rows, tokenizer)
+
+
+def test_records_without_a_reward_are_left_out(tokenizer):
+    rows = logs(5)
+    kept = encode_table([rows[i] for i in (0, 2, 3)], tokenizer)
+    for i in (1, 4):
+        rows[i] |= dict(reward=None, completion="careless " * 30)
+    table = encode_table(rows, tokenizer)
+    assert torch.equal(table.tokens.input_ids, kept.tokens.input_ids) and torch.equal(table.rewards, kept.rewards)
+    with pytest.raises(ValueError, match="the table has no record with a reward"):
+        encode_table([row | dict(reward=None) for row in rows], tokenizer)
 
 
 @pytest.mark.parametrize("make", [list, Dataset.from_list])

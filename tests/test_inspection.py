@@ -104,7 +104,7 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
 
 
 def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
-    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": "answer 1", "answer": "1"})
+    samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": "answer 1", "answer": "1", "reward": 1.0})
     late = NoiseSettings("flip", rate=0.5, drift=(10, 30), then=(NoiseSettings("missing", rate=0.3),))
     received = inspection.received_rewards(samples, {"late": late}, 0)["received"]
     assert 0.2 < received.isna().mean() < 0.4 and 0.4 < received.mean() < 0.6

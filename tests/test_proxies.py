@@ -38,8 +38,9 @@ from dvpo_lib.reward_models import (
 from dvpo_lib.store import spec_key
 from dvpo_lib.tasks import accuracy_reward
 
-SMALL = tasks.ChainSettings(demonstrations=200, train=20, test=5)
-CFG = tasks.TaskSettings(math=SMALL, science=SMALL)
+SIZES = dict(demonstrations=200, train=20, test=5)
+CFG = tasks.TaskSettings(math=tasks.ChainSettings(**SIZES), science=tasks.ChainSettings(**SIZES),
+                         dialogue=tasks.DialogueSettings(**SIZES))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_votes_beside_the_truth():
 
 
 def test_label_spec_labels_every_prompt_of_its_family(world, tmp_path):
-    spec = PseudoLabelSpec(VoteSettings(k=2), "math", 0, 6, **world.paths)
+    spec = PseudoLabelSpec(VoteSettings(k=2), "math", 0, **world.paths)
     spec.execute(tmp_path, tmp_path)
     labels = load_labels(tmp_path / LABELS)
     suites = tasks.load_suites(world.paths["suites"])["math"]
@@ -191,12 +192,13 @@ def test_calibration_by_hand():
     assert "**90.0 %**" in said and "more than the 1.5 points" in said and "reached 93.0 %" in said
 
 
-def test_parts_of_the_model_spec_share_no_prompt(world):
-    spec = RewardModelSpec(RewardModelSettings(examples=60, held_out=60), "math", 0, 6, **world.paths)
+@pytest.mark.parametrize("family", ["math", "dialogue"])
+def test_parts_of_the_model_spec_share_no_prompt(world, family):
+    spec = RewardModelSpec(RewardModelSettings(examples=60, held_out=60), family, 0, **world.paths)
     parts = {name: set(t["prompt"]) for name, t in spec.examples(world.policy, world.tokenizer).items()}
     assert list(parts) == ["training", "search", "measurement"] and len(set.union(*parts.values())) == sum(
         map(len, parts.values()))
-    trained = {r["prompt"] for r in tasks.load_suites(world.paths["suites"])["math"]["train"]}
+    trained = {r["prompt"] for r in tasks.load_suites(world.paths["suites"])[family]["train"]}
     assert not trained & set.union(*parts.values())
 
 
@@ -204,7 +206,7 @@ def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
     """The base's answers are all wrong: from "all is right" the model goes through the accuracy to "all is wrong"."""
     cfg = RewardModelSettings(accuracy=0.6, label_noise=0.0, examples=32, held_out=40, steps=100, check_every=5,
                               learning_rate=1e-2)  # fmt: skip
-    spec = RewardModelSpec(cfg, "math", 0, 6, **world.paths)
+    spec = RewardModelSpec(cfg, "math", 0, **world.paths)
     spec.execute(tmp_path, tmp_path)
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     assert list(predictions) == ["probability", "right", "words"] and len(predictions) == 40
@@ -229,7 +231,7 @@ def test_runs_read_the_proxies_that_their_noise_needs(world, tmp_path):
     assert list(runs.proxy_rewards(folder, world.paths["base"])) == ["majority_vote"]
     noise = NoiseSettings("majority_vote", then=(NoiseSettings("missing", rate=0.25),))
     cfg = CriticSettings(heads=2, quantiles=8, pretrain_rollouts=64, pretrain_epochs=1)
-    spec = runs.CriticSpec(cfg, noise, "math", 0, 6, 1.0, **world.paths, proxies=str(folder))
+    spec = runs.CriticSpec(cfg, noise, "math", 0, 1.0, **world.paths, proxies=str(folder))
     table = runs.pretraining_rollouts(spec, world.policy, world.tokenizer)
     assert 30 < len(table) < 60 and table["reward"].notna().all()  # without those that got none
     spec.execute(tmp_path, tmp_path)
@@ -248,3 +250,12 @@ def test_only_noises_that_need_proxies_are_keyed_by_them():
     assert runs.proxies_of(NoiseSettings("spikes"), "math") is None
     nested = NoiseSettings("flip", then=(NoiseSettings("reward_model"),))
     assert runs.proxies_of(nested, "science") == "data/noise/science" and nested.proxies == ("reward_model",)
+
+
+def test_a_family_without_single_answers_cannot_be_voted_on(world):
+    """It has no label of its own among the proxies, is left out where sources are shown, and refused as supervision."""
+    samples = pd.DataFrame({"prompt": ["p"], "answer": ["1"], "completion": ["answer 1"], "reward": [1.0]})
+    noises = {"none": NoiseSettings(), "vote": NoiseSettings("majority_vote")}
+    assert set(inspection.received_rewards(samples, noises, 0)["noise"]) == {"none"}
+    assert inspection.examples(samples, noises, 0)["vote"].isna().all()
+    assert tasks.FAMILIES["dialogue"].answer_of is None

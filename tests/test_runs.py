@@ -140,7 +140,7 @@ def test_pretraining_keeps_truth_and_noise_of_dialogues_apart(world):
     ("false_negative", [0.0, 0.25, 0.0, 0.0, 0.0]), ("none", [0.0, 0.25, 0.5, 0.75, 1.0])])
 def test_label_noise_of_rewards_between_0_and_1(kind, expected):
     table = pd.DataFrame({"prompt": "p", "completion": "c", "reward": [0.0, 0.25, 0.5, 0.75, 1.0]})
-    assert received(table, NoiseSettings(kind, rate=1.0), 0) == expected
+    assert received(table, NoiseSettings(kind, rate=1.0), 0).tolist() == expected
 
 
 def test_final_test_needs_no_more_than_suites(world):
