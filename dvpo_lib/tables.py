@@ -56,7 +56,7 @@ def show(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = 
 
 
 def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sampled") -> dict[str, float]:
-    """Accuracy of the base policy by role (ID, OOD, transfer, ALL), averaged over the families that are trained on.
+    """Score of the base policy by role (ID, OOD, transfer, ALL), averaged over the families that are trained on.
 
     Args:
         base: columns suite (`<family>_id` or `<family>_ood`), metric, value.
@@ -70,7 +70,7 @@ def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sam
 
 
 def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, float]:
-    """{family: accuracy of the base policy on its in-distribution test}."""
+    """{family: score of the base policy on its in-distribution test}."""
     own = base[(base["metric"] == metric) & base["suite"].str.endswith("_id")]
     return dict(zip(own["suite"].str.removesuffix("_id"), own["value"], strict=True))
 

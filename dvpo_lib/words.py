@@ -302,7 +302,7 @@ def findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd.DataFr
     noise = under(ablation["noise"].iloc[0])
     failed = "\n".join(filter(None, [failures(final, base), clip_cost(final, reward_clip)]))
     return (
-        f"**Comparison** (sampled accuracy; the base policy has {percent(base['ID'])} ID)\n\n"
+        f"**Comparison** (sampled score; the base policy has {percent(base['ID'])} ID)\n\n"
         f"{comparison_findings(final)}\n\n**What did not work**\n\n{failed}\n\n"
         f"**Terms of the critic's loss** {noise}, each row against the one before it\n\n{ablation_findings(ablation)}\n"
     )

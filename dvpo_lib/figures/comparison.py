@@ -1,4 +1,4 @@
-"""Methods against each other: learning curves, final accuracies, probability of improvement, breakdown."""
+"""Methods against each other: learning curves, final scores, probability of improvement, breakdown."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def _grid(roles: list, noises: list, methods: list, height: float):
 
 def final_comparison(final: pd.DataFrame, metric: str = "sampled", base: dict[str, float] | None = None,
                      overall: bool = False, note: str = "") -> Figure:
-    """Accuracies after training: point and interval for each method, a dot for every seed; a column per role.
+    """Scores after training: point and interval for each method, a dot for every seed; a column per role.
 
     Args:
         final: tidy frame of `statistics.run_scores`.
-        base: {role: accuracy of the base policy}, a dashed line.
+        base: {role: score of the base policy}, a dashed line.
         overall: a further column over all test sets.
     """
     keys = ["noise", "method", "role"]
@@ -128,7 +128,7 @@ def final_comparison(final: pd.DataFrame, metric: str = "sampled", base: dict[st
             if base and role in base:
                 ax.axvline(base[role], color=BASE.color, ls="--", lw=1.2)
     for ax in axes[-1]:
-        ax.set_xlabel(f"{label(metric)} accuracy")
+        ax.set_xlabel(f"{label(metric)} score")
         ax.xaxis.set_major_formatter(PERCENT)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
@@ -162,7 +162,7 @@ def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str 
 
 def breakdown(frame: pd.DataFrame, x: str = "rate", by: str = "method", base: float | None = None, xlabel: str = "",
               note: str = "") -> Figure:
-    """Accuracy against the strength of the noise: where each method (or winsorising level) breaks down.
+    """Score against the strength of the noise: where each method (or winsorising level) breaks down.
 
     Args:
         frame: columns `by`, x (0..1), seed, value (0..1).
@@ -179,7 +179,7 @@ def breakdown(frame: pd.DataFrame, x: str = "rate", by: str = "method", base: fl
         handles += ax.plot(band[x], band["iqm"], color=style.color, marker=style.marker, lw=2, ms=6, label=style.name)
     if base is not None:
         handles.append(ax.axhline(base, color=BASE.color, ls="--", lw=1.2, label=BASE.name))
-    ax.set(xlabel=xlabel or "share of corrupted rewards", ylabel="sampled accuracy")
+    ax.set(xlabel=xlabel or "share of corrupted rewards", ylabel="sampled score")
     ax.xaxis.set_major_formatter(PERCENT)
     ax.yaxis.set_major_formatter(PERCENT)
     legend_above(figure, handles, columns=3)
