@@ -92,6 +92,20 @@ def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: i
     return table.rename(columns={"answer": "right answer"})
 
 
+def examples_beside(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `examples` turned on their side: a column for each answer, a row for prompt, texts and each noise.
+
+    Args:
+        found: {family: of `examples`}.
+    """
+    columns = {}
+    for family, table in found.items():
+        for place, row in zip(("best", "worst"), table.to_dict("records")):
+            columns[f"{family}, {place}"] = {
+                label(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()}
+    return pd.DataFrame(columns).rename_axis("what").reset_index().rename(columns={"what": ""})
+
+
 def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
     """A pretrained critic from its file of weights."""
     critic = build_critic(policy, cfg, seed)

@@ -120,6 +120,10 @@ def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
     samples = pd.DataFrame({"prompt": list("ppqq"), "completion": said, "answer": "1", "reward": [0.0, 0.0, 1.0, 0.0]})
     shown = inspection.examples(samples, {"none": NoiseSettings()}, 0)
     assert shown["prompt"].tolist() == ["q", "q"] and shown["none"].tolist() == [1, 0]
+    vote = {"none": NoiseSettings(), "majority_vote": NoiseSettings("majority_vote")}
+    beside = inspection.examples_beside({"math": inspection.examples(samples, vote, 0)}).set_index("")
+    assert beside.loc["no noise"].to_dict() == {"math, best": "1.00", "math, worst": "0.00"}
+    assert beside.loc["completion", "math, worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
 
 
 def test_wrong_and_right_marks_the_wrong_word():
