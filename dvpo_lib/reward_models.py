@@ -38,7 +38,7 @@ class RewardModelSettings:
     label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share of its training labels that are turned over
     examples: Annotated[int, Field(ge=1)] = 1024  # labelled answers of the base policy that it learns from
     held_out: Annotated[int, Field(ge=1)] = 12_288  # answers that the search looks at, and as many to measure it on
-    steps: Annotated[int, Field(ge=1)] = 384  # optimiser steps at most
+    steps: Annotated[int, Field(ge=1)] = 1024  # optimiser steps at most
     check_every: Annotated[int, Field(ge=1)] = 24  # steps between two looks at the accuracy
     batch_size: Annotated[int, Field(ge=1)] = 64  # answers a step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
