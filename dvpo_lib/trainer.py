@@ -31,7 +31,7 @@ from .methods import METHODS, DVPOConfig, Experience, resolve, token_rewards
 from .models import Critic, Tokens, token_logprobs
 from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
 from .q_functions import PerturbedPolicy, QCritic, QValues
-from .rewards import score
+from .rewards import RewardError, score
 from .rollouts import Rollouts, sample
 from .seeds import generator_for
 
@@ -119,14 +119,23 @@ class DVPOTrainer:
         """Runs to `args.max_steps`.
 
         Args:
-            checkpoint: a file for the whole state, written every `save_steps` steps; read first where it exists.
+            checkpoint: a file for the whole state, written every `save_steps` steps and where a reward function fails;
+                read first where it exists.
+
+        Raises:
+            RewardError: of `rewards.call`; with a checkpoint, the same call goes on at the step that failed.
         """
         if checkpoint and Path(checkpoint).exists():
             self.load_state(checkpoint)
         done = self.state.global_step
         for _ in tqdm(range(done, self.args.max_steps), desc=self.args.method, initial=done,
                       total=self.args.max_steps, disable=not progress, mininterval=2):
-            self.step()
+            try:
+                self.step()
+            except RewardError:  # before this step has changed anything: what was learned so far is kept
+                if checkpoint:
+                    self.save_state(checkpoint)
+                raise
             if checkpoint and self.state.global_step % save_steps == 0:
                 self.save_state(checkpoint)
         return self.state

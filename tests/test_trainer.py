@@ -11,6 +11,7 @@ from dvpo_lib.critics import CriticSettings
 from dvpo_lib.losses import CriticLossSettings
 from dvpo_lib.methods import METHODS, DVPOConfig
 from dvpo_lib.models import PolicySettings, build_policy
+from dvpo_lib.rewards import RewardError
 from dvpo_lib.tasks import TaskSettings, build_tokenizer
 from dvpo_lib.trainer import DVPOTrainer
 
@@ -62,19 +63,25 @@ def networks(t):
 
 @pytest.mark.parametrize("method, extraction", [
     ("dvpo", "awr"), ("ppo", "awr"), ("grpo", "awr"), ("cql", "awr"), ("rfqi", "perturbed")])
-def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, tmp_path):
+@pytest.mark.parametrize("end, save_steps", [(KeyboardInterrupt, 1), (OSError, 20)])
+def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, end, save_steps, tmp_path):
+    """After an interruption from the last checkpoint on; after a reward function's error from this very step on."""
     schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1)
     straight = trainer(tokenizer, method, max_steps=4, **schedule)
     straight.train(progress=False)
 
     def breaks_off(trainer_state, **columns):
-        return arm(**columns) if trainer_state.global_step < 2 else 1 / 0
+        if trainer_state.global_step == 2:
+            raise end("the judge is away")
+        return arm(**columns)
 
     first = trainer(tokenizer, method, breaks_off, max_steps=4, **schedule)
-    with pytest.raises(RuntimeError, match="at step 2"):
-        first.train(checkpoint=tmp_path / "state.pt", save_steps=1, progress=False)
+    with pytest.raises(RewardError if end is OSError else end, match="the judge is away"):
+        first.train(checkpoint=tmp_path / "state.pt", save_steps=save_steps, progress=False)
     torch.manual_seed(999)  # global generators must not matter
     second = trainer(tokenizer, method, max_steps=4, **schedule)
+    second.load_state(tmp_path / "state.pt")
+    assert second.state.global_step == 2
     second.train(checkpoint=tmp_path / "state.pt", progress=False)
     assert len(second.state.log_history) == 4
     assert str(second.state.log_history) == str(straight.state.log_history)  # as text, for nan == nan
