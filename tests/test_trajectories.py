@@ -280,7 +280,7 @@ def test_tables_words_and_figure_of_a_study(done, tmp_path):
 
 def test_verdicts_follow_the_intervals():
     words = ("above", "below", "inside")
-    assert [trajectory_study._beside(0, *span, 0.5, words) for span in ((0.6, 0.7), (0.3, 0.4), (0.4, 0.6))] == [*words]
+    assert [trajectory_study._beside(*span, 0.5, words) for span in ((0.6, 0.7), (0.3, 0.4), (0.4, 0.6))] == [*words]
 
 
 def test_without_the_file_nothing_is_done(tmp_path):

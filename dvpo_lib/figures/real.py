@@ -109,6 +109,7 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
     legend_above(figure, handles, columns=3)
     text = (
         "Each column is a task, predicted by the quantile critic of the fold that holds it out (quantiles averaged "
-        "over its trials and seeds). A critic that knows tasks apart has its dots rise from left to right."
+        "over its trials and seeds). A critic that knows tasks apart has its dots rise from left to right. Steps of "
+        "the mean that many tasks share are folds: each knows only how its training tasks went."
     )
     return caption(figure, f"{text} {note}")

@@ -204,7 +204,7 @@ def data_findings(study: TrajectoryStudy) -> str:
     )
 
 
-def _beside(value, low: float, high: float, reference: float, words: tuple[str, str, str]) -> str:
+def _beside(low: float, high: float, reference: float, words: tuple[str, str, str]) -> str:
     """The first word where an interval is above a reference, the second below, the third where it contains it."""
     return words[0] if low > reference else words[1] if high < reference else words[2]
 
@@ -216,13 +216,13 @@ def findings(study: TrajectoryStudy) -> str:
     names = list(study.quantiles)
     lines = [_discrimination(s, d, names), _against_constant(s, d, names)]
     if "quantile" in names:
-        lines.append(_distribution(s))
+        lines.append(_distribution(study, s))
     widths = [s.loc[(n, "last", "auc_within"), ["low", "high"]].diff().iloc[-1] for n in names]
     seeds = len(study.quantiles[names[0]])
     lines.append(
         f"- **What so few tasks can show.** With {int(study.scores['n'].max())} tasks the 95 % interval of an AUC at "
-        f"the last token is {np.mean(widths):.2f} wide: an AUC below about {0.5 + np.mean(widths) / 2:.2f} cannot be "
-        f"told from chance. Intervals resample tasks; what another training run would change is not in them "
+        f"the last token is {np.mean(widths):.2f} wide: only what is about {np.mean(widths) / 2:.2f} away from 0.5 "
+        f"can be told from chance. Intervals resample tasks; what another training run would change is not in them "
         f"({seeds} seed{'s' * (seeds > 1)})."
     )
     return "\n".join(lines)
@@ -231,24 +231,28 @@ def findings(study: TrajectoryStudy) -> str:
 def _discrimination(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str:
     parts = []
     for n in names:
-        told = []
-        for at in ("first", "last"):
-            row = s.loc[(n, at, "auc_within")]
-            verdict = _beside(*row[["value", "low", "high"]], 0.5, ("above chance", "below chance",
-                              "the interval contains 0.5: not told apart from chance"))  # fmt: skip
-            told.append(f"{number(row)} at the {at} token ({verdict})")
+        rows = {at: s.loc[(n, at, "auc_within")] for at in POSITIONS}
+        told = [f"{number(row, 3)} at the {at} token" for at, row in rows.items()]
+        beyond = [f"{word} chance at the {listing(found)} token" for word, found in (
+            ("above", [at for at, row in rows.items() if row["low"] > 0.5]),
+            ("below", [at for at, row in rows.items() if row["high"] < 0.5])) if found]  # fmt: skip
+        verdict = listing(beyond) if beyond else "every interval contains 0.5: not told apart from chance"
         gain = d.loc[(f"{n}: last - first", "last", "auc_within")]
-        adds = _beside(*gain[["value", "low", "high"]], 0, ("reading the conversation helps",
-                       "reading the conversation harms", "what reading adds is not beyond its interval"))  # fmt: skip
-        parts.append(f"{look(n).name}: {listing(told)}; {adds} ({gain['value']:+.2f})")
-    return f"- **Is a success told from a failure?** The AUC is, {'. '.join(f'for the {p}' for p in parts)}."
+        adds = _beside(gain["low"], gain["high"], 0, ("reading the conversation to its end helps",
+                       "reading the conversation to its end harms", "what reading to the end adds is not beyond its "
+                       "interval"))  # fmt: skip
+        parts.append(f"{look(n).name} {listing(told)} ({verdict}); {adds} ({number(gain)})")
+    return (
+        f"- **Is a success told from a failure?** The AUC is, for the {'; for the '.join(parts)}. These are "
+        f"{len(names) * len(POSITIONS)} intervals, each for itself: one that only just leaves 0.5 out says little."
+    )
 
 
 def _against_constant(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str:
     parts = []
     for n in names:
         gap = d.loc[(f"{n} - constant", "last", "brier")]
-        verdict = _beside(*gap[["value", "low", "high"]], 0, ("worse", "better", "no clear difference"))
+        verdict = _beside(gap["low"], gap["high"], 0, ("worse", "better", "no clear difference"))
         parts.append(f"{s.loc[(n, 'last', 'brier'), 'value']:.3f} ({look(n).name}; less the constant's "
                      f"{number(gap, 3)}: {verdict})")  # fmt: skip
     base = s.loc[("constant", "any", "brier"), "value"]
@@ -258,16 +262,21 @@ def _against_constant(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str
     )
 
 
-def _distribution(s: pd.DataFrame) -> str:
+def _distribution(study: TrajectoryStudy, s: pd.DataFrame) -> str:
     q = s.xs("quantile", level="critic")
     inside = [f"{percent(q.loc[('last', f'cover{level}'), 'value'])} in the {level} % interval"
               for level in (50, 80, 90)]  # fmt: skip
     plain = percent(s.loc[("constant", "any", "cover80"), "value"])
+    tasks = by_task(study)
+    tasks = tasks[tasks["at"] == "last"].set_index("task")[["mean", "success"]]
+    fold = study.table.groupby("task")["fold"].first()
+    spread = tasks.groupby(fold).std().mean()  # inside folds: between them the training tasks differ as well
     crps, brier = (q.loc[("last", metric), "value"] for metric in ("crps", "brier"))
     return (
         f"- **The distribution.** At the last token there are {listing(inside)}. Outcomes are 0 or 1, and an interval "
         f"holds a part of either by lot (the randomised transform), so that coverage says whether the predicted "
         f"*share* of successes is right, not whether tasks are told apart: the constant has {plain} in its 80 % "
         f"interval. The CRPS is {crps:.3f}; that of a coin with the predicted mean would be the Brier score, "
-        f"{brier:.3f}."
+        f"{brier:.3f}. Inside a fold the predicted means of tasks have a standard deviation of {spread['mean']:.4f}, "
+        f"their shares of successes {spread['success']:.2f}."
     )
