@@ -47,7 +47,7 @@ lint: $(STAMP)  ## check style
 lab: $(STAMP)  ## open JupyterLab in notebooks/
 	@$(PY) -m jupyter lab --notebook-dir . notebooks
 
-real-data: $(STAMP)  ## download and check the real data set into data/real
+real-data: $(STAMP)  ## download and check the real data sets into data/real
 	@$(PY) -m dvpo_lib.real download data/real
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/

@@ -7,7 +7,7 @@ from .comparison import breakdown, final_comparison, improvement_intervals, lear
 from .critic import calibration, explained_variance, quantile_curves, token_text, value_along_response
 from .diagnostics import diagnostics
 from .method import kappa_curves, lab_curve, readouts, term_curves, walk_widths
-from .real import auc_against_noise, value_over_text
+from .real import auc_against_noise, task_intervals, value_over_text
 from .style import NAMES, label, look, save, theme
 from .tuning import tuning_grid
 from .world import base_skill, confusion_bars, loss_curve, reward_histograms, reward_model_quality, vote_quality
@@ -16,6 +16,6 @@ __all__ = [
     "NAMES", "auc_against_noise", "base_skill", "breakdown", "calibration", "confusion_bars", "diagnostics",
     "explained_variance", "final_comparison", "improvement_intervals", "kappa_curves", "lab_curve", "label",
     "learning_curves", "look", "loss_curve", "paper_beside_ours", "quantile_curves", "readouts", "reward_histograms",
-    "reward_model_quality", "save", "term_curves", "theme", "token_text", "tuning_grid", "value_along_response",
-    "value_over_text", "vote_quality", "walk_widths",
+    "reward_model_quality", "save", "task_intervals", "term_curves", "theme", "token_text", "tuning_grid",
+    "value_along_response", "value_over_text", "vote_quality", "walk_widths",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Critics on real language-model solutions: discrimination under label noise, values over real text."""
+"""Critics on real text: discrimination under label noise, values over a solution, intervals of an agent's tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from .critic import token_text
-from .style import caption, legend_above, look, new
+from .style import RIGHT, WRONG, caption, legend_above, look, new
 
 ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
 
@@ -76,3 +76,40 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
     text = "Each colour stands on the token that the value comes before."
     return token_text(shown, title=f"predicted chance of being right, minus {base:.2f}", least=0.2,
                       note=f"{text} {note}")
+
+
+def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
+    """The predicted distribution of the return of every task beside how its trials really went, a row per token.
+
+    Args:
+        tasks: of `real.trajectory_study.by_task`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
+            units). The middle token is left out.
+    """
+    places = [at for at in dict.fromkeys(tasks["at"]) if at != "middle"]
+    figure, axes = new(9.6, 5.6, len(places), 1, sharex=True, sharey=True)
+    color, handles = look("quantile").color, []
+    share = tasks["success"]
+    kinds = [("mostly successes", RIGHT, "o", share > 0.5), ("half of each", "0.35", "D", share == 0.5),
+             ("mostly failures", WRONG, "s", share < 0.5)]  # fmt: skip
+    for ax, at in zip(axes[:, 0], places, strict=True):
+        own = tasks[tasks["at"] == at].sort_values(["mean", "task"]).assign(x=lambda t: np.arange(1, len(t) + 1))
+        bars = dict(color=color, width=0.86, lw=0)
+        handles.append(ax.bar(own["x"], own["q95"] - own["q05"], bottom=own["q05"], alpha=0.18, **bars,
+                              label="predicted, 90 % interval"))  # fmt: skip
+        handles.append(ax.bar(own["x"], own["q75"] - own["q25"], bottom=own["q25"], alpha=0.32, **bars,
+                              label="predicted, 50 % interval"))  # fmt: skip
+        handles += ax.step(own["x"], own["mean"], where="mid", color=color, lw=1.8, label="predicted mean")
+        for name, shade, marker, chosen in kinds:
+            row = own[chosen.loc[own.index]]
+            handles += ax.plot(row["x"], row["success"], marker, color=shade, ms=4.5, mec="white", mew=0.5,
+                               label=f"trials: {name}")  # fmt: skip
+        ax.set(title=f"{at} token of the agent", ylabel="return (share of successes)", xlim=(0.2, len(own) + 0.8))
+        ax.grid(axis="x", visible=False)
+    axes[-1, 0].set_xlabel("held-out tasks, in the order of their predicted mean (in each row its own)")
+    legend_above(figure, handles, columns=3)
+    text = (
+        "Each column is a task, predicted by the quantile critic of the fold that holds it out (quantiles averaged "
+        "over its trials and seeds). A critic that knows tasks apart has its dots rise from left to right. Steps of "
+        "the mean that many tasks share are folds: each knows only how its training tasks went."
+    )
+    return caption(figure, f"{text} {note}")

@@ -2,7 +2,8 @@
 
 Real text and real outcomes, several for each problem: critics are pretrained on them without any pretrained weights.
 `data` reads the files, `download` brings them, `runs` says what is trained, `study` scores it, `report` puts it into
-tables and sentences. `python -m dvpo_lib.real --help` is the command line.
+tables and sentences. `trajectories` and `trajectory_study` do the same for an agent's
+conversations. `python -m dvpo_lib.real --help` is the command line.
 """
 
 from .data import RealSettings

@@ -20,6 +20,19 @@ HOW = "`make real-data` downloads the files into data/real"
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
+class TrajectorySettings:
+    """Critics on an agent's logged conversations (notebook 02); what is not said here is as for the solutions."""
+
+    folds: Annotated[int, Field(ge=2)] = 5  # every task is held out in one of them
+    seeds: Annotated[int, Field(ge=1)] = 2  # critics of each kind in a fold
+    hidden_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # width of the backbone: there is little text
+    num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # its depth
+    max_tokens: Annotated[int, Field(ge=8)] = 1536  # of a conversation after its first message: the last ones are kept
+    critic_passes: Annotated[int, Field(ge=1)] = 1  # over the conversations of the training tasks
+    batch_size: Annotated[int, Field(ge=1)] = 8  # conversations a step
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
 class RealSettings:
     """Critics on real language-model solutions (notebook 02); without `dir` nothing is read and nothing trained."""
 
@@ -36,6 +49,7 @@ class RealSettings:
     noise_rates: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.0, 0.2, 0.4)
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3  # share of the problems (by hash) that critics are scored on
     seeds: Annotated[int, Field(ge=1)] = 1  # critics of each kind and noise rate
+    trajectories: TrajectorySettings = TrajectorySettings()  # where the folder holds an agent's conversations as well
 
     def missing(self, root: Path) -> dict[str, str]:
         """{setting: problem} where files are missing; a relative `dir` counts from `root`."""
@@ -82,6 +96,30 @@ def read_records(path: str | Path, name: str, check: Callable[[Any], str | None]
             records.append(record)
     if not records:
         raise ValueError(f"{name}: the file is empty")
+    return records
+
+
+def read_list(path: str | Path, name: str, check: Callable[[Any], str | None]) -> list[dict]:
+    """The records of a file that is one JSON list.
+
+    Raises:
+        ValueError: as `read_records`; the message names file and record (from 1).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{name}: no such file; {HOW}")
+    try:
+        records = json.loads(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{name}: a list of records is expected")
+    for number, record in enumerate(records, start=1):
+        problem = check(record)
+        if problem:
+            raise ValueError(f"{name}: record {number}: {problem}")
     return records
 
 

@@ -1,4 +1,7 @@
-"""Brings the real data from its public source (openai/grade-school-math, MIT licence) and checks it byte by byte."""
+"""Brings the real data from its public sources and checks it byte by byte.
+
+openai/grade-school-math and sierra-research/tau-bench, both under the MIT licence.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,11 @@ SHA256 = {  # of the files as published
     "gsm8k/train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
     "gsm8k/test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
     "gsm8k/example_model_solutions.jsonl": "4bc62db838f8418365d51c627bd66294cbdca9fb7f01519cb13f0dce8c51580b",
+}
+CONVERSATIONS = ("https://raw.githubusercontent.com/sierra-research/tau-bench/"
+                 "7362a1708d720a4d697d042f21fd8637ea144c3b/historical_trajectories")  # fmt: skip
+CONVERSATIONS_SHA256 = {
+    "taubench/gpt-4o-airline.json": "e9e6c0297660c537f83d4fd9c476ce7a9a86ecd2784874b7bfc13be598e37bfa",
 }
 TIMEOUT = 30  # seconds without an answer
 

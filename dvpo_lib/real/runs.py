@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,19 +37,8 @@ class RealBaseSpec:
     def execute(self, folder: Path, scratch: Path) -> None:
         train, test = read_worked(self.train, TRAIN), read_worked(self.test, TEST)
         tokenizer = byte_level_tokenizer(train["prompt"] + train["completion"], self.vocabulary)
-        tokens = packed(train, tokenizer)
-        steps = max(1, round(self.passes * len(tokens) / self.policy.batch_size))
-        cfg = dataclasses.replace(self.policy, steps=steps)
-        policy = build_policy(tokenizer, cfg, self.seed)
-        losses = fit_language_model(policy, tokens, cfg, self.seed, progress="language model")
-        policy.save_pretrained(folder / "base")
-        tokenizer.save_pretrained(folder / "base")
-        summary = {"vocabulary": len(tokenizer), "parameters": sum(p.numel() for p in policy.parameters()),
-                   "steps": steps, "tokens": int(tokens.mask.sum()), "train_loss": np.mean(losses[-steps // 10 :]),
-                   "test_loss": mean_loss(policy, packed(test, tokenizer))}  # fmt: skip
-        pd.DataFrame([summary]).to_csv(folder / "language_model.csv", index=False, float_format="%.6g")
-        table = pd.DataFrame({"step": range(1, steps + 1), "loss": losses})
-        table.to_csv(folder / "losses.csv", index=False, float_format="%.6g")
+        store_backbone(folder, tokenizer, packed(train, tokenizer), packed(test, tokenizer), self.policy, self.passes,
+                       self.seed, progress="language model")
 
 
 @dataclass(frozen=True)
@@ -74,15 +63,46 @@ class RealCriticSpec:
         table, _ = cut(read_solutions(self.solutions, SOLUTIONS), tokenizer, self.max_tokens)
         training, held = split(table, self.held_out)
         training["reward"] = flipped(training["correct"], self.rate, self.seed)
-        critic = build_critic(policy, self.critic, self.seed)
-        history = fit_critic(critic, training.to_dict("records"), tokenizer, self.critic, self.seed)
-        values = predict_values(critic, held.to_dict("records"), tokenizer, batch_size=64)
-        places = np.stack([v[[0, round(0.5 * (len(v) - 1)), -1]] for v in values])
-        save_file({"quantiles": torch.tensor(places, dtype=torch.float32)}, folder / "held_out.safetensors")
-        save_file(critic.state_dict(), folder / "critic.safetensors")
+        store_critic(folder, policy, tokenizer, training, held, self.critic, self.seed)
         labels = training[["problem", "generator", "correct", "reward"]].rename(columns={"reward": "received"})
         labels.to_csv(folder / "labels.csv", index=False)
-        pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.8g")
+
+
+def store_backbone(folder: Path, tokenizer, train: Tokens, test: Tokens, policy: PolicySettings, passes: float,
+                   seed: int, progress: str | None = None) -> None:
+    """Trains a language model on `stream_rows` and writes base/, losses.csv and language_model.csv.
+
+    Args:
+        test: text whose loss is measured; nothing is learned from it.
+    """
+    steps = max(1, round(passes * len(train) / policy.batch_size))
+    cfg = dataclasses.replace(policy, steps=steps)
+    model = build_policy(tokenizer, cfg, seed)
+    losses = fit_language_model(model, train, cfg, seed, progress=progress)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    summary = {"vocabulary": len(tokenizer), "parameters": sum(p.numel() for p in model.parameters()), "steps": steps,
+               "tokens": int(train.mask.sum()), "train_loss": np.mean(losses[-steps // 10 :]),
+               "test_loss": mean_loss(model, test)}  # fmt: skip
+    pd.DataFrame([summary]).to_csv(folder / "language_model.csv", index=False, float_format="%.6g")
+    table = pd.DataFrame({"step": range(1, steps + 1), "loss": losses})
+    table.to_csv(folder / "losses.csv", index=False, float_format="%.6g")
+
+
+def store_critic(folder: Path, policy, tokenizer, training: pd.DataFrame, held: pd.DataFrame, cfg: CriticSettings,
+                 seed: int, batch_size: int = 64) -> None:
+    """Fits a critic to `training` (with its `reward`) and writes critic.safetensors, history.csv, held_out.safetensors.
+
+    Args:
+        batch_size: held-out texts read at a time.
+    """
+    critic = build_critic(policy, cfg, seed)
+    history = fit_critic(critic, training.to_dict("records"), tokenizer, cfg, seed)
+    values = predict_values(critic, held.to_dict("records"), tokenizer, batch_size=batch_size)
+    places = np.stack([v[[0, round(0.5 * (len(v) - 1)), -1]] for v in values])
+    save_file({"quantiles": torch.tensor(places, dtype=torch.float32)}, folder / "held_out.safetensors")
+    save_file(critic.state_dict(), folder / "critic.safetensors")
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.8g")
 
 
 def byte_level_tokenizer(texts: Iterable[str], vocabulary: int):
@@ -118,12 +138,17 @@ def cut(table: pd.DataFrame, tokenizer, max_tokens: int) -> tuple[pd.DataFrame, 
 
 
 def packed(table: pd.DataFrame, tokenizer, length: int = 256) -> Tokens:
-    """Prompts and completions in one stream, cut into rows of `length` + 1 tokens: nothing is padded.
-
-    The first token of a row stands for a prompt, all others are learned; the end-of-sequence token divides texts.
-    """
+    """`stream_rows` of prompts and completions; the end-of-sequence token divides texts."""
     texts = (table["prompt"] + table["completion"] + tokenizer.eos_token).tolist()
-    stream = torch.tensor(list(itertools.chain(*tokenizer(texts, add_special_tokens=False).input_ids)))
+    return stream_rows(tokenizer(texts, add_special_tokens=False).input_ids, length)
+
+
+def stream_rows(texts: Iterable[Sequence[int]], length: int = 256) -> Tokens:
+    """Token ids of all texts in one stream, cut into rows of `length` + 1 tokens: nothing is padded.
+
+    The first token of a row stands for a prompt, all others are learned.
+    """
+    stream = torch.tensor(list(itertools.chain(*texts)))
     width = min(length + 1, len(stream))
     ids = stream[: len(stream) // width * width].view(-1, width)
     return Tokens(ids, torch.ones_like(ids), torch.ones(len(ids), width - 1, dtype=torch.bool))

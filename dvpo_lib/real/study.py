@@ -111,16 +111,21 @@ def baseline_predictions(name: str, labels: pd.DataFrame, held: pd.DataFrame) ->
     return [rows[g] for g in held["generator"]]
 
 
-def score_function(metric: str, frame: pd.DataFrame, held: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+def score_function(metric: str, frame: pd.DataFrame, held: pd.DataFrame,
+                   within: str = "generator") -> Callable[[np.ndarray], np.ndarray]:
     """f(weights (R, n)) -> (R,): a metric of one critic's predictions; brier and crps: smaller is better.
 
-    `auc_within` is the mean over generators of the AUC inside the solutions of one: nothing is won by recognising them.
+    `auc_within` is the mean over groups (generators, by default) of the AUC inside one: nothing is won by recognising
+    them.
+
+    Args:
+        frame: of `inspection.score_predictions`. held: correct and the column `within`, row by row the same records.
     """
     mean, outcome = frame["mean"].to_numpy(), held["correct"].to_numpy()
     if metric == "auc":
         return lambda w: weighted_auc(mean, outcome, w)
     if metric == "auc_within":
-        groups = list(held.groupby("generator", sort=False).indices.values())
+        groups = list(held.groupby(within, sort=False).indices.values())
         return lambda w: np.mean([weighted_auc(mean[i], outcome[i], w[:, i]) for i in groups], axis=0)
     if metric == "brier":
         value = (mean - outcome) ** 2
@@ -133,17 +138,21 @@ def score_function(metric: str, frame: pd.DataFrame, held: pd.DataFrame) -> Call
     return lambda w: (w @ value) / w.sum(1)
 
 
-def _estimate(metric: str, frames: Sequence[pd.DataFrame], held: pd.DataFrame, resamples: int,
-              minus: Sequence[pd.DataFrame] = ()) -> Estimate:
-    """The metric's mean over seeds (minus that of other predictions of the same solutions) over resampled problems."""
-    plus = [score_function(metric, frame, held) for frame in frames]
-    less = [score_function(metric, frame, held) for frame in minus]
+def estimate(metric: str, frames: Sequence[pd.DataFrame], held: pd.DataFrame, resamples: int,
+             minus: Sequence[pd.DataFrame] = (), unit: str = "problem", within: str = "generator") -> Estimate:
+    """The metric's mean over seeds (minus that of other predictions of the same records) over resampled units.
+
+    Args:
+        frames, minus: a frame of `inspection.score_predictions` a seed. unit, within: columns of `held`.
+    """
+    plus = [score_function(metric, frame, held, within) for frame in frames]
+    less = [score_function(metric, frame, held, within) for frame in minus]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         value = np.mean([f(weights) for f in plus], axis=0)
         return value - np.mean([f(weights) for f in less], axis=0) if less else value
 
-    return cluster_bootstrap(statistic, held["problem"], resamples=resamples)
+    return cluster_bootstrap(statistic, held[unit], resamples=resamples)
 
 
 def score_table(predictions: Mapping[tuple, list[pd.DataFrame]], held: pd.DataFrame, resamples: int) -> pd.DataFrame:
@@ -152,7 +161,7 @@ def score_table(predictions: Mapping[tuple, list[pd.DataFrame]], held: pd.DataFr
     for (name, rate, at), frames in predictions.items():
         for metric in METRICS:
             if not metric.startswith("cover") or frames[0]["pit"].notna().all():
-                rows.append((name, rate, at, metric, *_estimate(metric, frames, held, resamples)))
+                rows.append((name, rate, at, metric, *estimate(metric, frames, held, resamples)))
     return pd.DataFrame(rows, columns=["critic", "noise", "at", "metric", "value", "low", "high", "n"])
 
 
@@ -169,7 +178,7 @@ def difference_table(predictions: Mapping[tuple, list[pd.DataFrame]], held: pd.D
         if at == "last":
             pairs[f"{name}: last - first", rate, at] = (name, rate, at), (name, rate, "first")
     rows = [
-        (*key, metric, *_estimate(metric, predictions[plus], held, resamples, minus=predictions[less]))
+        (*key, metric, *estimate(metric, predictions[plus], held, resamples, minus=predictions[less]))
         for key, (plus, less) in pairs.items() for metric in ("auc", "auc_within", "brier")
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["contrast", "noise", "at", "metric", "value", "low", "high", "n"])
