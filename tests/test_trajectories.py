@@ -35,7 +35,7 @@ def conversations(tasks: int = 10, trials: int = 4) -> list[dict]:
                 {"role": "user", "content": f"Please book the trip zq{task}x"},
                 {"role": "assistant", "content": f"Which day, zq{task}x?"},
                 {"role": "user", "content": f"On day {trial}"},
-                {"role": "assistant", "content": None},
+                {"role": "assistant", "content": None, "tool_calls": [{"name": "seats", "arguments": f"zq{task}x"}]},
                 {"role": "tool", "content": '{"seats": 3}'},
                 {"role": "assistant", "content": "It is booked." if good else "That is not possible."},
                 {"role": "user", "content": "Bye ###STOP###"},
@@ -55,13 +55,16 @@ def write(folder: Path, records: list[dict], name: str = LINES) -> Path:
 
 def test_messages_become_turns_that_alternate():
     traj = [{"role": "system", "content": "rules"}, {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": ""},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "find", "arguments": "b" * 400},
+                                                                  {"function": {"name": "look", "arguments": "{}"}}]},
+            {"role": "tool", "content": ""},
             {"role": "tool", "content": "t" * 700}, {"role": "user", "content": "And?"},
             {"role": "assistant", "content": "One."}, {"role": "assistant", "content": "a" * 700},
             {"role": "user", "content": "Bye"}]  # fmt: skip
     prompt, turns = trajectories.turns_of(traj)
     assert prompt == "Hello\n"
-    assert turns == ["", f"tool: \ntool: {'t' * 100}\nuser: And?", f"One.\n{'a' * 600}"]
+    assert turns == [f"call find {'b' * 300}\ncall look {{}}", f"tool: \ntool: {'t' * 100}\nuser: And?",
+                     f"One.\n{'a' * 600}"]  # fmt: skip
 
 
 def test_both_formats_say_the_same_and_the_published_one_comes_first(tmp_path):
@@ -98,6 +101,8 @@ USER, AGENT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content"
     (spoilt(traj=[USER, {"role": [], "content": ""}]), "traj, message 2: `role` should be user, assistant or tool"),
     (spoilt(traj=[USER, {"role": "system", "content": ""}]), "traj, message 2: `role` should be user"),
     (spoilt(traj=[USER, AGENT | {"content": 3}]), "traj, message 2: `content` should be a text or null, not 3"),
+    (spoilt(traj=[USER, AGENT | {"tool_calls": [{"name": "find"}]}]), "traj, message 2: `tool_calls` should be"),
+    (spoilt(traj=[USER, AGENT | {"tool_calls": 3}]), "traj, message 2: `tool_calls` should be records with `name` and"),
     (spoilt(traj=[AGENT, USER]), "`traj` should begin with a user's message that is not empty"),
     (spoilt(traj=[USER | {"content": None}, AGENT]), "`traj` should begin with a user's message that is not empty"),
     (spoilt(traj=[USER, USER]), "`traj` holds no message of the assistant"),
@@ -140,7 +145,7 @@ def valued(traj: list[dict], tokenizer, limit: int | None = None) -> str:
 
 def test_exactly_the_agents_tokens_are_valued_whatever_the_others_say(tokenizer):
     traj = conversations(1)[0]["traj"]
-    own = f"{traj[1]['content']}<eos><eos>{traj[5]['content']}<eos>"
+    own = f"{traj[1]['content']}<eos>call seats zq0x<eos>{traj[5]['content']}<eos>"
     assert valued(traj, tokenizer) == own
     for text in ("", None, "no", "a much longer text\nuser: of two lines", "<eos>", "x<eos><eos>y"):
         others = [m if m["role"] == "assistant" else m | {"content": text} for m in traj]

@@ -28,8 +28,8 @@ class TrajectorySettings:
     hidden_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # width of the backbone: there is little text
     num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # its depth
     max_tokens: Annotated[int, Field(ge=8)] = 1536  # of a conversation after its first message: the last ones are kept
-    critic_passes: Annotated[int, Field(ge=1)] = 1  # over the conversations of the training tasks
-    batch_size: Annotated[int, Field(ge=1)] = 8  # conversations a step
+    critic_passes: Annotated[int, Field(ge=1)] = 2  # over the conversations of the training tasks
+    batch_size: Annotated[int, Field(ge=1)] = 4  # conversations a step
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))

@@ -26,6 +26,7 @@ TRAJECTORIES = (  # names inside `real.dir`
     "taubench/airline_gpt4o_trajectories.jsonl",  # a record a line, messages cut at 600 characters
 )
 LONGEST = {"user": 600, "assistant": 600, "tool": 100}  # characters of a message that are read: tools answer at length
+LONGEST_CALL = 300  # characters of what an agent passes to a tool
 
 
 def find(folder: str | Path | None) -> Path | None:
@@ -49,6 +50,10 @@ def _messages(traj: Any) -> str | None:
             return f"traj, message {number}: `role` should be user, assistant or tool, not {role!r}"
         if not isinstance(message.get("content"), str | None):
             return f"traj, message {number}: `content` should be a text or null, not {message['content']!r}"
+        try:
+            calls_of(message)
+        except (TypeError, KeyError, AttributeError):
+            return f"traj, message {number}: `tool_calls` should be records with `name` and `arguments`"
     said = [m for m in traj if m["role"] != "system"]
     if not said or said[0]["role"] != "user" or not (said[0].get("content") or "").strip():
         return "`traj` should begin with a user's message that is not empty"
@@ -70,13 +75,25 @@ def _logged(record: Any) -> str | None:
     return _messages(record["traj"])
 
 
+def calls_of(message: Mapping) -> list[str]:
+    """The calls of tools in a message, each as a line of text; published files have them one level deeper."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or []]
+    return [f"call {call['name']} {call['arguments'][:LONGEST_CALL]}" for call in calls]
+
+
+def _text(message: Mapping) -> str:
+    """What is read of a message: its text and the calls of tools, a line each."""
+    said = (message.get("content") or "")[: LONGEST[message["role"]]]
+    return "\n".join([said] * bool(said) + calls_of(message))
+
+
 def turns_of(traj: Sequence[Mapping]) -> tuple[str, list[str]]:
     """(prompt, turns): what a user says first, then texts that alternate between policy and environment, policy first.
 
     Consecutive messages of one side are joined by a newline. What is said after the agent's last word is left out: no
-    token of the agent's comes after it. A message without text (a tool call) leaves an empty turn.
+    token of the agent's comes after it. What the agent asks of tools is a part of what it says.
     """
-    said = [(m["role"], (m.get("content") or "")[: LONGEST[m["role"]]]) for m in traj if m["role"] != "system"]
+    said = [(m["role"], _text(m)) for m in traj if m["role"] != "system"]
     sides = [(own, [text if own else (role, text) for role, text in group])
              for own, group in itertools.groupby(said, lambda m: m[0] == "assistant")]  # fmt: skip
     (_, first), *rest = sides if sides[-1][0] else sides[:-1]
