@@ -118,7 +118,8 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
     """
     if len(table) == 0:
         raise ValueError("the table is empty")
-    rows = table[:] if hasattr(table, "column_names") else {k: [r.get(k) for r in table] for k in table[0]}
+    rows = table[:] if hasattr(table, "column_names") else {k: [_read(r, k, i) for i, r in enumerate(table)]
+                                                            for k in table[0]}  # fmt: skip
     for column in ("prompt", "completion", "reward"):
         if column not in rows:
             raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
@@ -136,6 +137,13 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
     if len(given) < len(rewards):
         tokens, rewards = tokens.rows(torch.tensor(given)), [rewards[i] for i in given]
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
+
+
+def _read(record: Mapping, column: str, place: int):
+    """A record's value in a column that the first record has."""
+    if column not in record:
+        raise ValueError(f"record {place} has no column {column!r}; it has {sorted(record)}")
+    return record[column]
 
 
 def completions_of(rows: Mapping[str, list]) -> list[str | list[int]]:

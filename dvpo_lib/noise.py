@@ -44,6 +44,8 @@ class NoiseSettings:
     def _drift_fits(self):
         if self.drift is not None and not 0 <= self.drift[0] <= self.drift[1]:
             raise ValueError(f"drift: steps (first, last) with 0 <= first <= last are expected, not {self.drift}")
+        if self.hard and self.kind != "reward_model":
+            raise ValueError(f"hard: only a reward model has verdicts, not {self.kind}")
         return self
 
     @property

@@ -22,6 +22,8 @@ def call(func: Callable, prompts: list[str], completions: list[str], columns: di
          state: Any = None) -> np.ndarray:
     """(B,) what one reward function returns; NaN marks a missing reward (None).
 
+    Where it raises, it is called again, record by record, to find the one that it cannot judge.
+
     Args:
         columns: the other columns of the prompts' records. state: what reaches the function as `trainer_state`.
 
@@ -35,13 +37,17 @@ def call(func: Callable, prompts: list[str], completions: list[str], columns: di
         return f"record {i} at step {step} (prompt {prompts[i][:80]!r})"
 
     try:
-        rewards = list(func(prompts=prompts, completions=completions, trainer_state=state, **columns))
+        returned = func(prompts=prompts, completions=completions, trainer_state=state, **columns)
     except RewardError:  # of a function inside a wrapper: it says all that is to be said
         raise
     except Exception as error:
         culprit = _culprit(func, prompts, completions, columns, state, type(error))
-        where = f"at step {step}" if culprit is None else f"on {record(culprit)}"
-        raise RewardError(f"reward function {name} raised {where}: {error!r}") from error
+        alone = "" if culprit is None else f"; so it does on {record(culprit)} alone"
+        raise RewardError(f"reward function {name} raised at step {step}: {error!r}{alone}") from error
+    try:
+        rewards = list(returned)
+    except TypeError:
+        raise RewardError(f"reward function {name} returned {returned!r} at step {step}, no list of rewards") from None
     if len(rewards) != len(prompts):
         raise RewardError(f"reward function {name} returned {len(rewards)} rewards for {len(prompts)} completions "
                           f"at step {step}")

@@ -159,8 +159,8 @@ class DVPOTrainer:
             logs |= self.update(kept, advantages.detach(), targets, x.values, reference_logprobs, x.missing)
             if self.method.offline:
                 self.follow()
-            if self.actor is self.policy:
-                self.scheduler.step()
+        if self.actor is self.policy:
+            self.scheduler.step()  # by iterations, those without any reward included
         logs["missing"] = without.float().mean().item()
         self.state.global_step += 1
         self.state.log_history.append(logs)

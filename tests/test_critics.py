@@ -165,6 +165,13 @@ def test_bad_records_are_named(tokenizer, change, message):
         encode_table(rows, tokenizer)
 
 
+def test_a_record_that_lacks_a_column_is_named(tokenizer):
+    rows = logs(4)
+    rows[2]["rewrad"] = rows[2].pop("reward")
+    with pytest.raises(ValueError, match="record 2 has no column 'reward'; it has"):
+        encode_table(rows, tokenizer)
+
+
 def test_records_without_a_reward_are_left_out(tokenizer):
     rows = logs(5)
     kept = encode_table([rows[i] for i in (0, 2, 3)], tokenizer)

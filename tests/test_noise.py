@@ -198,7 +198,8 @@ def test_the_length_biass_correlation_is_reported():
 
 @pytest.mark.parametrize(("settings", "message"), [
     (dict(rate=1.5), "rate"), (dict(scale=float("inf")), "scale"), (dict(drift=(5, 2)), "drift: steps"),
-    (dict(drift=(-1, 2)), "drift: steps"), (dict(then=(dict(kind="flop"),)), "then")])
+    (dict(drift=(-1, 2)), "drift: steps"), (dict(then=(dict(kind="flop"),)), "then"),
+    (dict(hard=True), "hard: only a reward model")])
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         NoiseSettings(kind="flip", **settings)

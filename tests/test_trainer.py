@@ -293,7 +293,7 @@ def test_columns_reach_the_reward_function(tokenizer):
     (lambda prompts, **c: [1.0] * 31 + [float("nan")], "returned nan for record 31 at step 0"),
     (lambda prompts, **c: ["1"] * 32, "returned '1' for record 0"),
     (lambda prompts, **c: [1.0] * 31 + [float("inf")], "returned inf for record 31 at step 0"),
-    (lambda prompts, **c: 1 / 0, r"raised on record 0 at step 0 \(prompt 'math . \?'\): ZeroDivisionError"),
+    (lambda prompts, **c: 1 / 0, r"raised at step 0: ZeroDivisionError.* on record 0 .*prompt .math . \?.\) alone"),
 ])
 def test_bad_rewards_are_named(tokenizer, rewards, message):
     t = trainer(tokenizer, rewards=rewards)
