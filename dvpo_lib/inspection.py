@@ -1,4 +1,4 @@
-"""What critics and methods say of single responses: predictions scored, advantages by token, wrong steps found."""
+"""What noise makes of rewards, and what critics and methods say of single responses."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def received_rewards(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings],
 
 
 def confusion_table(rewards: pd.DataFrame) -> pd.DataFrame:
-    """`noise.confusion` of every noise source in a table of `received_rewards`, a row each."""
-    return pd.DataFrame([{"noise": name, **confusion(own["true"], own["received"], own["words"])}
-                         for name, own in rewards.groupby("noise", sort=False)])
+    """`noise.confusion` of every noise source in tables of `received_rewards`: a row for each family and source."""
+    return pd.DataFrame([{"family": family, "noise": name, **confusion(own["true"], own["received"], own["words"])}
+                         for (family, name), own in rewards.groupby(["family", "noise"], sort=False)])
 
 
 def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
@@ -242,17 +242,17 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
 
 
 def wrong_and_right(responses: pd.DataFrame, world: World) -> tuple[pd.Series, pd.Series]:
-    """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward.
+    """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward
+    where some reward is uncorrupted.
 
     Args:
         responses: of `received_rewards`.
 
     Returns:
-        Two rows with further entries `index` (the row's place in `responses`) and `wrong_word`: where the first wrong
-        word stands, -1 in the right response.
+        Two rows with a further entry `wrong_word`: where the first wrong word stands, -1 in the right response.
     """
-    clean = responses.assign(index=range(len(responses)))
-    clean = clean[clean["true"] == clean["received"]].reset_index(drop=True)
+    clean = responses[responses["true"] == responses["received"]]
+    clean = (clean if len(clean) else responses).reset_index(drop=True)
     found = [world.first_wrong_word(r, r["completion"]) for r in clean.to_dict("records")]
     clean["wrong_word"] = [-1 if f is None else f for f in found]
     wrong = clean[(clean["true"] < 1) & (clean["wrong_word"] >= 0)]

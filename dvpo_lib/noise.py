@@ -103,7 +103,7 @@ def missing(rewards, prompts, completions, cfg, rng):
 
 
 def length_bias(rewards, prompts, completions, cfg, rng):
-    """r + scale * (words - mean) / deviation, over the responses that are scored together; r where all are as long."""
+    """r + scale * (words - mean) / deviation, over the responses scored together; all words count, the user's too."""
     words = np.array([len(c.split()) for c in completions], dtype=float)
     return rewards + cfg.scale * (words - words.mean()) / (words.std() or 1.0)
 

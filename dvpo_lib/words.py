@@ -100,12 +100,15 @@ def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
     """How far each source is from the truth, as measured.
 
     Args:
-        confusion: of `inspection.confusion_table`. rewards: noise, true, received.
+        confusion: of `inspection.confusion_table`, of one family. rewards: noise, true, received.
     """
     spread = rewards.groupby("noise")["received"].std()
     lines = []
     for row in confusion.itertuples():
         if row.corrupted == 0:
+            continue
+        if row.missing == 1:
+            lines.append(f"- **{label(row.noise)}**: no response gets a reward.")
             continue
         lines.append(
             f"- **{label(row.noise)}**: {percent(row.corrupted, 1)} of the rewards are not the true ones; read as a "
@@ -147,13 +150,12 @@ def reward_model_findings(predictions: pd.DataFrame, search: pd.DataFrame, targe
     """
     called = predictions["probability"] >= 0.5
     accuracy = float((called == (predictions["right"] >= 0.5)).mean())
-    margin = 1.96 * (accuracy * (1 - accuracy) / len(predictions)) ** 0.5
     off = abs(accuracy - target)
     best = search["accuracy"].max()
     gap = float((predictions["probability"] - predictions["right"]).mean())
     return (
         f"Asked for: {percent(target, 1)}. Measured on {len(predictions)} answers used neither for training nor for "
-        f"the search: **{percent(accuracy, 1)}** (± {100 * margin:.1f}), {100 * off:.1f} points off"
+        f"the search: **{percent(accuracy, 1)}**, {100 * off:.1f} points off"
         f"{'' if off <= 0.015 else ', **more than the 1.5 points that are allowed**'}. On its way it reached "
         f"{percent(best, 1)}. It calls {percent(called.mean())} of the answers right, where "
         f"{percent(predictions['right'].mean())} are; its probabilities are on average {100 * abs(gap):.1f} points too "

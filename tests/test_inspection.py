@@ -91,7 +91,7 @@ def test_an_atom_that_is_nearly_met_counts_as_met():
 
 def test_received_rewards_keep_the_truth_beside_every_noise():
     samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1",
-                            "reward": [1.0, 0.0] * 200})  # fmt: skip
+                            "reward": [1.0, 0.0] * 200, "family": ["math"] * 200 + ["science"] * 200})  # fmt: skip
     noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}
     table = inspection.received_rewards(samples, noises, 0)
     by = {n: f.reset_index(drop=True) for n, f in table.groupby("noise")}
@@ -99,7 +99,9 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
     assert 0.4 < (by["flip"]["true"] != by["flip"]["received"]).mean() < 0.6
     assert by["flip"]["true"].tolist() == by["none"]["true"].tolist()
     assert set(table["words"]) == {2}
-    errors = inspection.confusion_table(table).set_index("noise")
+    errors = inspection.confusion_table(table)
+    assert set(errors["family"]) == {"math", "science"} and len(errors) == 4
+    errors = errors[errors["family"] == "math"].set_index("noise")
     assert errors.loc["none", "corrupted"] == 0 and errors.loc["flip", "false_positives"] == pytest.approx(0.5, abs=0.1)
 
 
@@ -121,6 +123,9 @@ def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
     shown = inspection.examples(samples, {"none": NoiseSettings()}, 0)
     assert shown["prompt"].tolist() == ["q", "q"] and shown["none"].tolist() == [1, 0]
     vote = {"none": NoiseSettings(), "majority_vote": NoiseSettings("majority_vote")}
+    said = pd.DataFrame({"prompt": list("ppqq"), "completion": "c", "answer": "1", "reward": [1.0, 0.6, 1.0, 0.0]})
+    struck = inspection.examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
+    assert struck["prompt"].tolist() == ["q", "q"] and struck["lenient"].tolist() == [1.0, 1.0]
     beside = inspection.examples_beside({"math": inspection.examples(samples, vote, 0)}).set_index("")
     assert beside.loc["no noise"].to_dict() == {"math, best": "1.00", "math, worst": "0.00"}
     assert beside.loc["completion", "math, worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
@@ -132,7 +137,9 @@ def test_wrong_and_right_marks_the_wrong_word():
                               "received": [1.0, 0.0, 5.0]})  # fmt: skip
     responses["completion_ids"] = [tasks.build_tokenizer(CFG)(text).input_ids for text in said]  # cut: without an end
     wrong, right = inspection.wrong_and_right(responses, FAMILIES["math"])
-    assert (wrong["wrong_word"], wrong["index"]) == (4, 1) and (right["wrong_word"], right["index"]) == (-1, 0)
+    assert (wrong["wrong_word"], wrong.name) == (4, 1) and (right["wrong_word"], right.name) == (-1, 0)
+    wrong, right = inspection.wrong_and_right(responses.assign(received=0.3), FAMILIES["math"])  # none is uncorrupted
+    assert wrong["wrong_word"] == 4 and right["wrong_word"] == -1
     tokenizer = tasks.build_tokenizer(CFG)
     settings = inspection.along(wrong, tokenizer)
     assert settings["tokens"] == said[1].split() and settings["marks"] == [3.5] and "(wrong)" in settings["title"]

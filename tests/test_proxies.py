@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
-from dvpo_lib import inspection, runs, tasks, words
+from dvpo_lib import inspection, reward_models, runs, tasks, words
+from dvpo_lib.config import load_params
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.methods import DVPOConfig
 from dvpo_lib.models import PolicySettings, build_policy, encode
@@ -259,3 +261,37 @@ def test_a_family_without_single_answers_cannot_be_voted_on(world):
     assert set(inspection.received_rewards(samples, noises, 0)["noise"]) == {"none"}
     assert inspection.examples(samples, noises, 0)["vote"].isna().all()
     assert tasks.FAMILIES["dialogue"].answer_of is None
+
+
+def test_runs_are_told_where_their_proxies_lie():
+    params = load_params(ROOT / "params.yaml")
+    args = dict(critic=None, critic_file=None)
+    for noise, folder in (("spikes", None), ("majority_vote", "data/noise/science")):
+        assert runs.train_spec(params, "grpo", "grpo", noise, "science", 0, **args).proxies == folder
+        assert runs.critic_spec(params, params.critics["quantile"], noise, "science", 0).proxies == folder
+
+
+def test_critics_are_pretrained_before_any_drift(world):
+    """Pretraining is step 0: a rate that rises in training has not risen yet."""
+    late = NoiseSettings("flip", rate=1.0, drift=(10, 30))
+    cfg = CriticSettings(heads=2, quantiles=8, pretrain_rollouts=40, pretrain_epochs=1)
+    spec = runs.CriticSpec(cfg, late, "dialogue", 0, 1.0, **world.paths)
+    table = runs.pretraining_rollouts(spec, world.policy, world.tokenizer)
+    assert len(table) == 40 and (table["reward"] == table["reward_true"]).all()
+
+
+def test_a_share_of_the_models_labels_is_turned_over(world, tmp_path, monkeypatch):
+    """And its answers are to problems as long as those that are trained on."""
+    seen = {}
+
+    def look(model, tokens, labels, held, truth, cfg, seed):
+        seen[cfg.label_noise] = labels
+        return [{"step": 0, "accuracy": 0.5}]
+
+    monkeypatch.setattr(reward_models, "search_accuracy", look)
+    for noise in (0.0, 0.25):
+        cfg = RewardModelSettings(examples=200, held_out=4, label_noise=noise)
+        RewardModelSpec(cfg, "math", 0, **world.paths).execute(tmp_path, tmp_path)
+    assert 0.15 < (seen[0.0] != seen[0.25]).float().mean() < 0.35
+    parts = RewardModelSpec(cfg, "math", 0, **world.paths).examples(world.policy, world.tokenizer)
+    assert set(parts["training"]["steps"]) == {2, 3}

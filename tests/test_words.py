@@ -126,6 +126,8 @@ def test_noise_findings_give_rates_among_right_and_wrong():
     assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
     assert "no reward" not in text and "length" not in text
     text = words.noise_findings(pd.DataFrame([{**row, "missing": 0.3, "length_error": -0.5}]), rewards)
+    nothing = words.noise_findings(pd.DataFrame([{**row, "missing": 1.0, "accuracy": float("nan")}]), rewards)
+    assert nothing.endswith("no response gets a reward.")
     assert "30.0 % of all responses get no reward" in text and "(correlation -0.50)" in text
 
 

@@ -93,7 +93,7 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
 
     Args:
         table: columns noise, tp, fn, fp, tn, missing (shares, sum 1), corrupted, accuracy, length_error (of
-            `inspection.confusion_table`).
+            `inspection.confusion_table`, of one family).
     """
     parts = [("tp", RIGHT, "right, rewarded"), ("fn", "#AFC6E0", "right, not rewarded"),
              ("fp", "#F7BFC6", "wrong, rewarded"), ("tn", WRONG, "wrong, not rewarded"),
@@ -127,8 +127,8 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
     """Distribution of the received reward for truly right and truly wrong responses, a panel per noise source.
 
     Args:
-        rewards: columns noise, true (0/1), received.
-        limit: the x axis runs from -limit to 1 + limit; default: the 1 % and 99 % quantiles of all.
+        rewards: columns noise, true (0 to 1; right from 0.5 on), received.
+        limit: the x axis runs from -limit to 1 + limit; default: by the panel's 0.2 % and 99.8 % quantiles.
     """
     noises = list(dict.fromkeys(rewards["noise"]))
     rows = -(-len(noises) // 5)
@@ -178,6 +178,16 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     return caption(figure, f"{text} {note}")
 
 
+def _last_bracket(search: pd.DataFrame) -> pd.DataFrame:
+    """Of the looks of `reward_models.search_accuracy`, those by bisection and the two between which it was done."""
+    last = int(np.argmax(search["step"].to_numpy()))
+    coarse, fine = search.iloc[: last + 1], search.iloc[last + 1 :]
+    if fine.empty:
+        return coarse.tail(2)
+    ends = coarse["step"].searchsorted(fine["step"].iloc[0])
+    return pd.concat([coarse.iloc[ends - 1 : ends + 1], fine])
+
+
 def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target: float, note: str = "") -> Figure:
     """A reward model's held-out accuracy while it trains, and its calibration.
 
@@ -190,7 +200,8 @@ def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target:
     looks = search.sort_values("step")
     left.plot(looks["step"], looks["accuracy"], color=RIGHT, marker="o", ms=3.5, lw=1.5)
     left.axhline(target, color="0.4", ls="--", lw=1)
-    chosen = search.loc[(search["accuracy"] - target).abs().idxmin()]
+    within = _last_bracket(search)  # the search takes the nearest look in it
+    chosen = within.loc[(within["accuracy"] - target).abs().idxmin()]
     left.plot(chosen["step"], chosen["accuracy"], marker="*", ms=13, color=WRONG)
     left.set(xlabel="optimiser step", ylabel="held-out accuracy", ylim=(min(0.4, looks["accuracy"].min()), 0.9))
     left.yaxis.set_major_formatter(PERCENT)
