@@ -32,8 +32,8 @@ smoke: $(STAMP)  ## run the whole chain at its smallest scale in a temporary cop
 full: $(STAMP)  ## run the large profile in work/full, resumable; in pieces with STAGE=train@dvpo
 	@$(CHAIN) profile --workdir work/full full $(STAGE)
 
-reference: $(STAMP)  ## run the large profile with real data and write reports/
-	@$(CHAIN) profile --workdir work/full --set real.dir=$(CURDIR)/data/real --export reports full
+reference: $(STAMP)  ## run the profile of the reference run, with real data, and write reports/
+	@$(CHAIN) profile --workdir work/reference --set real.dir=$(CURDIR)/data/real --export reports reference
 
 tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 25 minutes on two cores)
 	@$(PY) -m dvpo_lib.tuning --seeds $(or $(SEEDS),1)
