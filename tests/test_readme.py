@@ -55,6 +55,7 @@ def test_links_lead_to_files():
 def test_numbers_are_those_of_files():
     assert f"about {minutes('params.yaml'):g} minutes on two cores" in TEXT
     assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in TEXT
+    assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in TEXT
     assert (ROOT / "reports" / FINDINGS).read_text(encoding="utf-8") in TEXT
 
 
