@@ -92,17 +92,12 @@ def examples(samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: i
     return table.rename(columns={"answer": "right answer"})
 
 
-def examples_beside(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tables of `examples` turned on their side: a column for each answer, a row for prompt, texts and each noise.
-
-    Args:
-        found: {family: of `examples`}.
-    """
-    columns = {}
-    for family, table in found.items():
-        for place, row in zip(("best", "worst"), table.to_dict("records")):
-            columns[f"{family}, {place}"] = {
-                label(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()}
+def examples_beside(found: pd.DataFrame) -> pd.DataFrame:
+    """A table of `examples` turned on its side: a column for each answer, a row for prompt, texts and each noise."""
+    columns = {
+        which: {label(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()}
+        for which, row in zip(("the best answer", "the worst"), found.to_dict("records"))
+    }
     return pd.DataFrame(columns).rename_axis("what").reset_index().rename(columns={"what": ""})
 
 

@@ -126,9 +126,9 @@ def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
     said = pd.DataFrame({"prompt": list("ppqq"), "completion": "c", "answer": "1", "reward": [1.0, 0.6, 1.0, 0.0]})
     struck = inspection.examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
     assert struck["prompt"].tolist() == ["q", "q"] and struck["lenient"].tolist() == [1.0, 1.0]
-    beside = inspection.examples_beside({"math": inspection.examples(samples, vote, 0)}).set_index("")
-    assert beside.loc["no noise"].to_dict() == {"math, best": "1.00", "math, worst": "0.00"}
-    assert beside.loc["completion", "math, worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
+    beside = inspection.examples_beside(inspection.examples(samples, vote, 0)).set_index("")
+    assert beside.loc["no noise"].to_dict() == {"the best answer": "1.00", "the worst": "0.00"}
+    assert beside.loc["completion", "the worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
 
 
 def test_wrong_and_right_marks_the_wrong_word():
