@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from ruamel.yaml import YAML
 
 from dvpo_lib.config import load_params, overlay, read_yaml, set_dotted
@@ -28,7 +31,8 @@ SYNCED = ".synced"  # in a copy: the list of files that came from the project
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
 REPORT = "report"  # the stage whose figures are exported as PNG
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # of an export
-LARGEST_REPORT = 20e6  # bytes of the exported folder, which is committed: a page a method, of about 1 MB
+LARGEST_REPORT = 10e6  # bytes of the exported folder, which is committed
+EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")  # a figure in a page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,13 +116,31 @@ def export(project: Path, target: Path) -> None:
                 continue
             copy = target / file.relative_to(project / "results")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+            if file.suffix == ".html":
+                copy.write_text(with_small_pictures(file.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                shutil.copyfile(file, copy)
         if name == REPORT:
+            page = target / folder.relative_to(project / "results")
             for number, picture in enumerate(_pictures(folder / "notebook.ipynb"), start=1):
-                (target / folder.relative_to(project / "results") / f"figure_{number:02d}.png").write_bytes(picture)
+                (page / f"figure_{number:02d}.png").write_bytes(in_palette(picture))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > LARGEST_REPORT:
         raise StageError(f"{target}: {size / 1e6:.1f} MB are too much to commit (at most {LARGEST_REPORT / 1e6:.0f})")
+
+
+def in_palette(png: bytes) -> bytes:
+    """A figure in 256 colours on white: a third of the bytes, and no difference to the eye."""
+    with Image.open(io.BytesIO(png)) as picture:
+        opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    small = io.BytesIO()
+    opaque.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return min(png, small.getvalue(), key=len)
+
+
+def with_small_pictures(page: str) -> str:
+    """An HTML page with its embedded figures `in_palette`."""
+    return EMBEDDED.sub(lambda found: base64.b64encode(in_palette(base64.b64decode(found[0]))).decode(), page)
 
 
 def insert_findings(readme: Path, findings: Path) -> None:

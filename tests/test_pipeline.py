@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import os
@@ -10,9 +12,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import BODY, ROOT, make_notebook, stage_command
+from PIL import Image
 
 from dvpo_lib import deps
 from dvpo_lib.config import SECTIONS, ConfigError, load_params
@@ -166,14 +170,20 @@ def test_profile_copy_follows_the_project(chain):
 
 
 def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
-    picture = {"cells": [{"outputs": [{"data": {"image/png": "AAAA"}}]}]}
+    drawn, png = np.zeros((60, 80, 4), dtype=np.uint8), io.BytesIO()
+    drawn[:, :40] = [68, 119, 170, 255]  # the other half is transparent
+    drawn[..., 0] += np.random.default_rng(0).integers(2, size=(60, 80), dtype=np.uint8)  # costs bytes
+    Image.fromarray(drawn).save(png, "PNG")
+    embedded = base64.b64encode(png.getvalue()).decode()
+    picture = {"cells": [{"outputs": [{"data": {"image/png": embedded}}]}]}
+    page = f'<p>before</p><img src="data:image/png;base64,{embedded}"/><p>after</p>'
     text = (project / "dvc.yaml").read_text().partition("  row:")[0]
     (project / "dvc.yaml").write_text(text + text.partition("stages:\n")[2].replace("tiny:", "report:")
                                       .replace("results/tiny", "results/page"))
     for name in ("tiny", "page"):
         folder = project / "results" / name
         (folder / "tables").mkdir(parents=True)
-        for file, content in {"notebook.html": "page", "notebook.ipynb": json.dumps(picture), "tables/t.csv": "x",
+        for file, content in {"notebook.html": page, "notebook.ipynb": json.dumps(picture), "tables/t.csv": "x",
                               "tables/history.csv": "long"}.items():
             (folder / file).write_text(content)
     for old in ("reports/tuning/grid.csv", "reports/page/old.csv"):  # of `make tune`, and of an earlier export
@@ -183,6 +193,13 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
     found = {str(p.relative_to(project / "reports")) for p in (project / "reports").rglob("*") if p.is_file()}
     pages = {f"{name}/{file}" for name in ("tiny", "page") for file in ("notebook.html", "tables/t.csv")}
     assert found == pages | {"page/figure_01.png", "tuning/grid.csv"}
+    figure = project / "reports" / "page" / "figure_01.png"
+    with Image.open(figure) as shown:
+        colours = np.asarray(shown.convert("RGB")).astype(int)
+    assert colours.shape == (60, 80, 3) and abs(colours[:, :40] - [68, 119, 170]).max() <= 2
+    assert (colours[:, 40:] == 255).all() and figure.stat().st_size < len(png.getvalue())
+    shown = (project / "reports" / "page" / "notebook.html").read_text()
+    assert shown == page.replace(embedded, base64.b64encode(figure.read_bytes()).decode())
 
 
 # ---- make ----
