@@ -130,7 +130,7 @@ def export(project: Path, target: Path) -> None:
 
 
 def in_palette(png: bytes) -> bytes:
-    """A figure in 256 colours on white: a third of the bytes, and no difference to the eye."""
+    """A figure in 256 colours on white: fewer bytes, and no difference to the eye."""
     with Image.open(io.BytesIO(png)) as picture:
         opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     small = io.BytesIO()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from .evaluation import sample_table
 from .models import load_policy
+from .records import lacks, read_lines
 from .seeds import seed_for
 from .tasks import FAMILIES, load_suites
 
@@ -71,14 +72,13 @@ def load_labels(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: a line is no record with prompt, label and agreement; names file and line.
     """
-    records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records.append((record["prompt"], record["label"], float(record["agreement"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: malformed label: {error!r}") from None
-    return _table(records)
+    def check(record: Any) -> str | None:
+        problem = lacks(record, "prompt", "label", "agreement")
+        if not problem and not isinstance(record["agreement"], int | float):
+            problem = f"`agreement` should be a number, not {record['agreement']!r}"
+        return problem
+
+    return _table([(r["prompt"], r["label"], float(r["agreement"])) for r in read_lines(path, check)])
 
 
 def label_reward(labels: pd.DataFrame, reward_func: Callable) -> Callable:

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -79,8 +79,20 @@ def probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512) -> 
     return found.numpy()
 
 
+class Look(NamedTuple):
+    """A model on its way: its place among all looks, step, by how much its accuracy exceeds the target, weights."""
+
+    place: int
+    step: float
+    error: float
+    weights: list[Tensor]
+
+    def distance(self) -> float:
+        return abs(self.error)
+
+
 def search_accuracy(model: RewardModel, tokens: Tokens, labels: Tensor, held: Tokens, truth: np.ndarray,
-                    cfg: RewardModelSettings, seed: int) -> list[dict[str, float]]:
+                    cfg: RewardModelSettings, seed: int) -> list[dict]:
     """Trains `model`, in place, for as long as its accuracy on `held` is the one asked for.
 
     The accuracy rises while the model learns what right answers look like, and falls while it learns its wrong labels
@@ -93,32 +105,23 @@ def search_accuracy(model: RewardModel, tokens: Tokens, labels: Tensor, held: To
         labels: (B,) 0 or 1, noise included, of `tokens`. truth: (B',) 0 or 1, of `held`.
 
     Returns:
-        One record for each look: step (a fraction of steps where refined), accuracy.
+        One record for each look: step (a fraction of steps where refined), accuracy, taken (bool, one of them).
 
     Raises:
         ValueError: the accuracy is never reached.
     """
-    looks: list[dict[str, float]] = []
+    looks: list[dict] = []
 
-    def look(step: float) -> float:
-        """By how much the accuracy exceeds the target."""
+    def look(step: float) -> Look:
         accuracy = float(((probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean())
-        looks.append({"step": step, "accuracy": accuracy})
-        return accuracy - cfg.accuracy
-
-    def weights() -> list[Tensor]:
-        return [p.detach().clone() for p in model.parameters()]
-
-    @torch.no_grad()
-    def move(start: list[Tensor], end: list[Tensor], share: float) -> None:
-        for p, a, b in zip(model.parameters(), start, end, strict=True):
-            p.copy_(a + share * (b - a))
+        looks.append({"step": step, "accuracy": accuracy, "taken": False})
+        return Look(len(looks) - 1, step, accuracy - cfg.accuracy, [p.detach().clone() for p in model.parameters()])
 
     with torch.no_grad():
         model.head.bias.fill_(1.0 if truth.mean() < 0.5 else -1.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.learning_rate)
     batches = shuffled_batches(len(tokens), cfg.batch_size, generator_for(seed, "reward model batches"))
-    last, since, found = (look(0), weights()), 0, None
+    before, around = look(0), None
     for step in range(1, cfg.steps + 1):
         rows = next(batches)
         loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
@@ -128,26 +131,35 @@ def search_accuracy(model: RewardModel, tokens: Tokens, labels: Tensor, held: To
         optimizer.step()
         if step % cfg.check_every and step < cfg.steps:
             continue
-        now = look(step), weights()
-        if (last[0] < 0) != (now[0] < 0):
-            found = since, last, step, now
-        if last[0] >= 0 > now[0]:
+        now = look(step)
+        if (before.error < 0) != (now.error < 0):
+            around = before, now
+        if before.error >= 0 > now.error:
             break
-        last, since = now, step
-    if found is None:
+        before = now
+    if around is None:
         best = max(x["accuracy"] for x in looks)
         raise ValueError(f"reward_model.accuracy: {cfg.accuracy:.1%} is not reached in {cfg.steps} steps (at most "
                          f"{best:.1%}): more examples or steps, or less label_noise, are needed")
-    since, (start, before), step, (end, after) = found
-    shares = {0.0: start, 1.0: end}  # errors by place on the line
-    low, high = 0.0, 1.0
-    while min(map(abs, shares.values())) > TOLERANCE and high - low > 1e-3:
+    first, last = around
+    nearest = min(around, key=Look.distance)
+    low, high = 0.0, 1.0  # places on the line from the first to the last
+    while nearest.distance() > TOLERANCE and high - low > 1e-3:
         share = (low + high) / 2
-        move(before, after, share)
-        shares[share] = look(since + share * (step - since))
-        low, high = (share, high) if (shares[share] < 0) == (start < 0) else (low, share)
-    move(before, after, min(shares, key=lambda share: abs(shares[share])))
+        move(model, [a + share * (b - a) for a, b in zip(first.weights, last.weights, strict=True)])
+        between = look(first.step + share * (last.step - first.step))
+        low, high = (share, high) if (between.error < 0) == (first.error < 0) else (low, share)
+        nearest = min(nearest, between, key=Look.distance)
+    move(model, nearest.weights)
+    looks[nearest.place]["taken"] = True
     return looks
+
+
+@torch.no_grad()
+def move(model: nn.Module, weights: list[Tensor]) -> None:
+    """Gives a model other weights, in the order of its parameters."""
+    for parameter, value in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(value)
 
 
 def calibration_table(predictions: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
@@ -181,8 +193,8 @@ class RewardModelSpec:
     """Training, search and measurement of one family's reward model; right are responses whose true reward is >= 0.5.
 
     Half of the prompts of demonstrations (as long as those that are trained on) serve training, a quarter each the
-    search and the measurement: no example is shared. Stores reward_model.safetensors, search.csv (step, accuracy) and
-    predictions.csv (probability, right, words: of the answers that the measurement is of).
+    search and the measurement: no example is shared. Stores reward_model.safetensors, search.csv (step, accuracy,
+    taken) and predictions.csv (probability, right, words: of the answers that the measurement is of).
     """
 
     model: RewardModelSettings

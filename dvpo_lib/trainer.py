@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from . import updates
 from .advantages import by_group, cut_at_quantiles, returns_to_go
-from .critics import bootstrap_weights, build_critic, critic_objective, mean_values, monotone_outputs
-from .losses import mean_gap, return_scale
+from .critics import bootstrap_weights, build_critic, mean_values, monotone_outputs
 from .methods import METHODS, DVPOConfig, Experience, resolve, token_rewards
-from .models import Critic, Tokens, token_logprobs
-from .policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
+from .models import Critic, token_logprobs
+from .policy_losses import masked_mean
 from .q_functions import PerturbedPolicy, QCritic, QValues
 from .rewards import RewardError, score
 from .rollouts import Rollouts, sample
@@ -46,11 +46,6 @@ class TrainerState:
 
 def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in module.named_parameters()}
-
-
-def cut(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
-    """Rows of a (B, T, ...) tensor, as long as those of `batch`."""
-    return x if x is None else x[rows, : batch.completion_length]
 
 
 class DVPOTrainer:
@@ -231,82 +226,13 @@ class DVPOTrainer:
         names = dict.fromkeys(name for logs in records for name in logs)
         return {name: float(np.mean([logs[name] for logs in records if name in logs])) for name in names}
 
-    def update_critic(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
-                      weights: Tensor | None) -> dict[str, float]:
-        """One optimiser step of the critic on `rows`; the other arguments are `critics.critic_objective`'s."""
-        whole = self._whole_batch(tokens, rows, targets, old, weights)
+    def update_critic(self, *batch) -> dict[str, float]:
+        """One optimiser step of the critic; from `tokens` on the arguments of `updates.update_critic`."""
+        return updates.update_critic(self.critic, self.critic_optimizer, *batch, self.args, self.accelerator)
 
-        def objective(batch: Tokens, rows: Tensor):
-            return critic_objective(self.critic(batch), cut(targets, rows, batch), batch.mask, self.args.critic,
-                                    cut(old, rows, batch), weights if weights is None else weights[rows], **whole)
-
-        loss, terms, norm = self._descend(self.critic, self.critic_optimizer, objective, tokens, rows)
-        return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
-
-    @torch.no_grad()
-    def _whole_batch(self, tokens: Tokens, rows: Tensor, targets: Tensor, old: Tensor | None,
-                     weights: Tensor | None) -> dict[str, Tensor]:
-        """What quantile losses that see micro-batches take of the whole one: the unit of returns, the mean's gap."""
-        parts = rows.chunk(self.args.gradient_accumulation_steps)
-        if len(parts) == 1 or self.args.critic.kind != "quantile":
-            return {}
-        gap, count = 0.0, tokens.mask[rows].sum()
-        for part in parts:
-            batch = tokens.rows(part)
-            own = mean_gap(self.critic(batch), cut(targets, part, batch), batch.mask,
-                           weights if weights is None else weights[part])
-            gap = gap + own * (batch.mask.sum() / count)
-        return {"batch_gap": gap, "scale": return_scale(old[rows], tokens.mask[rows])}
-
-    def update_policy(self, tokens: Tokens, rows: Tensor, old_logprobs: Tensor, advantages: Tensor,
-                      reference_logprobs: Tensor) -> dict[str, float]:
-        """One optimiser step of the policy on `rows` of (B, T) tensors."""
-        args, method = self.args, self.method
-        average = dict(how=method.aggregate, max_length=args.max_completion_length)
-
-        def objective(batch: Tokens, rows: Tensor):
-            logprobs, entropy = token_logprobs(self.policy, batch, args.temperature, args.entropy_coef > 0)
-            old, a, reference = (cut(x, rows, batch) for x in (old_logprobs, advantages, reference_logprobs))
-            if method.offline:
-                loss, stats = awr_loss(logprobs, a, batch.mask, args.awr_temperature, **average)
-            else:
-                loss, stats = policy_loss(logprobs, old, a, batch.mask, args.epsilon, args.epsilon_high, **average)
-            if args.kl_placement == "loss" and args.beta:
-                reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows where it is far off
-                penalty = kl_estimate(logprobs, reference, args.kl_estimator)
-                loss = loss + args.beta * aggregate(penalty, batch.mask, **average)
-            if args.entropy_coef:
-                loss = loss - args.entropy_coef * aggregate(entropy, batch.mask, **average)
-            return loss, {"entropy": masked_mean(entropy, batch.mask), **stats}
-
-        loss, stats, norm = self._descend(self.policy, self.policy_optimizer, objective, tokens, rows,
-                                          method.aggregate == "token_mean")
-        return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
-
-    def _descend(self, module, optimizer, objective: Callable, tokens: Tokens, rows: Tensor,
-                 by_token: bool = True) -> tuple[float, dict[str, float], float]:
-        """One optimiser step on `rows`, in `gradient_accumulation_steps` micro-batches.
-
-        Args:
-            objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
-            by_token: whether the loss is a mean over tokens, or over responses: what a micro-batch's share is.
-
-        Returns:
-            (loss, named values, norm of the gradient before clipping).
-        """
-        optimizer.zero_grad()
-        total, named, count = 0.0, {}, tokens.mask[rows].sum()
-        for part in rows.chunk(self.args.gradient_accumulation_steps):
-            batch = tokens.rows(part)
-            loss, values = objective(batch, part)
-            of_tokens = (batch.mask.sum() / count).item()
-            share = of_tokens if by_token else len(part) / len(rows)
-            self.accelerator.backward(loss * share)
-            total += share * loss.item()
-            named = {k: named.get(k, 0.0) + of_tokens * v.item() for k, v in values.items()}
-        norm = self.accelerator.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
-        optimizer.step()
-        return total, named, float(norm)
+    def update_policy(self, *batch) -> dict[str, float]:
+        """One optimiser step of the policy; from `tokens` on the arguments of `updates.update_policy`."""
+        return updates.update_policy(self.policy, self.policy_optimizer, *batch, self.args, self.accelerator)
 
     @torch.no_grad()
     def follow(self) -> None:

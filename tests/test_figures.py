@@ -51,7 +51,8 @@ def drawings(frames) -> dict:
     sources = pd.concat([rewards.assign(noise=n) for n in "abcdef"] + [rewards.assign(noise="none", received=np.nan)])
     votes = pd.DataFrame({"prompt": [f"p{i}" for i in range(24)], "agreement": np.arange(24) % 4 / 4 + 0.25,
                           "steps": np.arange(24) % 2 + 2, "right": np.arange(24) % 3 > 0})  # fmt: skip
-    looks = pd.DataFrame({"step": [0, 24, 48, 36], "accuracy": [0.44, 0.8, 0.7, 0.72]})
+    looks = pd.DataFrame({"step": [0, 24, 48, 36], "accuracy": [0.44, 0.8, 0.7, 0.72],
+                          "taken": [False, False, False, True]})
     tenths = pd.DataFrame({"predicted": np.arange(10) / 10, "right": np.arange(10) / 12, "count": 100})
     pits = pd.DataFrame({"critic": ["quantile"] * 50 + ["scalar"] * 50, "crps": rng.uniform(0, 1, 100),
                          "pit": [*rng.uniform(0, 1, 50), *[np.nan] * 50]})  # fmt: skip

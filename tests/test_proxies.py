@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dvpo_lib import inspection, reward_models, runs, tasks, words
+from dvpo_lib import inspection, reward_models, runs, tasks, world_findings
 from dvpo_lib.config import load_params
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.methods import DVPOConfig
@@ -91,7 +91,7 @@ def test_labels_are_kept_as_text_and_malformed_ones_named(tmp_path):
     assert load_labels(tmp_path / LABELS).to_dict("records") == labels.to_dict("records")
     with open(tmp_path / LABELS, "a") as file:
         file.write(json.dumps({"prompt": "d", "agreement": 1.0}) + "\n")
-    with pytest.raises(ValueError, match=r"labels.jsonl:4: malformed label: KeyError\('label'\)"):
+    with pytest.raises(ValueError, match="labels.jsonl:4: the field `label` is missing"):
         load_labels(tmp_path / LABELS)
 
 
@@ -108,7 +108,7 @@ def test_votes_beside_the_truth():
     samples = pd.DataFrame({"prompt": ["a", "a", "b", "c"], "answer": ["1", "1", "9", "3"], "steps": [2, 2, 3, 3]})
     votes = inspection.votes_on(samples, labels)
     assert votes["right"].tolist() == [True, False, False]
-    text = words.vote_findings(votes, 8)
+    text = world_findings.vote_findings(votes, 8)
     assert "wrong on 66.7 %" in text and "(33 % of the prompts) it is wrong on 0.0 %" in text
     assert "3 steps 100 %" in text
 
@@ -151,6 +151,8 @@ def test_the_search_reaches_the_accuracy_asked_for(world, target, noise):
     looks = search_accuracy(model, tokens, labels, held, truth, cfg, 0)
     accuracy = ((probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean()
     assert abs(accuracy - target) < 0.01  # TOLERANCE, were it not for answers that are all alike
+    [taken] = [x for x in looks if x["taken"]]
+    assert taken["accuracy"] == pytest.approx(accuracy, abs=1e-9)
     assert min(abs(x["accuracy"] - target) for x in looks) == pytest.approx(abs(accuracy - target), abs=1e-9)
     measured = ((probabilities(model, fresh) >= 0.5) == (fresh_truth >= 0.5)).mean()
     assert abs(measured - target) < 0.015 + 3 * (0.2 / 1000 + 0.2 / 2000) ** 0.5
@@ -190,7 +192,7 @@ def test_calibration_by_hand():
     p = pd.DataFrame({"probability": np.repeat([0.1, 0.9], 50), "right": [0.0] * 40 + [1.0] * 60})
     table = calibration_table(p, 2)
     assert table.to_dict("list") == {"predicted": pytest.approx([0.1, 0.9]), "right": [0.2, 1.0], "count": [50, 50]}
-    said = words.reward_model_findings(p, pd.DataFrame({"step": [0, 1], "accuracy": [0.5, 0.93]}), 0.718)
+    said = world_findings.reward_model_findings(p, pd.DataFrame({"step": [0, 1], "accuracy": [0.5, 0.93]}), 0.718)
     assert "**90.0 %**" in said and "more than the 1.5 points" in said and "reached 93.0 %" in said
 
 
@@ -212,7 +214,7 @@ def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
     spec.execute(tmp_path, tmp_path)
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     assert list(predictions) == ["probability", "right", "words"] and len(predictions) == 40
-    assert {"step", "accuracy"} == set(pd.read_csv(tmp_path / "search.csv"))
+    assert {"step", "accuracy", "taken"} == set(pd.read_csv(tmp_path / "search.csv"))
     model = load_reward_model(tmp_path / WEIGHTS, world.policy)
     fresh = spec.examples(world.policy, world.tokenizer)["measurement"]
     said = model_reward(model, world.tokenizer)(fresh["prompt"].tolist(), fresh["completion"].tolist())

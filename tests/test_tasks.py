@@ -115,7 +115,10 @@ def test_malformed_suite_names_file_and_line(suites, tmp_path):
     tasks.save_suites(suites, tmp_path)
     file = tmp_path / "math" / "train.jsonl"
     file.write_text(file.read_text().replace("\n", "\n{broken\n", 1))
-    with pytest.raises(ValueError, match=r"train\.jsonl:2: malformed record"):
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: not valid JSON: Expecting property name"):
+        tasks.load_suites(tmp_path)
+    file.write_text('{"prompt": "p"}\n')
+    with pytest.raises(ValueError, match=r"train\.jsonl:1: the field `answer` is missing"):
         tasks.load_suites(tmp_path)
 
 

@@ -178,30 +178,19 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     return caption(figure, f"{text} {note}")
 
 
-def _last_bracket(search: pd.DataFrame) -> pd.DataFrame:
-    """Of the looks of `reward_models.search_accuracy`, those by bisection and the two between which it was done."""
-    last = int(np.argmax(search["step"].to_numpy()))
-    coarse, fine = search.iloc[: last + 1], search.iloc[last + 1 :]
-    if fine.empty:
-        return coarse.tail(2)
-    ends = coarse["step"].searchsorted(fine["step"].iloc[0])
-    return pd.concat([coarse.iloc[ends - 1 : ends + 1], fine])
-
-
 def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target: float, note: str = "") -> Figure:
     """A reward model's held-out accuracy while it trains, and its calibration.
 
     Args:
-        search: step, accuracy. calibrated: of `reward_models.calibration_table`: predicted, right, count. target: the
-            accuracy that was asked for.
+        search: step, accuracy, taken. calibrated: of `reward_models.calibration_table`: predicted, right, count.
+        target: the accuracy that was asked for.
     """
     figure, axes = new(8.4, 3.4, 1, 2)
     left, right = axes[0]
     looks = search.sort_values("step")
     left.plot(looks["step"], looks["accuracy"], color=RIGHT, marker="o", ms=3.5, lw=1.5)
     left.axhline(target, color="0.4", ls="--", lw=1)
-    within = _last_bracket(search)  # the search takes the nearest look in it
-    chosen = within.loc[(within["accuracy"] - target).abs().idxmin()]
+    [chosen] = search[search["taken"]].to_dict("records")
     left.plot(chosen["step"], chosen["accuracy"], marker="*", ms=13, color=WRONG)
     left.set(xlabel="optimiser step", ylabel="held-out accuracy", ylim=(min(0.4, looks["accuracy"].min()), 0.9))
     left.yaxis.set_major_formatter(PERCENT)

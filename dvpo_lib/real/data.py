@@ -13,6 +13,8 @@ import pandas as pd
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
+from ..records import lacks, read_lines
+
 TRAIN, TEST, SOLUTIONS = "gsm8k/train.jsonl", "gsm8k/test.jsonl", "gsm8k/example_model_solutions.jsonl"
 FILES = (TRAIN, TEST, SOLUTIONS)  # names inside `real.dir`
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")  # models of the solutions
@@ -81,22 +83,7 @@ def read_records(path: str | Path, name: str, check: Callable[[Any], str | None]
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{name}: no such file; {HOW}")
-    records = []
-    with open(path, "rb") as lines:  # bytes: only a line feed ends a line, and a wrong encoding is found by line
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                raise ValueError(f"{name}:{number}: not valid UTF-8") from None
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{name}:{number}: not valid JSON: {error.msg}") from None
-            problem = check(record)
-            if problem:
-                raise ValueError(f"{name}:{number}: {problem}")
-            records.append(record)
-    if not records:
-        raise ValueError(f"{name}: the file is empty")
-    return records
+    return read_lines(path, check, name)
 
 
 def read_list(path: str | Path, name: str, check: Callable[[Any], str | None]) -> list[dict]:
@@ -126,10 +113,10 @@ def read_list(path: str | Path, name: str, check: Callable[[Any], str | None]) -
 def _texts(record: Any, *fields: str) -> str | None:
     """What is wrong with the text fields of a record, or None."""
     if not isinstance(record, dict):
-        return f"a record is expected, not {str(record)[:40]!r}"
+        return lacks(record)
     for field in fields:
         if field not in record:
-            return f"the field `{field}` is missing"
+            return lacks(record, field)
         if not isinstance(record[field], str) or not record[field].strip():
             return f"`{field}` should be a text that is not empty, not {record[field]!r}"
     return None

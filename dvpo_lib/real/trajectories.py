@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..critics import CriticSettings
 from ..models import PolicySettings, load_policy
+from ..records import lacks
 from .data import RealSettings, read_list, read_records
 from .runs import byte_level_tokenizer, store_backbone, store_critic, stream_rows
 
@@ -43,8 +44,9 @@ def _messages(traj: Any) -> str | None:
     if not isinstance(traj, list) or not traj:
         return f"`traj` should be a list of messages, not {str(traj)[:40]!r}"
     for number, message in enumerate(traj, start=1):
-        if not isinstance(message, dict):
-            return f"traj, message {number}: a record is expected, not {str(message)[:40]!r}"
+        problem = lacks(message)
+        if problem:
+            return f"traj, message {number}: {problem}"
         role = message.get("role")
         if role not in [*LONGEST] and (number, role) != (1, "system"):  # published files open with the instructions
             return f"traj, message {number}: `role` should be user, assistant or tool, not {role!r}"
@@ -62,11 +64,9 @@ def _messages(traj: Any) -> str | None:
 
 def _logged(record: Any) -> str | None:
     """What is wrong with a record, or None."""
-    if not isinstance(record, dict):
-        return f"a record is expected, not {str(record)[:40]!r}"
-    for field in ("task_id", "trial", "reward", "traj"):
-        if field not in record:
-            return f"the field `{field}` is missing"
+    problem = lacks(record, "task_id", "trial", "reward", "traj")
+    if problem:
+        return problem
     for field in ("task_id", "trial"):
         if type(record[field]) is not int:
             return f"`{field}` should be a whole number, not {record[field]!r}"

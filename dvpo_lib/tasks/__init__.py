@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as settings
 
+from ..records import lacks, read_lines
 from . import chains, dialogue, math, science
 from .chains import Chains, ChainSettings, accuracy_reward, final_answer
 from .dialogue import Dialogues, DialogueSettings
@@ -100,15 +101,7 @@ def load_suites(path, splits: tuple[str, ...] = ("train", "test", "ood")):
     from datasets import Dataset, DatasetDict
 
     def read(file: Path):
-        records = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                records.append(json.loads(line))
-                if not {"prompt", "answer"} <= records[-1].keys():
-                    raise ValueError("no `prompt` and `answer`")
-            except (ValueError, AttributeError) as error:
-                raise ValueError(f"{file}:{number}: malformed record: {error}") from None
-        return Dataset.from_list(records)
+        return Dataset.from_list(read_lines(file, lambda record: lacks(record, "prompt", "answer")))
 
     return {
         name: DatasetDict({split: read(Path(path) / name / f"{split}.jsonl") for split in splits})
