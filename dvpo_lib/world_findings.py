@@ -56,7 +56,7 @@ def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
     """How far each source is from the truth, as measured.
 
     Args:
-        confusion: of `inspection.confusion_table`, of one family. rewards: noise, true, received.
+        confusion: of `supervision.confusion_table`, of one family. rewards: noise, true, received.
     """
     spread = rewards.groupby("noise")["received"].std()
     lines = []
@@ -82,7 +82,7 @@ def vote_findings(votes: pd.DataFrame, k: int) -> str:
     """How often the majority vote is wrong, and on which prompts.
 
     Args:
-        votes: of `inspection.votes_on`. k: answers to each prompt.
+        votes: of `supervision.votes_on`. k: answers to each prompt.
     """
     sure, wrong = votes["agreement"] >= 0.75, 1 - votes["right"].astype(float)
     text = f"The majority of {k} answers is wrong on {percent(wrong.mean(), 1)} of the prompts. "

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dvpo_lib import inspection, tasks
+from dvpo_lib import inspection, supervision, tasks
 from dvpo_lib.ablation import CUMULATIVE, TERMS, ablation_rows, tail_table, weights_table
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.losses import CriticLossSettings
@@ -93,13 +93,13 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
     samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": ["answer 1", "answer 2"] * 200, "answer": "1",
                             "reward": [1.0, 0.0] * 200, "family": ["math"] * 200 + ["science"] * 200})  # fmt: skip
     noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}
-    table = inspection.received_rewards(samples, noises, 0)
+    table = supervision.received_rewards(samples, noises, 0)
     by = {n: f.reset_index(drop=True) for n, f in table.groupby("noise")}
     assert (by["none"]["true"] == by["none"]["received"]).all()
     assert 0.4 < (by["flip"]["true"] != by["flip"]["received"]).mean() < 0.6
     assert by["flip"]["true"].tolist() == by["none"]["true"].tolist()
     assert set(table["words"]) == {2}
-    errors = inspection.confusion_table(table)
+    errors = supervision.confusion_table(table)
     assert set(errors["family"]) == {"math", "science"} and len(errors) == 4
     errors = errors[errors["family"] == "math"].set_index("noise")
     assert errors.loc["none", "corrupted"] == 0 and errors.loc["flip", "false_positives"] == pytest.approx(0.5, abs=0.1)
@@ -108,11 +108,11 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
 def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
     samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": "answer 1", "answer": "1", "reward": 1.0})
     late = NoiseSettings("flip", rate=0.5, drift=(10, 30), then=(NoiseSettings("missing", rate=0.3),))
-    received = inspection.received_rewards(samples, {"late": late}, 0)["received"]
+    received = supervision.received_rewards(samples, {"late": late}, 0)["received"]
     assert 0.2 < received.isna().mean() < 0.4 and 0.4 < received.mean() < 0.6
-    early = inspection.received_rewards(samples, {"late": late}, 0, step=0)["received"]
+    early = supervision.received_rewards(samples, {"late": late}, 0, step=0)["received"]
     assert early.mean() == 1 and early.isna().any()
-    table = inspection.noise_table({"late": late, "length_bias": NoiseSettings("length_bias", scale=0.3)})
+    table = supervision.noise_table({"late": late, "length_bias": NoiseSettings("length_bias", scale=0.3)})
     assert table["noise"].tolist() == ["late", "... then", "length bias"]
     assert table["rate rises in steps"].tolist() == ["10 to 30", "", ""] and table["scale"].tolist() == ["", "", "0.3"]
 
@@ -120,13 +120,13 @@ def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
 def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
     said = ["answer 2", "answer 2", "answer 1", "answer 3"]
     samples = pd.DataFrame({"prompt": list("ppqq"), "completion": said, "answer": "1", "reward": [0.0, 0.0, 1.0, 0.0]})
-    shown = inspection.examples(samples, {"none": NoiseSettings()}, 0)
+    shown = supervision.examples(samples, {"none": NoiseSettings()}, 0)
     assert shown["prompt"].tolist() == ["q", "q"] and shown["none"].tolist() == [1, 0]
     vote = {"none": NoiseSettings(), "majority_vote": NoiseSettings("majority_vote")}
     said = pd.DataFrame({"prompt": list("ppqq"), "completion": "c", "answer": "1", "reward": [1.0, 0.6, 1.0, 0.0]})
-    struck = inspection.examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
+    struck = supervision.examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
     assert struck["prompt"].tolist() == ["q", "q"] and struck["lenient"].tolist() == [1.0, 1.0]
-    beside = inspection.examples_beside(inspection.examples(samples, vote, 0)).set_index("")
+    beside = supervision.examples_beside(supervision.examples(samples, vote, 0)).set_index("")
     assert beside.loc["no noise"].to_dict() == {"the best answer": "1.00", "the worst": "0.00"}
     assert beside.loc["completion", "the worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dvpo_lib import inspection, reward_models, runs, tasks, world_findings
+from dvpo_lib import reward_models, runs, supervision, tasks, world_findings
 from dvpo_lib.config import load_params
 from dvpo_lib.critics import CriticSettings
 from dvpo_lib.methods import DVPOConfig
@@ -106,7 +106,7 @@ def test_reward_by_label():
 def test_votes_beside_the_truth():
     labels = pd.DataFrame({"prompt": ["a", "b", "c"], "label": ["1", "2", None], "agreement": [1.0, 0.5, 0.0]})
     samples = pd.DataFrame({"prompt": ["a", "a", "b", "c"], "answer": ["1", "1", "9", "3"], "steps": [2, 2, 3, 3]})
-    votes = inspection.votes_on(samples, labels)
+    votes = supervision.votes_on(samples, labels)
     assert votes["right"].tolist() == [True, False, False]
     text = world_findings.vote_findings(votes, 8)
     assert "wrong on 66.7 %" in text and "(33 % of the prompts) it is wrong on 0.0 %" in text
@@ -260,8 +260,8 @@ def test_a_family_without_single_answers_cannot_be_voted_on(world):
     """It has no label of its own among the proxies, is left out where sources are shown, and refused as supervision."""
     samples = pd.DataFrame({"prompt": ["p"], "answer": ["1"], "completion": ["answer 1"], "reward": [1.0]})
     noises = {"none": NoiseSettings(), "vote": NoiseSettings("majority_vote")}
-    assert set(inspection.received_rewards(samples, noises, 0)["noise"]) == {"none"}
-    assert inspection.examples(samples, noises, 0)["vote"].isna().all()
+    assert set(supervision.received_rewards(samples, noises, 0)["noise"]) == {"none"}
+    assert supervision.examples(samples, noises, 0)["vote"].isna().all()
     assert tasks.FAMILIES["dialogue"].answer_of is None
 
 

@@ -93,7 +93,7 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
 
     Args:
         table: columns noise, tp, fn, fp, tn, missing (shares, sum 1), corrupted, accuracy, length_error (of
-            `inspection.confusion_table`, of one family).
+            `supervision.confusion_table`, of one family).
     """
     parts = [("tp", RIGHT, "right, rewarded"), ("fn", "#AFC6E0", "right, not rewarded"),
              ("fp", "#F7BFC6", "wrong, rewarded"), ("tn", WRONG, "wrong, not rewarded"),
@@ -164,7 +164,7 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     """How often the majority vote is right: by agreement of the answers, by number of steps.
 
     Args:
-        votes: of `inspection.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
+        votes: of `supervision.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
     """
     figure, axes = new(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
     by_share = votes.sort_values("agreement", kind="stable")
