@@ -5,7 +5,7 @@ VENV ?= .venv
 EXTRA ?= dev
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-CHAIN := $(PY) -m dvpo_lib.stage
+CHAIN := $(PY) -m dvpo_lib
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -36,7 +36,7 @@ reference: $(STAMP)  ## run the profile of the reference run, with real data, an
 	@$(CHAIN) profile --workdir work/reference --set real.dir=$(CURDIR)/data/real --export reports reference
 
 tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 25 minutes on two cores)
-	@$(PY) -m dvpo_lib.tuning --seeds $(or $(SEEDS),1)
+	@$(CHAIN) tune --seeds $(or $(SEEDS),1)
 
 test: $(STAMP)  ## run all tests, the smoke chain included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)
@@ -48,7 +48,7 @@ lab: $(STAMP)  ## open JupyterLab in notebooks/
 	@$(PY) -m jupyter lab --notebook-dir . notebooks
 
 real-data: $(STAMP)  ## download and check the real data sets into data/real
-	@$(PY) -m dvpo_lib.real download data/real
+	@$(CHAIN) download data/real
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks

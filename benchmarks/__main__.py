@@ -25,8 +25,12 @@ from .pictures import picture, write
 def speedups(losses: pd.DataFrame) -> list[dict]:
     """Table over sorted form, by kappa and M: times faster and times smaller."""
     wide = losses.pivot(index=["kappa", "quantiles"], columns="form", values=["ms", "peak_mb"])
-    found = pd.DataFrame({"faster": wide["ms", "table"] / wide["ms", "sorted"],
-                          "smaller": wide["peak_mb", "table"] / wide["peak_mb", "sorted"]})
+    found = pd.DataFrame(
+        {
+            "faster": wide["ms", "table"] / wide["ms", "sorted"],
+            "smaller": wide["peak_mb", "table"] / wide["peak_mb", "sorted"],
+        }
+    )
     return found.round(1).reset_index().to_dict("records")
 
 
@@ -34,16 +38,19 @@ def summary(iterations: pd.DataFrame) -> dict:
     """What results.json holds of iterations: medians over rounds, and time and memory over those of ppo."""
     groups = iterations.groupby(["model", "method"], sort=False)
     medians = groups.median().round(4).drop(columns="round").reset_index()
-    return {"iteration_seconds": medians.assign(rounds=groups.size().to_numpy()).to_dict("records"),
-            "iteration_over_ppo": ratios(iterations),
-            "iteration_without_diagnostics_over_ppo": ratios(iterations, without="describe"),
-            "memory_over_ppo": memory_ratios(iterations)}
+    return {
+        "iteration_seconds": medians.assign(rounds=groups.size().to_numpy()).to_dict("records"),
+        "iteration_over_ppo": ratios(iterations),
+        "iteration_without_diagnostics_over_ppo": ratios(iterations, without="describe"),
+        "memory_over_ppo": memory_ratios(iterations),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     methods = list(configurations())
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, as in training (default 1)")
     parser.add_argument("--quantiles", type=int, nargs="+", default=[50, 100, 200, 400, 800], help="M of the loss")
@@ -52,8 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="ppo must be among them")
-    parser.add_argument("--large", nargs="+", choices=methods, default=["ppo", "dvpo", "grpo"],
-                        help="methods on the 20M model, which takes minutes an iteration (default: ppo dvpo grpo)")
+    parser.add_argument(
+        "--large",
+        nargs="+",
+        choices=methods,
+        default=["ppo", "dvpo", "grpo"],
+        help="methods on the 20M model, which takes minutes an iteration (default: ppo dvpo grpo)",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure (default cpu)")
     chosen = parser.parse_args(arguments)
     for name, listed in (("methods", chosen.methods), ("large", chosen.large)):
@@ -68,16 +80,28 @@ def main(arguments: list[str] | None = None) -> None:
     losses = pd.DataFrame(loss_rows(chosen.quantiles, chosen.rows, chosen.repeats, chosen.device))
     shapes = [(128, 32, 1), (128, 32, 200), (16, 1024, 1), (16, 1024, 200)]
     gaes = pd.DataFrame(gae_rows(shapes, chosen.repeats, chosen.device))
-    found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads,
-                         "device": device, "torch": torch.__version__},
-             "loss": losses.to_dict("records"), "loss_table_over_sorted": speedups(losses),
-             "gae": gaes.to_dict("records"),
-             "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats))}  # fmt: skip
+    found = {
+        "machine": {
+            "cpu": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": chosen.threads,
+            "device": device,
+            "torch": torch.__version__,
+        },
+        "loss": losses.to_dict("records"),
+        "loss_table_over_sorted": speedups(losses),
+        "gae": gaes.to_dict("records"),
+        "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats)),
+    }
     rows = []
     for model in chosen.models:
         small = model == "default"
-        rows += iteration_rows(model, chosen.methods if small else chosen.large,
-                               chosen.rounds if small else max(1, chosen.rounds // 4), chosen.device)
+        rows += iteration_rows(
+            model,
+            chosen.methods if small else chosen.large,
+            chosen.rounds if small else max(1, chosen.rounds // 4),
+            chosen.device,
+        )
     if rows:
         found |= summary(pd.DataFrame(rows))
         print(json.dumps(found["iteration_over_ppo"], indent=2))

@@ -32,10 +32,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from dvpo_lib.methods import DVPOConfig
-from dvpo_lib.models import PolicySettings, build_policy, load_policy
-from dvpo_lib.tasks import TaskSettings, accuracy_reward, build_suites, build_tokenizer
-from dvpo_lib.trainer import DVPOTrainer
+from dvpo_lib.models.policy import PolicySettings, build_policy, load_policy
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.tasks.chains import accuracy_reward
+from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
 from .costs import publish
 
@@ -52,18 +53,38 @@ def settings_of_trl(args: DVPOConfig, iterations: int, folder: str):
     batch = args.generation_batch_size // args.num_mini_batches
     return GRPOConfig(
         # what has to be equal
-        per_device_train_batch_size=batch, generation_batch_size=args.generation_batch_size,
-        num_generations=args.num_generations, num_iterations=args.num_iterations,
+        per_device_train_batch_size=batch,
+        generation_batch_size=args.generation_batch_size,
+        num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
         max_steps=iterations * args.num_iterations * args.num_mini_batches,
-        max_completion_length=args.max_completion_length, temperature=args.temperature, top_k=0, top_p=1.0,
-        beta=args.beta, epsilon=args.epsilon, loss_type="grpo", scale_rewards="group", use_bias_correction_kl=False,
-        learning_rate=args.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
-        max_grad_norm=args.max_grad_norm, seed=args.seed, bf16=False, use_cpu=True,
+        max_completion_length=args.max_completion_length,
+        temperature=args.temperature,
+        top_k=0,
+        top_p=1.0,
+        beta=args.beta,
+        epsilon=args.epsilon,
+        loss_type="grpo",
+        scale_rewards="group",
+        use_bias_correction_kl=False,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=args.max_grad_norm,
+        seed=args.seed,
+        bf16=False,
+        use_cpu=True,
         logging_steps=args.num_iterations * args.num_mini_batches,  # a record an iteration, as ours
         # what only costs time
-        gradient_checkpointing=False, dataloader_num_workers=0, dataloader_pin_memory=False, disable_tqdm=True,
-        report_to="none", save_strategy="no", eval_strategy="no", output_dir=folder,
-    )  # fmt: skip
+        gradient_checkpointing=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        output_dir=folder,
+    )
 
 
 def now() -> np.ndarray:
@@ -99,8 +120,15 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
                 theirs, start = now() - self.start, now()
                 length = ours.step()["length"]
                 (seconds, cpu), (own_seconds, own_cpu) = theirs, now() - start
-                rows.append({"trl_seconds": seconds, "dvpo_seconds": own_seconds, "trl_cpu": cpu, "dvpo_cpu": own_cpu,
-                             "dvpo_length": length})
+                rows.append(
+                    {
+                        "trl_seconds": seconds,
+                        "dvpo_seconds": own_seconds,
+                        "trl_cpu": cpu,
+                        "dvpo_cpu": own_cpu,
+                        "dvpo_length": length,
+                    }
+                )
                 self.start = now()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -109,8 +137,14 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
             tokenizer.save_pretrained(base)
             build_policy(tokenizer, PolicySettings(), seed=0).save_pretrained(base)
         (policy, tokenizer), (policy_of_trl, _) = load_policy(str(base)), load_policy(str(base))
-        trl = GRPOTrainer(policy_of_trl, accuracy_reward, settings_of_trl(OURS, warmup + rounds, folder), prompts,
-                          processing_class=tokenizer, callbacks=[Turns()])
+        trl = GRPOTrainer(
+            policy_of_trl,
+            accuracy_reward,
+            settings_of_trl(OURS, warmup + rounds, folder),
+            prompts,
+            processing_class=tokenizer,
+            callbacks=[Turns()],
+        )
         trl.remove_callback(PrinterCallback)
         # After TRL's, which resets what all accelerators share.
         ours = DVPOTrainer(policy, accuracy_reward, OURS, prompts, tokenizer, accelerator=Accelerator(cpu=True))
@@ -125,9 +159,14 @@ def summary(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rounds = pd.DataFrame(rows)
     names = ["dvpo", "trl"]
     seconds = pd.Series({name: rounds[f"{name}_seconds"].median() for name in names})
-    table = pd.DataFrame({"seconds": seconds, "rollouts_per_second": OURS.generation_batch_size / seconds,
-                          "updates_per_second": UPDATES / seconds,
-                          "response_length": {name: rounds[f"{name}_length"].mean() for name in names}})
+    table = pd.DataFrame(
+        {
+            "seconds": seconds,
+            "rollouts_per_second": OURS.generation_batch_size / seconds,
+            "updates_per_second": UPDATES / seconds,
+            "response_length": {name: rounds[f"{name}_length"].mean() for name in names},
+        }
+    )
     ratios = pd.DataFrame({of: rounds[f"trl_{of}"] / rounds[f"dvpo_{of}"] for of in ("seconds", "cpu")})
     return table, ratios.agg(["median", "min", "max"])
 
@@ -147,22 +186,32 @@ def overview(everything: dict) -> pd.DataFrame:
     the clock and by the processor (median, least and most over rounds)."""
     rows = {}
     for part, found in everything.items():
-        row = {f"{column}, {name}": found[column][name] for column in ("seconds", "response_length")
-               for name in ("dvpo", "trl")}  # fmt: skip
+        row = {
+            f"{column}, {name}": found[column][name]
+            for column in ("seconds", "response_length")
+            for name in ("dvpo", "trl")
+        }
         row |= {f"TRL over ours, {of}, {k}": x for of, r in found["trl_over_ours"].items() for k, x in r.items()}
         rows[part] = {**row, "rounds": len(found["rounds"])}
     return pd.DataFrame(rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_trl", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.against_trl",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both (default 1)")
     parser.add_argument("--rounds", type=int, default=15, help="iterations of each that count (default 15)")
     parser.add_argument("--warmup", type=int, default=3, help="iterations of each before them (default 3)")
-    parser.add_argument("--policy", type=Path, metavar="PATH", help="folder of a trained policy to start from, such as "
-                        "data/base (default: the default model, untrained)")  # fmt: skip
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="PATH",
+        help="folder of a trained policy to start from, such as data/base (default: the default model, untrained)",
+    )
     chosen = parser.parse_args(arguments)
     if chosen.policy and not (chosen.policy / "config.json").is_file():
         parser.error(f"--policy: {chosen.policy} is no folder of a saved policy")
@@ -174,12 +223,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = take_turns(chosen.rounds, chosen.warmup, chosen.policy)
     table, ratios = summary(rows)
-    found = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads},
-             "versions": {"python": platform.python_version(), **versions},
-             "iteration": {"rollouts": OURS.generation_batch_size, "updates": UPDATES},
-             **{name: column.round(3).to_dict() for name, column in table.items()},
-             "trl_over_ours": ratios.round(3).to_dict(),
-             "rounds": [{name: round(value, 4) for name, value in row.items()} for row in rows]}  # fmt: skip
+    found = {
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads},
+        "versions": {"python": platform.python_version(), **versions},
+        "iteration": {"rollouts": OURS.generation_batch_size, "updates": UPDATES},
+        **{name: column.round(3).to_dict() for name, column in table.items()},
+        "trl_over_ours": ratios.round(3).to_dict(),
+        "rounds": [{name: round(value, 4) for name, value in row.items()} for row in rows],
+    }
     everything = store(chosen.out / "against_trl.json", "trained" if chosen.policy else "untrained", found)
     publish(chosen.out)
     print(overview(everything).round(2).to_string())

@@ -1,6 +1,6 @@
 """What was measured, as a short Markdown text: costs.md, which README.md shows between marks.
 
-    python -m benchmarks.costs    # from the files that are there; both benchmarks do it by themselves
+python -m benchmarks.costs    # from the files that are there; both benchmarks do it by themselves
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dvpo_lib.figures.style import label, look
+from dvpo_lib.reporting.figures.style import look
+from dvpo_lib.reporting.names import label
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
@@ -38,9 +39,11 @@ def loss_lines(found: Mapping) -> Iterator[str]:
     sizes = set(loss["quantiles"])
     m = QUANTILES if QUANTILES in sizes else max(sizes)
     row = loss[(loss["quantiles"] == m) & (loss["kappa"] == 0)].iloc[0]
-    yield (f"- **Quantile loss** with gradient, {m} quantiles against {m} targets: {row['faster']:.0f} × faster by "
-           f"sorting than by the {m} × {m} table, in {row['smaller']:.0f} × less memory. (At λ = 1, the default of the "
-           "critic, a target is one number, and neither is needed.)")
+    yield (
+        f"- **Quantile loss** with gradient, {m} quantiles against {m} targets: {row['faster']:.0f} × faster by "
+        f"sorting than by the {m} × {m} table, in {row['smaller']:.0f} × less memory. (At λ = 1, the default of the "
+        "critic, a target is one number, and neither is needed.)"
+    )
 
 
 def method_lines(found: Mapping) -> Iterator[str]:
@@ -77,10 +80,13 @@ def watching_lines(ratios: Mapping, models: list[str]) -> Iterator[str]:
     """What offline methods cost without the sampling that only serves to watch their policy."""
     offline = [method for method in ("cql", "rfqi") if method in ratios[models[0]]]
     if offline:
-        numbers = {m: " and ".join(f"{ratios[model][m]:.2f}" for model in models if m in ratios[model])
-                   for m in offline}
-        yield ("- The offline methods' policy answers only to be watched, which is included. Without diagnostics, "
-               f"theirs and PPO's: {', '.join(f'{name_of(m)} {text}' for m, text in numbers.items())} × the time.")
+        numbers = {
+            m: " and ".join(f"{ratios[model][m]:.2f}" for model in models if m in ratios[model]) for m in offline
+        }
+        yield (
+            "- The offline methods' policy answers only to be watched, which is included. Without diagnostics, "
+            f"theirs and PPO's: {', '.join(f'{name_of(m)} {text}' for m, text in numbers.items())} × the time."
+        )
 
 
 def trl_lines(against_trl: Mapping) -> Iterator[str]:
@@ -89,8 +95,10 @@ def trl_lines(against_trl: Mapping) -> Iterator[str]:
         if key in against_trl:
             run = against_trl[key]
             ratio, length = run["trl_over_ours"]["seconds"], run["response_length"]["dvpo"]
-            parts.append(f"{ratio['median']:.2f} × ({ratio['min']:.2f} to {ratio['max']:.2f} in {len(run['rounds'])} "
-                         f"rounds) with {name}, whose responses have {length:.0f} tokens")
+            parts.append(
+                f"{ratio['median']:.2f} × ({ratio['min']:.2f} to {ratio['max']:.2f} in {len(run['rounds'])} "
+                f"rounds) with {name}, whose responses have {length:.0f} tokens"
+            )
     if parts:
         yield f"- **TRL's `GRPOTrainer`** takes for an iteration, relative to `grpo` here: {'; '.join(parts)}."
 

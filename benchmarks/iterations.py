@@ -23,11 +23,12 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dvpo_lib.config import load_params
-from dvpo_lib.methods import DVPOConfig, with_changes
-from dvpo_lib.models import PolicySettings, build_policy
-from dvpo_lib.tasks import TaskSettings, accuracy_reward, build_suites, build_tokenizer
-from dvpo_lib.trainer import DVPOTrainer
+from dvpo_lib.chain.params import load_params
+from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.rl.config import DVPOConfig, with_changes
+from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.tasks.chains import accuracy_reward
+from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
 from .meters import clock, peak_mb
 
@@ -40,8 +41,13 @@ VARIANTS = {  # name: method, what differs: below lambda 1 a target is M numbers
     "dvpo, comonotone targets": ("dvpo", {"lam_critic": 0.95}),
     "dvpo, mixture targets": ("dvpo", {"lam_critic": 0.95, "target": "mixture"}),
 }
-PARTS = {"sample": "sampling", "examine": "values and log-probabilities", "update_critic": "critic update",
-         "update_policy": "policy update", "describe": "diagnostics"}  # fmt: skip
+PARTS = {
+    "sample": "sampling",
+    "examine": "values and log-probabilities",
+    "update_critic": "critic update",
+    "update_policy": "policy update",
+    "describe": "diagnostics",
+}
 REST = "advantages and the rest"
 STILL = 1e-12  # a learning rate at which a policy stays what it is
 
@@ -98,8 +104,9 @@ class TimedTrainer(DVPOTrainer):
             network.zero_grad()
 
 
-def iteration_rows(model: str, names: list[str], rounds: int, device: str = "cpu",
-                   size: PolicySettings | None = None, **changes) -> Iterator[dict]:
+def iteration_rows(
+    model: str, names: list[str], rounds: int, device: str = "cpu", size: PolicySettings | None = None, **changes
+) -> Iterator[dict]:
     """A row for each of `names` and each round.
 
     Args:
@@ -115,8 +122,9 @@ def iteration_rows(model: str, names: list[str], rounds: int, device: str = "cpu
     for name in names:
         policy = build_policy(tokenizer, size or MODELS[model], seed=0).to(device)
         args = with_changes(configurations()[name], {**changes, "learning_rate": STILL})
-        trainers[name] = TimedTrainer(policy, accuracy_reward, args, prompts, tokenizer,
-                                      accelerator=Accelerator(cpu=device == "cpu"))
+        trainers[name] = TimedTrainer(
+            policy, accuracy_reward, args, prompts, tokenizer, accelerator=Accelerator(cpu=device == "cpu")
+        )
     parameters = policy.num_parameters()
     for number in tqdm(range(-1, rounds), desc=f"iterations, {model} model"):
         for name, trainer in trainers.items():
@@ -131,8 +139,16 @@ def iteration_rows(model: str, names: list[str], rounds: int, device: str = "cpu
             length = trainer.step()["length"]
             step = trainer.now() - start
             trainer.rest()
-            yield dict(model=model, method=name, round=number, parameters=parameters, length=length, step=step,
-                       **{part: trainer.seconds[part] for part in PARTS}, **memory[name])
+            yield dict(
+                model=model,
+                method=name,
+                round=number,
+                parameters=parameters,
+                length=length,
+                step=step,
+                **{part: trainer.seconds[part] for part in PARTS},
+                **memory[name],
+            )
 
 
 def ratios(iterations: pd.DataFrame, baseline: str = "ppo", without: str | None = None) -> dict:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dvpo_lib.advantages import gae
-from dvpo_lib.losses import quantile_huber
-from dvpo_lib.quantiles import levels, stable_order
+from dvpo_lib.functional.advantages import gae
+from dvpo_lib.functional.quantile_huber import quantile_huber
+from dvpo_lib.functional.quantiles import levels, stable_order
 
 from .meters import median_ms, peak_mb
 
@@ -20,8 +20,9 @@ def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
     weight = (levels(q.shape[-1], device=q.device)[:, None] - (u.detach() < 0).float()).abs()
     if kappa == 0:
         return (weight * u.abs()).mean((-2, -1))
-    return (weight * torch.nn.functional.huber_loss(u, torch.zeros_like(u), reduction="none", delta=kappa)
-            / kappa).mean((-2, -1))  # fmt: skip
+    return (
+        weight * torch.nn.functional.huber_loss(u, torch.zeros_like(u), reduction="none", delta=kappa) / kappa
+    ).mean((-2, -1))
 
 
 def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
@@ -43,14 +44,16 @@ def loss_rows(sizes: list[int], rows: int, repeats: int, device: str = "cpu") ->
         q = torch.randn(rows, m, generator=generator).sort(-1).values.to(device).requires_grad_()
         g = torch.randn(rows, m, generator=generator).to(device)
         for kappa in (0.0, 1.0):
+
             def run(loss, q=q, g=g, kappa=kappa):
                 return torch.autograd.grad(loss(q, g, kappa).mean(), q)
 
             forms = {"sorted": lambda run=run: run(quantile_huber), "table": lambda run=run: run(table_quantile_huber)}
             times = median_ms(forms, repeats, device)
             for form, function in forms.items():
-                yield dict(form=form, kappa=kappa, quantiles=m, rows=rows, ms=times[form],
-                           peak_mb=peak_mb(function, device))
+                yield dict(
+                    form=form, kappa=kappa, quantiles=m, rows=rows, ms=times[form], peak_mb=peak_mb(function, device)
+                )
 
 
 def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cpu") -> Iterator[dict]:
@@ -60,8 +63,10 @@ def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cp
         rewards, values = torch.randn(b, t, generator=generator), torch.randn(b, t, m, generator=generator)
         mask = torch.arange(t) < torch.randint(t // 2, t + 1, (b, 1), generator=generator)
         rewards, values, mask = (x.to(device) for x in (rewards, values, mask))
-        forms = {"matrix": lambda r=rewards, v=values, k=mask: gae(r, v, k, 1.0, 0.95),
-                 "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95)}
+        forms = {
+            "matrix": lambda r=rewards, v=values, k=mask: gae(r, v, k, 1.0, 0.95),
+            "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95),
+        }
         for form, ms in median_ms(forms, repeats, device).items():
             yield dict(form=form, responses=b, tokens=t, quantiles=m, ms=ms)
 

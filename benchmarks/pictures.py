@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dvpo_lib.figures.style import THEME, save
+from dvpo_lib.reporting.figures.style import THEME, save
 
 from .costs import name_of
 from .iterations import PARTS, REST
@@ -39,10 +39,12 @@ def picture(found: dict) -> Figure:
     if models:
         draw_costs(below, lower[0], iterations, models, found)
     threads, rows = found["machine"]["threads"], found["loss"][0]["rows"]
-    text = (f"Medians over rounds in which all take turns, {threads} thread(s). Loss: {rows} rows. GAE: responses x "
-            "tokens x quantiles. Times relative to PPO are medians of ratios inside a round; memory is what torch "
-            "holds at most, the weights with gradients and optimiser states. Diagnostics of CQL and RFQI: their policy "
-            "answers only to be watched.")
+    text = (
+        f"Medians over rounds in which all take turns, {threads} thread(s). Loss: {rows} rows. GAE: responses x "
+        "tokens x quantiles. Times relative to PPO are medians of ratios inside a round; memory is what torch "
+        "holds at most, the weights with gradients and optimiser states. Diagnostics of CQL and RFQI: their policy "
+        "answers only to be watched."
+    )
     (below or figure).supxlabel("\n".join(textwrap.wrap(text, 215)), x=0.005, ha="left", fontsize=8.5, color="0.35")
     return figure
 
@@ -50,8 +52,15 @@ def picture(found: dict) -> Figure:
 def draw_loss(ax, losses: pd.DataFrame, column: str, unit: str) -> None:
     for (form, kappa), own in losses.groupby(["form", "kappa"], sort=False):
         color, name = FORMS[form]
-        ax.loglog(own["quantiles"], own[column], color=color, marker="o" if kappa == 0 else "s", ms=5,
-                  ls="-" if kappa == 0 else "--", label=f"{name}, κ = {kappa:g}")  # fmt: skip
+        ax.loglog(
+            own["quantiles"],
+            own[column],
+            color=color,
+            marker="o" if kappa == 0 else "s",
+            ms=5,
+            ls="-" if kappa == 0 else "--",
+            label=f"{name}, κ = {kappa:g}",
+        )
     sizes = sorted(set(losses["quantiles"]))
     ax.set(xlabel="quantiles M (as many targets)", ylabel=unit, title=f"quantile loss and gradient: {unit}")
     ax.set_xticks(sizes, [str(m) for m in sizes], minor=False)
@@ -64,8 +73,9 @@ def draw_gae(ax, gaes: pd.DataFrame) -> None:
         for row in own.itertuples():
             color = FORMS["sorted" if row.form == "matrix" else "table"][0]
             name = "matrix products" if row.form == "matrix" else "loop over tokens"
-            ax.barh(k + (0.19 if row.form == "loop" else -0.19), row.ms, 0.36, color=color,
-                    label=name if k == 0 else None)  # fmt: skip
+            ax.barh(
+                k + (0.19 if row.form == "loop" else -0.19), row.ms, 0.36, color=color, label=name if k == 0 else None
+            )
     ax.set(yticks=range(len(shapes)), xscale="log", xlabel="milliseconds", title="advantages (GAE)")
     ax.set_yticklabels([" x ".join(map(str, shape)) for shape, _ in shapes])
     ax.invert_yaxis()

@@ -5,11 +5,22 @@
 
 from importlib import import_module
 
-# Resolved when first used: `import dvpo_lib` stays quick, and a light module does not bring torch with it.
+# Resolved on first use: `import dvpo_lib` stays quick and does not load torch.
 _PUBLIC = {
-    "DVPOConfig": "methods", "METHODS": "methods", "DVPOTrainer": "trainer", "CriticSettings": "critics",
-    "CriticLossSettings": "losses", "build_critic": "critics", "fit_critic": "critics", "predict_values": "critics",
-}  # fmt: skip
+    "DVPOTrainer": "rl.trainer",
+    "DVPOConfig": "rl.config",
+    "METHODS": "rl.methods",
+    "CriticSettings": "models.critic",
+    "CriticLossSettings": "functional.critic_losses",
+    "build_critic": "models.critic",
+    "fit_critic": "models.critic_training",
+    "predict_values": "models.critic_training",
+    "NoiseSettings": "noise.sources",
+    "corrupt": "noise.sources",
+    "load_problems": "tasks.published.datasets",
+    "answer_reward": "tasks.published.verify",
+    "quantile_huber": "functional.quantile_huber",
+}
 __all__ = list(_PUBLIC)
 
 

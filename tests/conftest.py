@@ -25,7 +25,7 @@ runtime:
 STAGES = """\
 stages:
   tiny:
-    cmd: python -m dvpo_lib.stage run tiny
+    cmd: python -m dvpo_lib run tiny
     deps: [notebooks/tiny.ipynb]
     params: [seed]
     outs: [results/tiny/notebook.ipynb, results/tiny/notebook.html, results/tiny/tables]
@@ -33,7 +33,7 @@ stages:
   row:
     foreach: ${methods}
     do:
-      cmd: python -m dvpo_lib.stage run row@${key}
+      cmd: python -m dvpo_lib run row@${key}
       deps: [notebooks/tiny.ipynb, 'results/${item.critic}']
       params: ['methods.${key}', seeds]
       outs: ['results/row/${key}/notebook.ipynb']
@@ -51,9 +51,11 @@ print("saved")
 
 def make_notebook(path: Path, *bodies: str, parameters: str = PARAMETERS) -> None:
     """Writes a source notebook: a text, the parameters cell, and code cells."""
-    cells = [nbformat.v4.new_markdown_cell("# Tiny\n$x^2$", id="intro"),
-             nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
-             *(nbformat.v4.new_code_cell(body, id=f"body-{n}") for n, body in enumerate(bodies))]
+    cells = [
+        nbformat.v4.new_markdown_cell("# Tiny\n$x^2$", id="intro"),
+        nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+        *(nbformat.v4.new_code_cell(body, id=f"body-{n}") for n, body in enumerate(bodies)),
+    ]
     path.parent.mkdir(exist_ok=True, parents=True)
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
@@ -72,6 +74,12 @@ def project(tmp_path, monkeypatch):
 
 
 def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `python -m dvpo_lib.stage ...` as a process of its own."""
-    return subprocess.run([sys.executable, "-m", "dvpo_lib.stage", *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, **environment}, timeout=900)
+    """Runs `python -m dvpo_lib ...` as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "dvpo_lib", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=900,
+    )

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as settings
 
-from .suites import STYLES, SuiteSettings
+from dvpo_lib.tasks.suites import STYLES, SuiteSettings
 
 LABELS = tuple("abcdefgh")
 MARKERS = ("?", "=", "so", "answer")
@@ -58,8 +58,9 @@ class Chains:
             start = self.apply(start, op)
         return start
 
-    def solution(self, start: str, operations: list[str], style: str, error: float, restate: float,
-                 rng: np.random.Generator) -> str:
+    def solution(
+        self, start: str, operations: list[str], style: str, error: float, restate: float, rng: np.random.Generator
+    ) -> str:
         """One annotator's worked solution; a wrong step is carried on, as people do."""
         words, state = [style], start
         for label, op in zip(LABELS, operations):
@@ -78,8 +79,12 @@ class Chains:
 
     def draw(self, rng: np.random.Generator, steps: tuple[int, int], cfg: ChainSettings) -> dict:
         start, operations = self.sample(rng, steps)
-        return dict(prompt=self.prompt(start, operations), answer=self.answer(start, operations),
-                    steps=len(operations), family=self.name)  # fmt: skip
+        return dict(
+            prompt=self.prompt(start, operations),
+            answer=self.answer(start, operations),
+            steps=len(operations),
+            family=self.name,
+        )
 
     def demonstrate(self, record: Mapping, style: str, error: float, restate: float, rng: np.random.Generator) -> str:
         words = record["prompt"].split()

@@ -27,8 +27,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 
-from .suites import STYLES, Rate, SuiteSettings
-from .transcripts import FACTS, NUMBERS, USER, VALUES, first_fault, follow, hold, pairs
+from dvpo_lib.tasks.dialogue_rules import FACTS, NUMBERS, USER, VALUES, first_fault, follow, hold, pairs
+from dvpo_lib.tasks.suites import STYLES, Rate, SuiteSettings
 
 GIVEN = 2  # slots that a prompt gives
 SHORT_SERVICES = 6  # of a domain's services, those that need few slots; the rest need many
@@ -152,8 +152,9 @@ def other(values: Iterable[str], value: str, rng: np.random.Generator) -> str:
     return pick([v for v in values if v != value], rng)
 
 
-def annotator(record: Mapping, style: str, error: float, restate: float,
-              rng: np.random.Generator) -> Callable[[str], str]:
+def annotator(
+    record: Mapping, style: str, error: float, restate: float, rng: np.random.Generator
+) -> Callable[[str], str]:
     """An annotator, for `hold`: each step goes wrong at rate `error`."""
     needed = [slot for slot, _ in pairs(record["answer"].split())]
     forgotten, answered = {slot for slot in needed if rng.random() < error}, set()

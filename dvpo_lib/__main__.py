@@ -1,0 +1,5 @@
+import sys
+
+from dvpo_lib.chain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,154 @@
+"""What must hold between settings of several sections: found before anything runs, named by key.
+
+Ranges of single settings stand in their settings classes; here is what only shows when sections are read together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+
+from dvpo_lib.rl.config import DVPOConfig, with_changes
+from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.tasks.chains import LABELS
+from dvpo_lib.tasks.families import FAMILIES
+
+SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
+    "method": "rows of `methods`",
+    "critic": "rows of `critics`",
+    "seed": "`seed` and `seeds`",
+    "max_steps": "`budget` divided by `training.generation_batch_size`",
+    "max_completion_length": "the length of the family's problems",
+}
+
+Problem = tuple[tuple, str]  # where (keys from the root) and what
+
+
+def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yields every problem.
+
+    Args:
+        params: all sections, validated one by one. values: the plain tree of the file.
+    """
+    yield from _lists(params)
+    yield from _methods(params)
+    yield from _critics(params)
+    yield from _budget(params, values)
+    yield from _tasks(params)
+    yield from _noises(params)
+
+
+def _lists(params) -> Iterator[Problem]:
+    for key in ("families", "train_noises"):
+        listed = getattr(params, key)
+        for i, name in enumerate(listed):
+            if name in listed[:i]:
+                yield (key,), f"`{name}` stands here twice"
+
+
+def _noises(params) -> Iterator[Problem]:
+    for name, noise in params.noises.items():
+        if noise is None:
+            yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
+    used = {name: ("train_noises",) for name in params.train_noises} | {params.ablation.noise: ("ablation", "noise")}
+    for name, where in used.items():
+        noise = params.noises.get(name)
+        for family in params.families if noise is not None and "majority_vote" in noise.proxies else ():
+            if FAMILIES[family].answer_of is None:
+                yield where, f"`{name}` needs a majority vote; {family} has no single answers that could be voted on"
+
+
+def _methods(params) -> Iterator[Problem]:
+    for name, row in params.methods.items():
+        if name not in METHODS:
+            close = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(METHODS)}"
+            yield ("methods", name), f"unknown method{hint}"
+            continue
+        critic, needed = params.critics.get(row.critic), METHODS[name].critic
+        kind = critic.kind if critic is not None else None
+        if kind != needed:
+            yield (
+                ("methods", name, "critic"),
+                (
+                    f"{name} needs {f'a {needed} critic' if needed else 'no critic'}; "
+                    f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}"
+                ),
+            )
+            continue
+        for key in set(SET_BY_THE_CHAIN) & set(row.training):
+            yield ("methods", name, "training", key), f"is not set here but by {SET_BY_THE_CHAIN[key]}"
+        try:
+            config = with_changes(params.training, row.training)
+        except ValueError as error:  # pydantic's own errors are ValueErrors too
+            yield ("methods", name, "training"), _first_line(error)
+            continue
+        clip = config.reward_clip if METHODS[name].clip_rewards else 0.0
+        if critic is not None and critic.reward_clip != clip:
+            yield (
+                ("critics", row.critic, "reward_clip"),
+                (
+                    f"should be {clip:g}: {name} needs a critic of rewards "
+                    f"{'cut as its own' if clip else 'that are not cut'}"
+                ),
+            )
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}"
+    return str(error)
+
+
+def _critics(params) -> Iterator[Problem]:
+    for name in ("scalar", "quantile"):  # notebooks 02 and 04 compare these
+        critic = params.critics.get(name) if name in params.critics else None
+        if critic is None or critic.kind != name:
+            yield ("critics", name), f"notebooks 02 and 04 need this row, of kind {name}"
+    for name, critic in params.critics.items():
+        for key in ("pretrain_rollouts", "pretrain_epochs"):
+            if critic is not None and getattr(critic, key) < 1:
+                yield ("critics", name, key), "should be at least 1: notebook 02 pretrains every critic"
+
+
+def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, place in SET_BY_THE_CHAIN.items():
+        if key in (values.get("training") or {}):
+            yield ("training", key), f"is not set here but by {place}"
+    configs = dict(_configs(params))
+    for method, config in configs.items():
+        size, group = config.generation_batch_size, config.num_generations
+        if size % group and METHODS[method].groups:
+            own = {"generation_batch_size", "num_generations"} & params.methods[method].training.keys()
+            where = ("methods", method, "training") if own else ("training", "generation_batch_size")
+            yield where, f"{size} is not a multiple of num_generations {group}"
+    for method, config in configs.items():
+        name, size = params.methods[method].critic, config.generation_batch_size
+        critic = params.critics.get(name) if name in params.critics else None
+        left = params.budget - (critic.pretrain_rollouts if critic else 0)
+        if left < size or left % size:
+            spent = f"the budget less the {critic.pretrain_rollouts} of critics.{name}" if critic else "the budget"
+            yield ("budget",), f"{spent} is {left} rollouts, no whole number of batches of {size}"
+
+
+def _configs(params) -> Iterator[tuple[str, DVPOConfig]]:
+    """The training settings of every method that has valid ones."""
+    for method, row in params.methods.items():
+        with contextlib.suppress(ValueError):  # said by `_methods`
+            if method in METHODS:
+                yield method, with_changes(params.training, row.training)
+
+
+def _tasks(params) -> Iterator[Problem]:
+    for family in ("math", "science"):
+        cfg = getattr(params.tasks, family)
+        for key in ("short", "long"):
+            first, last = getattr(cfg, key)
+            if not 1 <= first <= last <= len(LABELS):
+                most = len(LABELS)
+                yield ("tasks", family, key), f"should be 1 <= first <= last <= {most} steps, not {first}, {last}"

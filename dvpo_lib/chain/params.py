@@ -1,0 +1,246 @@
+"""params.yaml as a typed, validated tree.
+
+Every settings class lives in the module that uses it; `SECTIONS` maps each top-level key of params.yaml to its type.
+YAML is read as version 1.2 (`1e-4` is a number), as DVC reads it.
+
+A wrong file gives one `ConfigError` that names file, line and key:
+    params.yaml:31: training.learning_rte: unknown parameter; did you mean `learning_rate`?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+
+from dvpo_lib.chain.checks import contradictions
+from dvpo_lib.common.settings_tree import ConfigError, overlay, plain, read_yaml, set_dotted, suggestion
+from dvpo_lib.experiments.ablation import AblationSettings
+from dvpo_lib.experiments.real.data import RealSettings
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.models.policy import PolicySettings
+from dvpo_lib.noise.pseudo_labels import VoteSettings
+from dvpo_lib.noise.reward_model import RewardModelSettings
+from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.rl.config import DVPOConfig, MethodSettings
+from dvpo_lib.tasks.evaluation import EvaluationSettings
+from dvpo_lib.tasks.families import TaskSettings
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RuntimeSettings:
+    """How a run is carried out on this machine. No stage tracks it: it must not change any result."""
+
+    workers: Annotated[int, Field(ge=1)] | None = None  # processes that train seeds side by side; null: one per core
+    cell_timeout: Annotated[int, Field(ge=1)] = 6 * 3600  # seconds after which a notebook's cell is given up
+    expected_minutes: Annotated[float, Field(gt=0)] = 30  # what `make repro` announces, measured on two cores
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one top-level key of params.yaml holds."""
+
+    type: Any
+    table: bool = False  # many named rows of that type or null; a stage may track single rows
+
+    def annotation(self) -> Any:
+        """The type of the whole section."""
+        return dict[str, self.type | None] if self.table else self.type
+
+
+SECTIONS: dict[str, Section] = {
+    "seed": Section(Annotated[int, Field(ge=0)]),
+    "seeds": Section(Annotated[int, Field(ge=1)]),
+    "families": Section(Annotated[list[Literal["math", "science", "dialogue"]], Field(min_length=1)]),
+    "tasks": Section(TaskSettings),
+    "policy": Section(PolicySettings),
+    "noises": Section(NoiseSettings, table=True),
+    "pseudo_labels": Section(VoteSettings),
+    "reward_model": Section(RewardModelSettings),
+    "train_noises": Section(Annotated[list[str], Field(min_length=1)]),
+    "budget": Section(Annotated[int, Field(ge=1)]),
+    "training": Section(DVPOConfig),
+    "critics": Section(CriticSettings, table=True),
+    "methods": Section(MethodSettings, table=True),
+    "ablation": Section(AblationSettings),
+    "evaluation": Section(EvaluationSettings),
+    "real": Section(RealSettings),
+    "runtime": Section(RuntimeSettings),
+}
+TABLES = tuple(name for name, section in SECTIONS.items() if section.table)
+UNTRACKED = ("runtime",)  # readable by every stage, tracked by none
+REFERENCES = {  # settings that name a row of another section
+    "train_noises.*": "noises",
+    "methods.*.critic": "critics",
+    "ablation.noise": "noises",
+}
+
+
+class Params:
+    """The settings that one stage tracks, as attributes; reading any other section is an error that says what to do."""
+
+    def __init__(self, sections: Mapping[str, Any], reader: str = "this reader"):
+        self.__dict__.update(sections)
+        self.__dict__["_reader"] = reader
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in SECTIONS:
+            raise AttributeError(f"{self._reader} does not track `{name}`: add it to the stage's `params:` in dvc.yaml")
+        raise AttributeError(f"params.yaml has no section `{name}`{suggestion(name, SECTIONS)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("settings are read-only: edit params.yaml, or pass `changes` to open_stage")
+
+
+class Rows(dict):
+    """The tracked rows of a table; asking for a row that is not tracked is an error that says what to do."""
+
+    def __init__(self, rows: Mapping[str, Any], section: str, reader: str):
+        super().__init__(rows)
+        self.section, self.reader = section, reader
+
+    def __missing__(self, row: str) -> Any:
+        raise KeyError(f"{self.reader} does not track `{self.section}.{row}` (it tracks: {', '.join(self) or 'none'})")
+
+
+def load_params(
+    path: str | Path = "params.yaml",
+    tracked: Iterable[str] | None = None,
+    *,
+    reader: str = "this reader",
+    changes: Mapping[str, Any] | None = None,
+    overlaid: str | Path | None = None,
+) -> Params:
+    """Reads and validates params.yaml.
+
+    `tracked`: names of sections ("training") and of rows of tables ("critics.quantile"); None reads everything and
+    checks what one section says of another. `changes`: dotted settings to lay over the file. `overlaid`: a
+    profile's file, laid over the first. Raises ConfigError with file, line and key of the first wrong setting."""
+    tree = read_yaml(path)
+    files = {str(Path(path).name): tree}
+    if overlaid is not None:
+        top = read_yaml(overlaid)
+        files = {str(Path(overlaid)): top, str(Path(path).name): read_yaml(path)}
+        tree = overlay(tree, top, TABLES)
+    values = set_dotted(plain(tree), changes or {})
+
+    def fail(location: tuple, problem: str) -> typing.NoReturn:
+        dotted = ".".join(map(str, location))
+        raise ConfigError(f"{_place(files, location, changes or {})}: {dotted}: {problem}")
+
+    for name in values:
+        if name not in SECTIONS:
+            fail((name,), f"unknown parameter{suggestion(name, SECTIONS)}")
+    wanted = _wanted(tracked)
+    sections = {}
+    for name, rows in wanted.items():
+        if name not in values and name not in UNTRACKED:
+            fail((name,), "this section is missing")
+        value = values.get(name, {})
+        if rows is not None:
+            for row in rows:
+                if row not in value:
+                    fail((name, row), f"there is no such row{suggestion(row, value)}")
+            value = {row: value[row] for row in rows}
+        sections[name] = _validate(name, value, fail)
+        if hasattr(sections[name], "missing"):  # settings that name files are held to them before anything runs
+            for field, problem in sections[name].missing(Path(path).parent).items():
+                fail((name, field), problem)
+        if SECTIONS[name].table:
+            sections[name] = Rows(sections[name], name, reader)
+    params = Params(sections, reader)
+    if tracked is None:
+        _check_references(values, fail)
+        for location, problem in contradictions(params, values):
+            fail(location, problem)
+    return params
+
+
+def _wanted(tracked: Iterable[str] | None) -> dict[str, list[str] | None]:
+    """{section: rows, or None for the whole of it}, with the sections that every stage may read."""
+    if tracked is None:
+        return dict.fromkeys(SECTIONS)
+    wanted: dict[str, list[str] | None] = dict.fromkeys(UNTRACKED)
+    for entry in tracked:
+        name, _, row = entry.partition(".")
+        if name not in SECTIONS or (row and not SECTIONS[name].table):
+            raise ConfigError(f"dvc.yaml: `{entry}` is neither a section of params.yaml nor a row of one of its tables")
+        if not row:
+            wanted[name] = None
+        elif wanted.get(name, []) is not None:
+            wanted[name] = [*(wanted.get(name) or []), row]
+    return wanted
+
+
+def _validate(name: str, value: Any, fail) -> Any:
+    kind = SECTIONS[name].annotation()
+    try:  # by way of JSON: strict (no "5" for 5) and yet takes mappings for settings classes
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps({} if value is None else value), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = tuple(part for part in first["loc"] if not _is_branch(part))
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            fail((name, *location), f"unknown parameter{suggestion(location[-1], _fields(kind, location[:-1]))}")
+        if first["type"] == "missing":
+            fail((name, *location), "this setting is missing")
+        fail((name, *location), f"{first['msg'].replace('Input should', 'should')}, not {first['input']!r}")
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether a part of pydantic's location names the branch of a union and no key of the file."""
+    return isinstance(part, str) and (part in ("int", "float", "str", "bool", "constrained-int") or "[" in part)
+
+
+def _fields(kind: Any, location: tuple) -> list[str]:
+    """The names of the settings at a location below a section's type, for suggestions."""
+    for part in (*location, None):
+        while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
+            kind = typing.get_args(kind)[0]
+        if part is None:
+            break
+        if typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(part)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _check_references(values: dict, fail) -> None:
+    """Every name that one section gives of a row of another must exist there."""
+    for pattern, table in REFERENCES.items():
+        for location, name in _matches(values, pattern.split(".")):
+            if name not in values[table]:
+                fail(location, f"`{name}` is no row of `{table}`{suggestion(name, values[table])}")
+
+
+def _matches(node: Any, parts: list[str], location: tuple = ()) -> list[tuple[tuple, Any]]:
+    if not parts:
+        return [(location, node)]
+    keys = range(len(node)) if isinstance(node, list) else node
+    keys = keys if parts[0] == "*" else [parts[0]] if parts[0] in keys else []
+    return [found for key in keys for found in _matches(node[key], parts[1:], (*location, key))]
+
+
+def _place(files: Mapping[str, Any], location: tuple, changes: Mapping[str, Any]) -> str:
+    """`file:line` of a location: of the first file that holds all of it, else of its deepest parent in the last one."""
+    if ".".join(map(str, location)) in changes:
+        return "changes"
+    best, depth = next(iter(files)) + ":1", 0
+    for file, node in reversed(files.items()):
+        for level, part in enumerate(location, start=1):
+            if not (isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int)):
+                break
+            line = (node.lc.item(part) if isinstance(node, list) else node.lc.key(part))[0] + 1
+            best, depth = (f"{file}:{line}", level) if level >= depth else (best, depth)
+            node = node[part]
+    return best

@@ -1,0 +1,177 @@
+"""Tables, metrics and sentences of the real-data study, computed from its scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dvpo_lib.experiments.real.data import HOW
+from dvpo_lib.experiments.real.study import BASELINES, RealStudy
+from dvpo_lib.reporting.figures.style import look
+from dvpo_lib.reporting.prose import listing, percent
+
+NAMES = {
+    "auc": "AUC",
+    "auc_within": "AUC in one generator",
+    "brier": "Brier",
+    "crps": "CRPS",
+    "cover50": "inside 50%",
+    "cover80": "inside 80%",
+    "cover90": "inside 90%",
+}
+
+WITHOUT = f"`real.dir` is not set in params.yaml, so this section is empty. {HOW}; then set `real: {{dir: data/real}}`."
+
+
+def number(row, digits: int = 2) -> str:
+    """ "0.70 [0.67, 0.73]" of a row with value, low and high, never broken over two lines."""
+    span = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else ""
+    return f"{row['value']:.{digits}f}{span}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def generator_table(study: RealStudy) -> pd.DataFrame:
+    """Solutions and share correct by generator, of training and of held-out problems."""
+    rows = []
+    for name in dict.fromkeys(study.held["generator"]):
+        parts = {}
+        for part, table in (("training", study.training), ("held out", study.held)):
+            own = table.loc[table["generator"] == name, "correct"]
+            parts |= {f"{part}: solutions": f"{len(own):,}", f"{part}: right": percent(own.mean(), 1)}
+        rows.append({"generator": name, **parts})
+    return pd.DataFrame(rows)
+
+
+def data_findings(study: RealStudy) -> str:
+    """What was read, how it was split, and what the backbone has learned."""
+    problems = [t["problem"].nunique() for t in (study.training, study.held)]
+    model = study.language_model.iloc[0]
+    return (
+        f"{problems[0]} problems are for training and {problems[1]} are held out; all solutions of a problem go the "
+        f"same way. {study.cut} of {len(study.training) + len(study.held):,} prompts and solutions together were too "
+        f"long and were cut. The backbone ({model['parameters'] / 1e6:.1f} M parameters, {model['vocabulary']:.0f} "
+        f"tokens of byte-level BPE) was trained for {model['steps']:.0f} steps on {model['tokens'] / 1e6:.2f} M tokens "
+        f"of problems with worked solutions: its loss is {model['train_loss']:.2f} nats a token there and "
+        f"{model['test_loss']:.2f} on the test file."
+    )
+
+
+def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
+    """One row per noise and critic at one position, baselines included: metrics with intervals, one coverage."""
+    own = study.scores[study.scores["at"].isin([at, "any"])].copy()
+    own["cell"] = [
+        percent(r["value"]) if r["metric"].startswith("cover") else number(r, 2 if r["metric"].startswith("auc") else 3)
+        for _, r in own.iterrows()
+    ]
+    names = list(dict.fromkeys(own["critic"]))
+    order = {name: (name in BASELINES) * len(names) + i for i, name in enumerate(names)}
+    wide = own.pivot(index=["noise", "critic"], columns="metric", values="cell").reset_index()
+    wide = wide.sort_values(["noise", "critic"], key=lambda c: c.map(order) if c.name == "critic" else c)
+    wide["noise"], wide["critic"] = wide["noise"].map(percent), [look(c).name for c in wide["critic"]]
+    columns = {m: text for m, text in NAMES.items() if m in wide and m not in ("cover50", "cover90")}
+    wide = wide[["noise", "critic", *columns]].astype(object).fillna("")
+    return wide.rename(columns={"noise": "labels turned over", **columns})
+
+
+def metrics(study: RealStudy | None) -> dict:
+    """For `dvc metrics show`: {"real": {critic: {noise: {at: {metric: value}}}}}; empty without the data."""
+    tree: dict = {}
+    for r in study.scores.itertuples() if study else ():
+        node = tree.setdefault(r.critic, {}).setdefault(f"noise_{100 * r.noise:g}", {}).setdefault(r.at, {})
+        node[r.metric] = r.value
+    return {"real": tree} if tree else {}
+
+
+def findings(study: RealStudy) -> str:
+    """What the critics learned from real text, whichever way it falls, as a list."""
+    s = study.scores.set_index(["critic", "noise", "at", "metric"]).sort_index()
+    rates = sorted(study.scores["noise"].unique())
+    names = [n for n in study.critics if n in set(study.scores["critic"])]
+    return "\n".join(
+        [
+            _discrimination(s, study, rates[0], names),
+            _recognition(s, rates[0], names),
+            _noise(s, study, rates, names),
+            *_distribution(s, rates, names),
+            _uncertainty(study),
+        ]
+    )
+
+
+def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[str]) -> str:
+    d = study.differences[(study.differences["noise"] == rate) & (study.differences["metric"] == "auc")]
+    d = d.set_index("contrast")
+    parts, gains = [], []
+    for n in names:
+        gain = d.loc[f"{n}: last - first"]
+        gains.append(gain["low"] > 0)
+        parts.append(
+            f"{number(s.loc[n, rate, 'last', 'auc'])} ({look(n).name}; {gain['value']:+.2f} since the first token)"
+        )
+    read = (
+        "Reading the solution helps"
+        if all(gains)
+        else "Reading the solution helps one of them"
+        if any(gains)
+        else "What reading the solution adds is not beyond its interval"
+    )
+    return f"- **{percent(rate)} of the labels turned over.** The AUC at the last token is {listing(parts)}. {read}."
+
+
+def _recognition(s: pd.DataFrame, rate: float, names: list[str]) -> str:
+    known = s.loc[("generator", rate, "any", "auc")]
+    inside = [f"{number(s.loc[n, rate, 'last', 'auc_within'])} ({look(n).name})" for n in names]
+    places = [*((n, "last") for n in names), ("generator", "any"), ("constant", "any")]
+    brier = [
+        f"{s.loc[(n, rate, at, 'brier'), 'value']:.3f} ({look(n).name.removesuffix(' (no critic)')})"
+        for n, at in places
+    ]
+    shown = [s.loc[(n, rate, "last", "auc_within"), "low"] > 0.5 for n in names]
+    verdict = "they see more than who wrote it" if all(shown) else "not all are shown to see more than who wrote it"
+    return (
+        f"- **Who wrote it?** Knowing the generator alone gives an AUC of {number(known)}. Among the solutions of one "
+        f"generator the AUC at the last token is {listing(inside)}: {verdict}. Brier scores: {listing(brier)}."
+    )
+
+
+def _noise(s: pd.DataFrame, study: RealStudy, rates: list[float], names: list[str]) -> str:
+    if len(rates) < 2:
+        return "- **Noise.** One noise rate only: nothing to compare."
+    kept = [
+        f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {number(s.loc[n, rates[-1], 'last', 'auc'])} "
+        f"({look(n).name})"
+        for n in names
+    ]
+    text = (
+        f"- **Noise.** From {percent(rates[0])} to {percent(rates[-1])} of the training labels turned over, the AUC at "
+        f"the last token goes from {listing(kept)}."
+    )
+    d = study.differences[study.differences["contrast"] == "quantile - scalar"]
+    d = d[(d["metric"] == "auc") & (d["at"] == "last")].sort_values("noise")
+    clear = [f"{percent(r.noise)} ({r.value:+.3f})" for r in d.itertuples() if r.low > 0 or r.high < 0]
+    if clear:
+        return f"{text} The quantile critic's AUC less the scalar one's is beyond its interval at {listing(clear)}."
+    return f"{text} At no noise rate do the two differ beyond the interval of their difference." if len(d) else text
+
+
+def _distribution(s: pd.DataFrame, rates: list[float], names: list[str]) -> list[str]:
+    if "quantile" not in names:
+        return []
+    cells = []
+    for rate in rates:
+        crps, brier, inside = (s.loc[("quantile", rate, "last", m), "value"] for m in ("crps", "brier", "cover80"))
+        cells.append(
+            f"{percent(rate)} turned over: CRPS {crps:.3f}, Brier score {brier:.3f}, {percent(inside)} of the "
+            f"outcomes inside the 80 % interval"
+        )
+    return [
+        "- **The distribution.** Outcomes are 0 or 1, and so the CRPS of a coin with the predicted mean is its Brier "
+        f"score; a quantile critic with a higher CRPS predicts a worse distribution than that. {'; '.join(cells)}."
+    ]
+
+
+def _uncertainty(study: RealStudy) -> str:
+    seeds = len({key[2] for key in study.folders})
+    return (
+        f"- Intervals resample the {int(study.scores['n'].max())} held-out problems; what another training run would "
+        f"change is not in them ({seeds} seed{'s' * (seeds > 1)})."
+    )

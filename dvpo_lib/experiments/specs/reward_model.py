@@ -1,0 +1,83 @@
+"""Reward model training as a run of the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from dvpo_lib.common.seeds import generator_for, seed_for
+from dvpo_lib.models.policy import load_policy
+from dvpo_lib.models.tokens import encode
+from dvpo_lib.noise.reward_model import WEIGHTS, RewardModel, RewardModelSettings, probabilities, search_accuracy
+from dvpo_lib.tasks.evaluation import sample_table
+from dvpo_lib.tasks.families import FAMILIES, load_suites
+
+
+@dataclass(frozen=True)
+class RewardModelSpec:
+    """Training, search and measurement of one family's reward model; right are responses whose true reward is >= 0.5.
+
+    Half of the prompts of demonstrations (as long as those that are trained on) serve training, a quarter each the
+    search and the measurement: no example is shared. Stores reward_model.safetensors, search.csv (step, accuracy,
+    taken) and predictions.csv (probability, right, words: of the answers that the measurement is of).
+    """
+
+    model: RewardModelSettings
+    family: str
+    seed: int
+    base: str = "data/base"  # folder of the base policy
+    suites: str = "data/suites"  # folder of the suites
+    inputs = ("base", "suites")
+
+    def execute(self, folder: Path, scratch: Path) -> None:
+        cfg, (policy, tokenizer) = self.model, load_policy(self.base)
+        policy.eval()
+        parts = self.examples(policy, tokenizer)
+        tokens = {name: encode(tokenizer, t["prompt"].tolist(), t["completion"].tolist()) for name, t in parts.items()}
+        right = {name: (table["reward"] >= 0.5).to_numpy(dtype=float) for name, table in parts.items()}
+        labels = torch.tensor(right["training"], dtype=torch.float32)
+        turned = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise
+        model = RewardModel(policy, self.seed)
+        looks = search_accuracy(
+            model,
+            tokens["training"],
+            torch.where(turned, 1 - labels, labels),
+            tokens["search"],
+            right["search"],
+            cfg,
+            self.seed,
+        )
+        measured = pd.DataFrame(
+            {
+                "probability": probabilities(model, tokens["measurement"]),
+                "right": right["measurement"],
+                "words": parts["measurement"]["completion"].str.split().str.len(),
+            }
+        )
+        save_file(model.state_dict(), folder / WEIGHTS)
+        for name, table in {"search": pd.DataFrame(looks), "predictions": measured}.items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+    def examples(self, policy, tokenizer) -> dict[str, pd.DataFrame]:
+        """Scored answers of the base policy by part: training, search, measurement. Prompts are not shared."""
+        splits = load_suites(self.suites, ("demonstrations", "train"))[self.family]
+        usual, family = set(splits["train"]["steps"]), FAMILIES[self.family]
+        shown = [r for r in splits["demonstrations"] if r["steps"] in usual]
+        records = list({r["prompt"]: r for r in shown}.values())
+        order = torch.randperm(len(records), generator=generator_for(self.seed, "reward model prompts")).tolist()
+        half, quarter = len(order) // 2, len(order) // 4
+        places = {
+            "training": order[:half],
+            "search": order[half : half + quarter],
+            "measurement": order[half + quarter :],
+        }
+        parts = {}
+        for name, own in places.items():
+            size = self.model.examples if name == "training" else self.model.held_out
+            chosen = [records[own[i % len(own)]] for i in range(size)]
+            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed_for(self.seed, "reward model", name))
+        return parts

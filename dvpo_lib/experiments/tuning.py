@@ -1,0 +1,181 @@
+"""The tuning grid: every method gets the same number of points, on development seeds and without noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from dvpo_lib.common.settings_tree import overlay
+from dvpo_lib.experiments.run_store import collect, execute
+from dvpo_lib.experiments.specs.critic_pretraining import critic_spec
+from dvpo_lib.experiments.specs.training import train_spec
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.tasks.evaluation import EvaluationSettings
+
+LEARNING_RATES = (5e-5, 1e-4, 2e-4)
+SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of the method's critic
+    "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03, 0.1)),  # "risk interval weight" (paper)
+    "dvpo_winsorised": ("training.lam", (0.9, 0.95, 1.0)),
+    "ppo": ("training.epsilon", (0.1, 0.2, 0.3)),  # Schulman et al. 2017, table 1
+    "robust_ppo": ("training.lam", (0.9, 0.95, 1.0)),  # how far a worst case reaches
+    "grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Shao et al. 2024 take 0.04
+    "dr_grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Liu et al. 2025 take 0
+    "reinforce_pp": ("training.beta", (0.0, 0.01, 0.04)),
+    "cql": ("critic.q.conservatism", (0.03, 0.1, 0.3)),  # weight of the penalty, Kumar et al. 2020
+    "rfqi": ("critic.q.radius", (0.05, 0.1, 0.2)),  # of the uncertainty set, Panaganti et al. 2022
+    "ppo_clip_reward": ("training.epsilon", (0.1, 0.2, 0.3)),
+    "grpo_clip_reward": ("training.beta", (0.0, 0.01, 0.04)),
+}
+FIRST_SEED = 1000  # development seeds; far from those of any comparison
+MARGIN = 0.01  # of reward: what counts as better
+MINUTES = 25  # of all methods with one seed on two cores
+
+
+def grid(method: str) -> list[dict[str, float]]:
+    """The nine points of a method, {dotted setting: value}."""
+    setting, values = SENSITIVE[method]
+    return [
+        {"training.learning_rate": rate, setting: value} for rate, value in itertools.product(LEARNING_RATES, values)
+    ]
+
+
+def nested(point: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """{"critic.q.radius": 0.1} to {"q": {"radius": 0.1}}, of the settings of one part ("training" or "critic")."""
+    tree: dict[str, Any] = {}
+    for dotted, value in point.items():
+        first, *parents, last = dotted.split(".")
+        if first == part:
+            node = tree
+            for name in parents:
+                node = node.setdefault(name, {})
+            node[last] = value
+    return tree
+
+
+def current(params, method: str) -> dict[str, float]:
+    """The point at which params.yaml stands."""
+    row = params.methods[method]
+    training = {**dataclasses.asdict(params.training), **row.training}
+    tree = {"training": training, "critic": dataclasses.asdict(params.critics[row.critic] or CriticSettings())}
+    found = {}
+    for dotted in grid(method)[0]:
+        value: Any = tree
+        for name in dotted.split("."):
+            value = value[name]
+        found[dotted] = value
+    return found
+
+
+def with_point(params, method: str, point: Mapping[str, Any]):
+    """(training overrides, critic settings or None) of one point."""
+    row = params.methods[method]
+    critic = params.critics[row.critic]
+    if critic is not None:
+        tree = overlay(dataclasses.asdict(critic), nested(point, "critic"))
+        critic = TypeAdapter(CriticSettings).validate_python(tree)
+    return {**row.training, **nested(point, "training")}, critic
+
+
+def score(curves: pd.DataFrame) -> float:
+    """Mean true reward over the last quarter of one run's iterations."""
+    return float(curves["reward_true"].tail(max(1, len(curves) // 4)).mean())
+
+
+def plan(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
+    """All runs of the grid as (method, point, seed, training overrides, critic), and their critics' pretraining."""
+    runs = [
+        (m, point, FIRST_SEED + s, *with_point(params, m, point))
+        for m in methods
+        for point in grid(m)
+        for s in range(seeds)
+    ]
+    critics = [
+        critic_spec(params, critic, "none", params.families[0], seed)
+        for _, _, seed, _, critic in runs
+        if critic is not None
+    ]
+    return runs, critics
+
+
+def forecast(params, methods: Iterable[str], seeds: int) -> str:
+    """What `tune` is going to do, and how long it may take."""
+    methods = list(methods)
+    runs, critics = plan(params, methods, seeds)
+    points = len(grid(methods[0]))
+    distinct = len({repr(spec) for spec in critics})
+    minutes = MINUTES * len(runs) / sum(len(grid(m)) for m in SENSITIVE)
+    return (
+        f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
+        f"development seed{'s' * (seeds > 1)} a point), pretrains {distinct} critic{'s' * (distinct != 1)} before, "
+        f"without noise on {params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store "
+        "has already. An interrupted run goes on where it stopped."
+    )
+
+
+def tune(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
+    """Trains the grid: one row per method, point and seed.
+
+    Returns:
+        method, family, learning_rate, setting, value, seed, rollouts (scored ones, critic pretraining included), score.
+    """
+    family = params.families[0]
+    runs, critics = plan(params, methods, seeds)
+    folders = iter(execute(critics, params.runtime.workers, "critics of the grid"))
+    specs = []
+    for method, _, seed, training, critic in runs:
+        file = next(folders) / "critic.safetensors" if critic is not None else None
+        spec = train_spec(params, method, method, "none", family, seed, critic, file, training)
+        specs.append(dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1)))  # tests are not read
+    rows = []
+    for (method, point, seed, *_), folder in zip(runs, execute(specs, params.runtime.workers, "the grid"), strict=True):
+        curves, setting = collect([folder], "curves"), SENSITIVE[method][0]
+        rows.append(
+            {
+                "method": method,
+                "family": family,
+                "learning_rate": point["training.learning_rate"],
+                "setting": setting,
+                "value": point[setting],
+                "seed": seed,
+                "rollouts": int(curves["rollouts"].max()),
+                "score": score(curves),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def choose(table: pd.DataFrame, stands: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """The winner of every method; of equal points the first one of the grid.
+
+    Args:
+        table: of `tune`. stands: {method: `current`}.
+
+    Returns:
+        method, setting, learning_rate, value, score; stood_learning_rate, stood_value and stood, its score: the point
+        in params.yaml, NaN where it is not on the grid; changed.
+    """
+    rows = []
+    means = table.groupby(["method", "setting", "learning_rate", "value"], sort=False)["score"].mean().reset_index()
+    for method, own in means.groupby("method", sort=False):
+        setting = own["setting"].iloc[0]
+        rate, value = stands[method]["training.learning_rate"], stands[method][setting]
+        here = own[(own["learning_rate"] == rate) & (own["value"] == value)]
+        best = own.loc[own["score"].idxmax()]
+        stood = here["score"].iloc[0] if len(here) else float("nan")
+        changed = not best["score"] - stood < MARGIN
+        winner = best if changed else here.iloc[0]
+        rows.append(
+            {
+                **winner[["method", "setting", "learning_rate", "value", "score"]],
+                "stood_learning_rate": rate,
+                "stood_value": value,
+                "stood": stood,
+                "changed": changed,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,298 @@
+"""Advantages and targets: GAE over values or quantiles, read-outs, group and return-to-go baselines.
+
+All tensors cover response positions only: (B, T), `mask` true on the policy's own tokens. Masked positions may hold
+anything; where they stand between two of the policy's turns they are skipped, as if deleted. The value after the last
+token is 0. Results are 0 at masked positions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+
+from dvpo_lib.functional.quantiles import distortion_weights, interpolate
+
+CHUNK = 64  # tokens that one matrix product covers
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ReadoutSettings:
+    """How a distribution of returns becomes the scalar value that advantages use.
+
+    Raises:
+        pydantic.ValidationError: a setting out of its range, or a strength that the distortion does not take.
+    """
+
+    kind: Literal["mean", "distorted", "winsorised"] = "mean"  # paper, extension, extension
+    distortion: Literal["mean", "cvar", "wang", "cpw", "blend"] = "mean"  # of the distorted read-out
+    strength: float = 0.0  # of wang, cpw, blend: 0 is the mean
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the lower tail, for cvar and blend
+    beta: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the upper tail, for blend
+    level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: lower level of the band; 0: no bound
+    level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: upper level of the band; 0: no bound
+
+    @model_validator(mode="after")
+    def _strength_fits(self):
+        self.weights(8)
+        return self
+
+    def weights(self, m: int) -> Tensor:
+        """(M,) weights of the quantiles in the distorted read-out, float64."""
+        return distortion_weights(
+            self.distortion, m, alpha=self.alpha, beta=self.beta, strength=self.strength, dtype=torch.float64
+        )
+
+
+def _justify(mask: Tensor) -> Tensor | None:
+    """(B, T) order that moves each row's real tokens to its front; None where they are there already."""
+    if not (mask[:, 1:] & ~mask[:, :-1]).any():
+        return None
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+
+
+def _take(x: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return x
+    return x.gather(1, order if x.dim() == 2 else order[..., None].expand_as(x))
+
+
+def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return x
+    index = order if x.dim() == 2 else order[..., None].expand_as(x)
+    return torch.empty_like(x).scatter(1, index, x)
+
+
+def _clean(x: Tensor, mask: Tensor) -> Tensor:
+    mask = mask if x.dim() == 2 else mask[..., None]
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _next(x: Tensor) -> Tensor:
+    """x of the next token; 0 after the last."""
+    return torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
+
+
+def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
+    """y[t] = sum_{s >= t} discount^(s - t) x[s] along dim 1, as matrix products over chunks of tokens.
+
+    Args:
+        x: (B, T) or (B, T, M). discount: a number, or (B,) one for each row.
+
+    Returns:
+        as x.
+    """
+    flat = x if x.dim() == 3 else x[..., None]
+    batch, length, _ = flat.shape
+    discount = torch.as_tensor(discount, dtype=x.dtype, device=x.device)
+    size = min(CHUNK, length)
+    gap = torch.arange(size, device=x.device)
+    gap = gap[None, :] - gap[:, None]
+    powers = torch.where(gap >= 0, discount[..., None, None] ** gap.clamp(min=0), 0.0)  # (C, C) or (B, C, C)
+    carry = discount[..., None] ** torch.arange(size, 0, -1, device=x.device)  # (C) or (B, C): from the next chunk
+    out, after = [], torch.zeros_like(flat[:, :1])
+    for end in range(length, 0, -size):
+        start = max(0, end - size)
+        n = end - start
+        y = powers[..., :n, :n] @ flat[:, start:end] + carry[..., size - n :, None] * after
+        out.append(y)
+        after = y[:, :1]
+    return torch.cat(out[::-1], 1).view_as(x)
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float | Tensor = 0.95,
+    missing: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016), for values or, quantile by quantile, distributions.
+
+    delta[t] = r[t] + gamma V[t+1] - V[t];  A[t] = delta[t] + gamma lambda A[t+1];  G[t] = V[t] + A[t].
+
+    Args:
+        rewards: (B, T). values: (B, T) or (B, T, M), the value of the state before each token. mask: (B, T).
+        lam: a number, or (B,) one for each response.
+        missing: (B,) bool, responses whose task reward is not known. It is taken to be what the critic expects at the
+            last token: delta is 0 there, and no signal comes from it.
+
+    Returns:
+        (advantages, returns), both shaped as values.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if rewards.shape != mask.shape or values.shape[:2] != mask.shape or values.dim() not in (2, 3):
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask {tuple(mask.shape)} "
+            "must be (B, T), (B, T) or (B, T, M), and (B, T)"
+        )
+    order = _justify(mask)
+    real = _take(mask, order)
+    v = _clean(_take(values, order), real)
+    r = _clean(_take(rewards, order), real).to(v.dtype)
+    delta = (r if v.dim() == 2 else r[..., None]) + gamma * _next(v) - v
+    if missing is not None:
+        unknown = last_token(real) & missing[:, None]
+        delta = torch.where(unknown if v.dim() == 2 else unknown[..., None], 0.0, delta)
+    advantages = discounted_sum(delta, gamma * lam)
+    advantages, returns = (_put_back(_clean(x, real), order) for x in (advantages, v + advantages))
+    return advantages, returns
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """(B, T) discounted sum of this and all later rewards of the response."""
+    order = _justify(mask)
+    real = _take(mask, order)
+    return _put_back(_clean(discounted_sum(_clean(_take(rewards, order), real), gamma), real), order)
+
+
+def quantile_targets(
+    rewards: Tensor,
+    zbar: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    kind: Literal["comonotone", "mixture"] = "comonotone",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Samples of the distributional lambda-return, the critic's targets.
+
+    `comonotone` (paper; formula reconstructed): G[t,j] = Zbar[t,j] + A[t,j], which averages n-step quantile vectors and
+    is narrower than their mixture. `mixture` (Nam et al. 2021, SR(lambda)): each sample j draws its own horizon n with
+    probability (1 - lambda) lambda^(n-1), what is left on the Monte Carlo return, and takes that n-step return's
+    quantile j. The two agree at lambda 0 and 1, and in the mean between.
+
+    Args:
+        rewards: (B, T). zbar: (B, T, M) ensemble quantiles. mask: (B, T). generator: of the horizons.
+
+    Returns:
+        (B, T, M), or (B, T, 1) at lambda = 1, where every target is the point of the Monte Carlo return.
+    """
+    if lam == 1:
+        return returns_to_go(rewards, mask, gamma)[..., None]
+    if kind == "comonotone":
+        return gae(rewards, zbar, mask, gamma, lam)[1]
+    if kind != "mixture":
+        raise ValueError(f"unknown target {kind!r}: comonotone or mixture")
+    order = _justify(mask)
+    real = _take(mask, order)
+    z = _clean(_take(zbar, order), real)
+    to_go = discounted_sum(_clean(_take(rewards, order), real), gamma)  # (B, T)
+    left = real.flip(1).cumsum(1).flip(1)[..., None]  # tokens from t to the end, t included
+    horizon = torch.ones(z.shape, dtype=torch.long, device=z.device)
+    if lam > 0:
+        u = torch.rand(z.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300).to(z.device)
+        horizon = (u.log() / torch.tensor(lam, dtype=torch.float64).log()).floor().clamp(max=z.shape[1]).long() + 1
+    horizon = torch.minimum(horizon, left.clamp(min=1))
+    # n-step return = to_go[t] - gamma^n to_go[t+n] + gamma^n Z[t+n,j]; both are 0 after the last token.
+    rest = torch.cat([z - to_go[..., None], torch.zeros_like(z[:, :1])], 1)
+    when = torch.arange(z.shape[1], device=z.device)[:, None] + horizon
+    targets = to_go[..., None] + z.new_tensor(gamma) ** horizon * rest.gather(1, when)
+    return _put_back(_clean(targets, real), order)
+
+
+def adaptive_lambda(mask: Tensor, c: float) -> Tensor:
+    """(B,) lambda = 1 - 1 / (c * length), at least 0: longer responses look further (VAPO, Yue et al. 2025)."""
+    return (1 - 1 / (c * mask.sum(1).clamp(min=1))).clamp(min=0)
+
+
+def place_rewards(task: Tensor, kl: Tensor | None, mask: Tensor) -> Tensor:
+    """(B, T) token rewards: -kl on every real token, plus the task reward (B,) on the last one.
+
+    Responses without a real token get nothing.
+    """
+    rewards = torch.zeros(mask.shape, dtype=task.dtype, device=task.device) if kl is None else -_clean(kl, mask)
+    return rewards + torch.where(last_token(mask), task[:, None], torch.zeros_like(task)[:, None]).to(rewards.dtype)
+
+
+def cut_at_quantiles(rewards: Tensor, level: float) -> Tensor:
+    """(B,) rewards, cut at the batch's quantiles `level` and 1 - `level`; unchanged at level 0."""
+    return rewards.clamp(rewards.quantile(level), rewards.quantile(1 - level)) if level else rewards
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """(B, T) bool: true on each row's last real token."""
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """(x - mean) / std over the real tokens of the batch (unbiased variance + 1e-8, as in TRL); 0 where masked."""
+    values = x[mask]
+    if values.numel() < 2:
+        return _clean(x - x, mask)
+    return _clean((x - values.mean()) * torch.rsqrt(values.var() + 1e-8), mask)
+
+
+def group_advantages(rewards: Tensor, group_size: int, scale: bool = True, places: Tensor | None = None) -> Tensor:
+    """(B,) rewards, group by group, to (B,): R - group mean, over the group's Bessel std + 1e-4 where `scale`.
+
+    With scale GRPO (Shao et al. 2024), without Dr. GRPO (Liu et al. 2025).
+
+    Args:
+        places: (B,) where each response stood in the whole batch, if some have dropped out of it: groups are what is
+            left of them, and one of fewer than 2 gives no advantage.
+    """
+    if places is not None:
+        table = by_group(rewards, group_size, places)
+        count = (~table.isnan()).sum(1, keepdim=True)
+        centred = table - table.nanmean(1, keepdim=True)
+        std = (centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        return (centred / (std + 1e-4) if scale else centred).flatten()[places]
+    if len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards are no whole number of groups of {group_size}")
+    groups = rewards.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + 1e-4) if scale else centred).flatten()
+
+
+def by_group(rewards: Tensor, group_size: int, places: Tensor) -> Tensor:
+    """(G, group_size) table of rewards (B,) by their places in the whole batch; NaN where a response has dropped out.
+
+    Groups after the last that has a response are left out.
+    """
+    groups = int(places.max()) // group_size + 1
+    table = rewards.new_full((groups * group_size,), float("nan"))
+    table[places] = rewards
+    return table.view(groups, group_size)
+
+
+def actor_advantages(
+    rewards: Tensor,
+    zbar: Tensor,
+    mask: Tensor,
+    gamma: float,
+    lam: float | Tensor,
+    readout: ReadoutSettings,
+    missing: Tensor | None = None,
+) -> Tensor:
+    """(B, T) advantages of the actor from a distributional critic.
+
+    `mean` (paper): GAE on the mean of Zbar, which is the mean over quantiles of distributional GAE.
+    `distorted` (extension): GAE on a fixed weighting of the quantiles.
+    `winsorised` (extension): the last token's reward is clipped into the critic's own band
+    [Zbar at level_low, Zbar at 1 - level_up] there, and the baseline at that token is
+    the mean of Zbar clipped likewise.
+
+    Args:
+        rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
+        missing: as in `gae`.
+    """
+    if readout.kind == "distorted":
+        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam, missing)[0]
+    values = zbar.mean(-1)
+    if readout.kind == "winsorised":
+        infinity = torch.full_like(values, float("inf"))
+        low = interpolate(zbar, readout.level_low) if readout.level_low else -infinity
+        up = interpolate(zbar, 1 - readout.level_up) if readout.level_up else infinity
+        last = last_token(mask)
+        rewards = torch.where(last, torch.minimum(torch.maximum(rewards, low), up), rewards)
+        clipped = torch.minimum(torch.maximum(zbar, low[..., None]), up[..., None]).mean(-1)
+        values = torch.where(last, clipped, values)
+    return gae(rewards, values, mask, gamma, lam, missing)[0]

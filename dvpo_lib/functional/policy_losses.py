@@ -1,0 +1,116 @@
+"""Losses of PPO's kind: the scalar critic's, the clipped policy loss, KL estimates and how tokens are averaged.
+
+Tensors are (B, T); positions that `mask` leaves out may hold anything, NaN included, and get no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the true entries of mask; the others may hold anything, NaN included."""
+    return torch.where(mask, x, torch.zeros_like(x)).sum() / mask.sum().clamp(min=1)
+
+
+def value_loss(
+    v: Tensor, returns: Tensor, mask: Tensor, old_v: Tensor | None = None, clip: float | None = None
+) -> Tensor:
+    """PPO's critic loss 0.5 * (V - G)^2, with its value clip where `clip` is set (Schulman et al. 2017).
+
+    Args:
+        v, returns, old_v: (B, T). mask: (B, T). clip: V may move at most this far from old_v, return units.
+    """
+    v, g = v[mask], returns.detach()[mask]
+    error = (v - g) ** 2
+    if clip is not None:
+        if old_v is None:
+            raise ValueError("the value clip needs old_v")
+        old = old_v.detach()[mask]
+        error = torch.maximum(error, (old + (v - old).clamp(-clip, clip) - g) ** 2)
+    return 0.5 * error.mean()
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Per-token estimators of KL(pi || ref) from samples of pi: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d, with
+    d = logp - ref_logp (Schulman 2020)."""
+    d = logp - ref_logp
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d**2 / 2
+    if kind == "k3":
+        return torch.exp(-d) - 1 + d
+    raise ValueError(f"unknown estimator {kind!r}: k1, k2 or k3")
+
+
+def aggregate(
+    x: Tensor, mask: Tensor, how: Literal["token_mean", "sequence_mean", "constant"], max_length: int | None = None
+) -> Tensor:
+    """(B, T) to 0-dim: the mean over tokens (PPO), the mean of sequence means (GRPO), or the sum over
+    B * max_length (Dr. GRPO). Masked entries may hold anything."""
+    if how == "token_mean":
+        return masked_mean(x, mask)
+    x = torch.where(mask, x, torch.zeros_like(x)).sum(1)
+    if how == "sequence_mean":
+        return (x / mask.sum(1).clamp(min=1)).mean()
+    if how == "constant" and max_length:
+        return (x / max_length).mean()
+    raise ValueError(f"unknown aggregation {how!r}, or 'constant' without max_length")
+
+
+def policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    how: Literal["token_mean", "sequence_mean", "constant"] = "token_mean",
+    max_length: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (Schulman et al. 2017).
+
+    Args:
+        logp, old_logp, advantages: (B, T); masked entries may hold anything. epsilon_high: default epsilon.
+
+    Returns:
+        (loss, {"clip_fraction", "approx_kl"}): approx_kl is the k3 estimate of KL(old || new).
+    """
+    zero = torch.zeros_like(logp)
+    log_ratio = torch.where(mask, logp - torch.where(mask, old_logp, zero), zero)
+    advantages = torch.where(mask, advantages, zero)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
+    loss = aggregate(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
+    with torch.no_grad():
+        stats = {
+            "clip_fraction": masked_mean((ratio != clipped).to(logp.dtype), mask),
+            "approx_kl": masked_mean(ratio - 1 - log_ratio, mask),
+        }
+    return loss, stats
+
+
+def awr_loss(
+    logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    temperature: float,
+    max_weight: float = 20.0,
+    how: Literal["token_mean", "sequence_mean", "constant"] = "token_mean",
+    max_length: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantage-weighted regression -min(exp(A / temperature), max_weight) log pi (Peng et al. 2019).
+
+    Args:
+        logp, advantages: (B, T); masked entries may hold anything. temperature: return units.
+
+    Returns:
+        (loss, {"clip_fraction"}): the share of tokens whose weight is cut.
+    """
+    weights = torch.where(mask, advantages.detach() / temperature, torch.zeros_like(advantages)).exp()
+    loss = aggregate(-weights.clamp(max=max_weight) * logp, mask, how, max_length)
+    return loss, {"clip_fraction": masked_mean((weights > max_weight).to(logp.dtype), mask)}

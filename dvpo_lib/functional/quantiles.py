@@ -1,0 +1,184 @@
+"""Quantile algebra: a distribution as M quantiles at the midpoint levels tau_j = (2j - 1) / (2M).
+
+Quantile vectors lie in the last dimension. Their plain mean is the mean of the distribution that puts mass 1/M on each.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def levels(m: int, *, dtype: torch.dtype = torch.float32, device=None) -> Tensor:
+    """(M,) midpoint levels (2j - 1) / (2M) (Dabney et al. 2018, lemma 2)."""
+    return (torch.arange(m, dtype=dtype, device=device) + 0.5) / m
+
+
+def tail_count(m: int, mass: float) -> int:
+    """Quantiles in a tail of the given mass: max(3, ceil(mass * M)), and never more than M.
+
+    Raises:
+        ValueError: mass outside (0, 1].
+    """
+    if not 0 < mass <= 1:
+        raise ValueError(f"a tail's mass lies in (0, 1], not {mass}")
+    return min(m, max(3, math.ceil(mass * m - 1e-9)))
+
+
+def stable_order(x: Tensor) -> Tensor:
+    """(..., L) numbers to the (..., L) indices that sort each vector; equal numbers stay in their order.
+
+    On a CPU single precision is sorted as integers, by numpy's vectorised sort: a key is a float's bits, which order as
+    integers do once those of negative numbers are flipped, followed by its position. Several times faster than torch's
+    sort (`make bench`).
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.detach().argsort(dim=-1, stable=True)
+    bits = (x.detach().numpy() + 0.0).view(np.int32)  # + 0: no negative zeros
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(x.shape[-1])
+    keys.sort(axis=-1)
+    keys &= 0xFFFFFFFF
+    return torch.from_numpy(keys)
+
+
+def monotone(z: Tensor) -> Tensor:
+    """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p.
+
+    Sorting is most of what a quantile critic costs beyond a scalar one, hence numpy's sort on CPUs.
+    """
+    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
+        return z.sort(dim=-1).values
+    if torch.is_grad_enabled() and z.requires_grad:
+        return z.gather(-1, stable_order(z))
+    return torch.from_numpy(np.sort(z.detach().numpy(), axis=-1))
+
+
+def from_increments(raw: Tensor) -> Tensor:
+    """Quantiles that cannot cross: (..., M) raw outputs to a location and M - 1 positive steps around it.
+
+    q_1 = 0 and q_{j+1} = q_j + softplus(raw_{j+1}) / M, shifted so that the mean of q is raw_1: the location is learned
+    apart from the shape, and steps scale with 1/M, so that M does not set the width. Made for smooth distributions: a
+    jump by 1 between two levels needs a raw output of M, so that 0/1 outcomes at M = 200 are hardly learned.
+    """
+    m = raw.shape[-1]
+    steps = F.softplus(raw[..., 1:]) / m
+    q = torch.cat([torch.zeros_like(raw[..., :1]), steps.cumsum(-1)], dim=-1)
+    return q - q.mean(-1, keepdim=True) + raw[..., :1]
+
+
+def ensemble(z: Tensor) -> Tensor:
+    """(..., N, M) head quantiles to (..., M): the mean over heads of the monotone heads."""
+    return (z if z.shape[-1] == 1 else monotone(z)).mean(-2)
+
+
+def tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tuple[Tensor, Tensor]:
+    """(..., M) monotone quantiles to the lower (..., K) and the upper (..., L) tail, K and L by `tail_count`.
+
+    One split and no slices where the tails do not overlap: the gradient of each slice is a vector of all M zeros.
+
+    Args:
+        more: quantiles beside each tail that come with it.
+    """
+    m = q.shape[-1]
+    low, up = (min(m, tail_count(m, mass) + more) for mass in (lower_mass, upper_mass))
+    if low + up > m:
+        return q[..., :low], q[..., m - up :]
+    lower, _, upper = q.split([low, m - low - up, up], -1)
+    return lower, upper
+
+
+def lower_tail_mean(q: Tensor, mass: float) -> Tensor:
+    """(..., M) monotone quantiles to (...): mean of the lower tail, CVaR at level `mass`."""
+    return tails(q, mass, mass)[0].mean(-1)
+
+
+def upper_tail_mean(q: Tensor, mass: float) -> Tensor:
+    """(..., M) monotone quantiles to (...): mean of the upper tail, the upper gain."""
+    return tails(q, mass, mass)[1].mean(-1)
+
+
+def interpolate(q: Tensor, level: float | Tensor) -> Tensor:
+    """(..., M) monotone quantiles to (...): the quantile at any level, linear between midpoints, flat outside."""
+    m = q.shape[-1]
+    position = (torch.as_tensor(level, dtype=q.dtype, device=q.device) * m - 0.5).clamp(0, m - 1)
+    low = position.floor().long()
+    weight = position - low
+    low, high = (i.expand(q.shape[:-1])[..., None] for i in (low, (low + 1).clamp(max=m - 1)))
+    return torch.lerp(q.gather(-1, low), q.gather(-1, high), weight.expand(q.shape[:-1])[..., None]).squeeze(-1)
+
+
+def distortion_weights(
+    kind: Literal["mean", "cvar", "wang", "cpw", "blend"],
+    m: int,
+    *,
+    alpha: float = 0.1,
+    beta: float = 0.1,
+    strength: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(M,) weights of quantiles, sum 1, of a distorted mean (Dabney et al. 2018b, "Implicit Quantile Networks").
+
+    The weight of level tau_j is g(j/M) - g((j-1)/M) for a distortion g of cumulative probability:
+        mean   g(t) = t
+        cvar   g(t) = min(t / alpha, 1)                              neutral at alpha = 1
+        wang   g(t) = Phi(Phi^-1(t) + strength)                      neutral at 0; > 0 stresses low quantiles
+        cpw    g(t) = t^k / (t^k + (1-t)^k)^(1/k), k = 1 - strength  neutral at 0; > 0 stresses both tails; at most
+               0.72, for g is no distribution function where k < 0.279 (its weights turn negative)
+        blend  (1 - |strength|) * mean + |strength| * tail, the upper tail of mass beta where strength > 0, the lower
+               one of mass alpha where strength < 0; neutral at 0
+
+    Raises:
+        ValueError: unknown kind, or a setting out of its range.
+    """
+    t = torch.linspace(0, 1, m + 1, dtype=torch.float64)
+    if kind == "mean":
+        g = t
+    elif kind == "cvar":
+        if not 0 < alpha <= 1:
+            raise ValueError(f"cvar: alpha lies in (0, 1], not {alpha}")
+        g = (t / alpha).clamp(max=1)
+    elif kind == "wang":
+        g = torch.special.ndtr(torch.special.ndtri(t) + strength)
+    elif kind == "cpw":
+        if not 0 <= strength <= 0.72:
+            raise ValueError(f"cpw: strength lies in [0, 0.72], not {strength}")
+        k = 1 - strength
+        g = t**k / (t**k + (1 - t) ** k) ** (1 / k)
+    elif kind == "blend":
+        if not -1 <= strength <= 1:
+            raise ValueError(f"blend: strength lies in [-1, 1], not {strength}")
+        if not (0 < alpha <= 1 and 0 < beta <= 1):
+            raise ValueError(f"blend: alpha and beta lie in (0, 1], not {alpha} and {beta}")
+        tail = (t / alpha).clamp(max=1) if strength < 0 else (1 - (1 - t) / beta).clamp(min=0)
+        g = (1 - abs(strength)) * t + abs(strength) * tail
+    else:
+        raise ValueError(f"unknown distortion {kind!r}: mean, cvar, wang, cpw or blend")
+    return g.diff().to(dtype)
+
+
+def crps(q: Tensor, y: Tensor) -> Tensor:
+    """(..., M) quantiles and (...) outcomes to (...): the quantile score 2 * mean_j pinball_j, in outcome units.
+
+    The continuous ranked probability score of the distribution, integrated at M levels (Gneiting & Raftery 2007).
+    """
+    u = y[..., None] - q
+    return 2 * (u * (levels(q.shape[-1], dtype=q.dtype, device=q.device) - (u < 0).to(q.dtype))).mean(-1)
+
+
+def pit(q: Tensor, y: Tensor, generator: torch.Generator | None = None, tolerance: float = 0.0) -> Tensor:
+    """(...) randomised probability integral transform in [0, 1]: uniform where the predictions are calibrated.
+
+    A jump of the predicted distribution at y (discrete outcomes) is filled uniformly: F(y-) + V * (F(y) - F(y-))
+    (Czado et al. 2009). Quantiles within `tolerance` of y count as equal to y.
+    """
+    y = y[..., None]
+    below, at_most = (q < y - tolerance).to(q.dtype).mean(-1), (q <= y + tolerance).to(q.dtype).mean(-1)
+    return below + (at_most - below) * torch.rand(below.shape, generator=generator, dtype=q.dtype).to(q.device)

@@ -1,0 +1,106 @@
+"""Critics: N heads of M quantiles at every response token, on a copy of the policy's backbone.
+
+One head of one quantile is PPO's scalar critic.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+
+from dvpo_lib.functional.critic_losses import CriticLossSettings
+from dvpo_lib.functional.q_losses import QSettings
+from dvpo_lib.functional.quantiles import from_increments, interpolate, levels
+from dvpo_lib.models.q_critic import QCritic
+from dvpo_lib.models.tokens import Tokens
+
+
+class Critic(nn.Module):
+    """N heads of M quantiles of the return at every completion token, on a copy of the policy's backbone.
+
+    The value at token t is that of the state before it: it is read at the previous position. Heads start from
+    independent random weights, for equal heads would stay equal.
+
+    Args:
+        policy: the causal LM whose backbone is copied.
+        heads, quantiles: N and M; 1 and 1 is a scalar critic.
+        crossing: "rearrange" leaves head outputs free (losses and read-outs sort them), "increments" builds monotone
+            heads from positive steps.
+        seed: of the heads' weights.
+    """
+
+    def __init__(
+        self,
+        policy,
+        heads: int = 1,
+        quantiles: int = 1,
+        crossing: Literal["rearrange", "increments"] = "rearrange",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.backbone = copy.deepcopy(policy.base_model)
+        self.heads, self.quantiles, self.crossing = heads, quantiles, crossing
+        width = policy.config.hidden_size
+        generator = torch.Generator().manual_seed(seed)
+        self.head = nn.utils.skip_init(nn.Linear, width, heads * quantiles)  # the default init draws globally
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=generator) * 0.1 / width**0.5)
+            # Quantiles start in order and each head in its own place, so that heads differ from the first step on.
+            offset = torch.randn(heads, 1, generator=generator) * 0.1 * (heads > 1)
+            start = (levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
+            self.head.bias.copy_((start * (quantiles > 1) + offset).flatten())
+        self.head.to(policy.device)
+
+    @torch.no_grad()
+    def start_from(self, returns: Tensor) -> None:
+        """Sets the head's bias so that predictions start as the distribution of `returns` (n,), whatever the token."""
+        if self.quantiles == 1:
+            self.head.bias.fill_(returns.mean())
+            return
+        x = returns.flatten().float().sort().values  # torch.quantile refuses more than 2^24 numbers
+        q = interpolate(x.expand(self.quantiles, -1), levels(self.quantiles, device=x.device))
+        if self.crossing == "increments":  # the inverse of `from_increments`
+            steps = (q.diff() * self.quantiles).clamp(min=1e-3)
+            q = torch.cat([q.mean()[None], steps + torch.log(-torch.expm1(-steps))])
+        self.head.bias.copy_(q.repeat(self.heads))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(B, T, N, M) head outputs (return units); monotone in M where built by increments."""
+        inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
+        z = self.head(hidden[:, -tokens.completion_length :].float())
+        z = z.unflatten(-1, (self.heads, self.quantiles))
+        return from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class CriticSettings:
+    """A critic and its training."""
+
+    kind: Literal["scalar", "quantile", "conservative_q", "robust_q"] = "quantile"  # PPO's, DVPO's, CQL's, RFQI's
+    heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
+    quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic and of robust_q's outcome
+    crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted afterwards, or built monotone (smooth returns)
+    bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
+    loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
+    value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
+    q: QSettings = QSettings()  # of conservative_q and robust_q
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
+    pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
+    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are cut; 0: not
+    batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
+
+
+def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic | QCritic:
+    """A critic on a copy of the policy's backbone."""
+    if cfg.kind == "scalar":
+        return Critic(policy, seed=seed)
+    if cfg.kind.endswith("_q"):
+        return QCritic(policy, cfg.quantiles if cfg.kind == "robust_q" else 0, seed)
+    return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed)

@@ -1,0 +1,212 @@
+"""Training critics, inside the trainer and alone on logs.
+
+`CriticSettings` says what a critic is and how it learns; `critic_objective` is its loss, the same wherever a critic is
+trained. `fit_critic` and `predict_values` serve people who have logs and no training loop: any table of (prompt,
+completion, reward) gives a critic that predicts, at every token, the distribution of the reward to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dvpo_lib.common.seeds import generator_for
+from dvpo_lib.functional.advantages import cut_at_quantiles
+from dvpo_lib.functional.critic_losses import critic_loss
+from dvpo_lib.functional.policy_losses import value_loss
+from dvpo_lib.functional.q_losses import QValues, q_loss
+from dvpo_lib.functional.quantiles import ensemble, monotone
+from dvpo_lib.models.critic import Critic, CriticSettings
+from dvpo_lib.models.q_critic import QCritic
+from dvpo_lib.models.tokens import Tokens, encode, shuffled_batches
+
+
+def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
+    """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None where heads weigh alike."""
+    if cfg.kind != "quantile" or cfg.heads == 1 or cfg.bootstrap == "equal":
+        return None
+    return torch.poisson(torch.ones(rows, cfg.heads), generator=generator)
+
+
+def monotone_outputs(critic: Critic | QCritic, tokens: Tokens) -> Tensor | QValues:
+    """(B, T, N, M) outputs of a critic, each head monotone; those of a Q critic are named."""
+    out = critic(tokens)
+    return out if isinstance(out, QValues) else monotone(out)
+
+
+def mean_values(values: Tensor | QValues) -> Tensor:
+    """(B, T) the value of the state before each token, from `monotone_outputs`."""
+    return values.v if isinstance(values, QValues) else values.mean((-2, -1))
+
+
+def critic_objective(
+    z: Tensor | QValues,
+    targets: Tensor,
+    mask: Tensor,
+    cfg: CriticSettings,
+    old: Tensor | None = None,
+    weights: Tensor | None = None,
+    **whole: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The critic's loss and its named terms.
+
+    Args:
+        z: the critic's outputs, (B, T, N, M) or `QValues`. mask: (B, T).
+        targets: (B, T, K) samples of the return; for a Q critic what `q_loss` says.
+        old: (B, T, N, M) monotone outputs before this update: what the value clip and the tail ratchet refer to.
+        weights: (B, N) bootstrap weights. whole: what `critic_loss` is told of the batch that this is a part of.
+    """
+    if isinstance(z, QValues):
+        return q_loss(z, targets, mask, cfg.q, cfg.kind)
+    if cfg.kind == "scalar":
+        old_value = None if old is None else old[..., 0, 0]
+        loss = value_loss(z[..., 0, 0], targets.mean(-1), mask, old_value, None if old is None else cfg.value_clip)
+        return loss, {"value": loss.detach()}
+    return critic_loss(
+        z, targets, mask, cfg.loss, reference=old, response_weights=weights, crossing=cfg.crossing, **whole
+    )
+
+
+def return_targets(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """(B, T, 1) discounted return of a reward (B,) paid on the last real token."""
+    to_go = mask.flip(1).cumsum(1).flip(1) - 1
+    return torch.where(mask, rewards[:, None] * gamma ** to_go.clamp(min=0), 0.0)[..., None]
+
+
+@dataclass
+class CriticTable:
+    """A table of (prompt, completion, reward) as tensors."""
+
+    tokens: Tokens
+    rewards: Tensor
+
+
+def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
+    """Tokens and rewards of a table with columns prompt, completion, reward; records whose reward is None are left out.
+
+    A column `completion_ids` (token ids, as they were sampled) is read in the texts' place.
+
+    Raises:
+        ValueError: a column is missing, there is no record with a reward, or a record (which is named) has a prompt or
+            completion that is no text, an empty prompt, or a reward that is neither a finite number nor None.
+    """
+    if len(table) == 0:
+        raise ValueError("the table is empty")
+    rows = (
+        table[:]
+        if hasattr(table, "column_names")
+        else {k: [_read(r, k, i) for i, r in enumerate(table)] for k in table[0]}
+    )
+    for column in ("prompt", "completion", "reward"):
+        if column not in rows:
+            raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
+    rewards = list(rows["reward"])
+    for i, (reward, *texts) in enumerate(zip(rewards, rows["prompt"], rows["completion"])):
+        if reward is not None and (not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward)):
+            raise ValueError(f"record {i}: reward {reward!r} is not a finite number")
+        for name, text in zip(("prompt", "completion"), texts):
+            if not isinstance(text, str):
+                raise ValueError(f"record {i}: {name} {text!r} is not a text")
+    tokens = encode(processing_class, rows["prompt"], completions_of(rows), max_completion_length)
+    given = [i for i, reward in enumerate(rewards) if reward is not None]
+    if not given:
+        raise ValueError("the table has no record with a reward")
+    if len(given) < len(rewards):
+        tokens, rewards = tokens.rows(torch.tensor(given)), [rewards[i] for i in given]
+    return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
+
+
+def _read(record: Mapping, column: str, place: int):
+    """A record's value in a column that the first record has."""
+    if column not in record:
+        raise ValueError(f"record {place} has no column {column!r}; it has {sorted(record)}")
+    return record[column]
+
+
+def completions_of(rows: Mapping[str, list]) -> list[str | list[int]]:
+    """The completions of a table by column: token ids where there are any, else texts."""
+    ids = rows.get("completion_ids", [None] * len(rows["completion"]))
+    return [text if own is None else own for own, text in zip(ids, rows["completion"], strict=True)]
+
+
+def fit_critic(
+    critic: Critic,
+    table,
+    processing_class,
+    cfg: CriticSettings,
+    seed: int,
+    gamma: float = 1.0,
+    progress: str | None = None,
+    refresh: int = 8,
+) -> list[dict[str, float]]:
+    """Fits a critic to logged outcomes, in place: every token's target is the discounted return of its response.
+
+    The heads start from the distribution of all targets: a tail that the data has is there from the first step.
+
+    Args:
+        critic: from `build_critic`.
+        table: `datasets.Dataset` or list of records with prompt, completion, reward (or an encoded `CriticTable`).
+        seed: of the order of batches and of the bootstrap.
+        progress: label of a progress bar; none where None.
+        refresh: the tail ratchet refers to the critic as it was at most this many steps ago.
+
+    Returns:
+        One record of named losses for every step.
+    """
+    data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
+    device = next(critic.parameters()).device
+    tokens, rewards = data.tokens.to(device), cut_at_quantiles(data.rewards, cfg.reward_clip).to(device)
+    targets = return_targets(rewards, tokens.mask, gamma)
+    critic.start_from(targets[tokens.mask])
+    generator = generator_for(seed, "critic fitting")
+    weights = bootstrap_weights(cfg, len(tokens), generator)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
+    steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
+    batches, history, pending = shuffled_batches(len(tokens), cfg.batch_size, generator), [], []
+    with_reference = cfg.kind == "quantile" and cfg.loss.uses_reference
+    critic.train()
+    for step in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=2):
+        if not pending:
+            pending = [next(batches) for _ in range(min(refresh, steps - step))]
+            with torch.no_grad():
+                old = [monotone(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
+        rows, reference = pending.pop(0).to(device), old.pop(0)
+        batch = tokens.rows(rows)
+        loss, terms = critic_objective(
+            critic(batch),
+            targets[rows, : batch.completion_length],
+            batch.mask,
+            cfg,
+            reference,
+            None if weights is None else weights.to(device)[rows],
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+        optimizer.step()
+        history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
+    critic.eval()
+    return history
+
+
+@torch.no_grad()
+def predict_values(critic: Critic, table, processing_class, batch_size: int = 256) -> list[np.ndarray]:
+    """The predicted distribution of the return at every token: one array (T_i, M) of monotone quantiles a response.
+
+    The ensemble of heads is their mean; a scalar critic, and the V of a Q critic, give M = 1. `table` needs columns
+    prompt and completion (or completion_ids, which are preferred); of a dialogue the policy's own tokens count.
+    """
+    rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
+    tokens = encode(processing_class, rows["prompt"], completions_of(rows))
+    tokens, values = tokens.to(next(critic.parameters()).device), []
+    for index in torch.arange(len(tokens)).split(batch_size):
+        batch = tokens.rows(index.to(tokens.mask.device))
+        out = critic(batch)
+        z = (out.v[..., None] if isinstance(out, QValues) else ensemble(out)).cpu()
+        values += [z[i, mask].numpy() for i, mask in enumerate(batch.mask.cpu())]
+    return values

@@ -1,0 +1,141 @@
+"""Policies and critics.
+
+A policy is any causal language model of `transformers`: the embedded default is a small Qwen3 architecture trained from
+scratch (`build_policy`, `fit_language_model`); a local folder or a hub name works in its place (`load_policy`).
+A critic is the policy's backbone with N heads of M quantiles at every token; one head of one quantile is PPO's scalar.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dvpo_lib.models.tokens import Tokens, shuffled_batches
+
+PARTS = 3  # of a batch in supervised training
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class PolicySettings:
+    """The base policy: architecture and supervised training on demonstrations."""
+
+    name_or_path: str | None = None  # a local folder or hub name instead of the embedded model
+    hidden_size: Annotated[int, Field(ge=8)] = 64  # width
+    num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # depth
+    num_attention_heads: Annotated[int, Field(ge=1)] = 4  # query heads (and key/value heads)
+    intermediate_size: Annotated[int, Field(ge=8)] = 256  # feed-forward width
+    steps: Annotated[int, Field(ge=0)] = 2_400  # optimiser steps on demonstrations
+    batch_size: Annotated[int, Field(ge=1)] = 128  # demonstrations a step
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # peak of a cosine schedule with warm-up
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps in which the learning rate rises
+
+
+def build_policy(tokenizer, cfg: PolicySettings, seed: int):
+    """A randomly initialised Qwen3-architecture causal LM over the vocabulary; global generators untouched."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.hidden_size,
+        num_hidden_layers=cfg.num_hidden_layers,
+        num_attention_heads=cfg.num_attention_heads,
+        num_key_value_heads=cfg.num_attention_heads,
+        head_dim=cfg.hidden_size // cfg.num_attention_heads,
+        intermediate_size=cfg.intermediate_size,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def load_policy(name_or_path: str):
+    """(policy, tokenizer) from a local folder or the hub, ready for left-padded sampling."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    quiet = Path(name_or_path).is_dir() and logging.is_progress_bar_enabled()
+    if quiet:  # read in an instant; a bar for each of many small loads would hide the bars that matter
+        logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    policy = AutoModelForCausalLM.from_pretrained(name_or_path)
+    if quiet:
+        with warnings.catch_warnings():  # that the hub's own bars stay off where the environment says so
+            warnings.simplefilter("ignore")
+            logging.enable_progress_bar()
+    return policy, tokenizer
+
+
+def token_logits(policy, tokens: Tokens) -> Tensor:
+    """(B, T, V) logits that predict each completion token, from the position before it."""
+    keep = tokens.completion_length
+    inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
+    return policy(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:]
+
+
+def token_logprobs(
+    policy, tokens: Tokens, temperature: float = 1.0, learn_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats, at the sampling temperature.
+
+    Gradients flow through the entropies only where `learn_entropy`.
+    """
+    logp = (token_logits(policy, tokens).float() / temperature).log_softmax(-1)
+    chosen = tokens.input_ids[:, -tokens.completion_length :, None]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learn_entropy):
+        entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(-1, chosen).squeeze(-1), entropy
+
+
+def fit_language_model(
+    policy, tokens: Tokens, cfg: PolicySettings, seed: int, progress: str | None = None
+) -> list[float]:
+    """Supervised training of `policy` on completions, in place: AdamW, cosine schedule with warm-up.
+
+    The loss of a step is the mean over all tokens of its batch, which is read in parts of like length: less padding.
+
+    Returns:
+        The loss (nats a token) of every step.
+    """
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.learning_rate, weight_decay=0.01, foreach=True)
+    warm = max(1, int(cfg.warmup * cfg.steps))
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, cfg.steps - warm), cfg.learning_rate / 50),
+        ],
+        milestones=[warm],
+    )
+    batches, losses = shuffled_batches(len(tokens), cfg.batch_size, torch.Generator().manual_seed(seed)), []
+    lengths = tokens.attention_mask.sum(1)
+    policy.train()
+    for _ in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
+        rows = next(batches)
+        rows, count = rows[lengths[rows].argsort(stable=True)], tokens.mask[rows].sum()
+        optimizer.zero_grad()
+        losses.append(0.0)
+        for part in rows.chunk(PARTS):
+            batch = tokens.rows(part)
+            logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
+            loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask], reduction="sum") / count
+            loss.backward()
+            losses[-1] += loss.item()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    policy.eval()
+    return losses

@@ -1,0 +1,101 @@
+"""Q critics and the policy that they perturb, for the offline methods (`cql`, `rfqi`)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.functional.quantiles import interpolate, levels, monotone
+from dvpo_lib.models.tokens import Tokens
+
+
+class QCritic(nn.Module):
+    """Twin Q, V and outcome heads on a copy of the policy's backbone.
+
+    Q is a value of the state plus one of each token (dueling, Wang et al. 2016): a token's own weights see too few
+    samples to teach the backbone anything.
+
+    Args:
+        policy: the causal LM whose backbone is copied. seed: of the heads' weights.
+        quantiles: M of the outcome; 0: no such head.
+    """
+
+    def __init__(self, policy, quantiles: int = 0, seed: int = 0):
+        super().__init__()
+        self.backbone = copy.deepcopy(policy.base_model)
+        width, words = policy.config.hidden_size, policy.config.vocab_size
+        generator = torch.Generator().manual_seed(seed)
+
+        def head(size: int) -> nn.Linear:
+            linear = nn.utils.skip_init(nn.Linear, width, size)
+            with torch.no_grad():
+                linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * 0.1 / width**0.5)
+                linear.bias.zero_()
+            return linear.to(policy.device)
+
+        self.q, self.state, self.v = head(2 * words), head(2), head(1)
+        self.outcome = head(quantiles) if quantiles else None
+
+    @torch.no_grad()
+    def start_from(self, returns: Tensor) -> None:
+        """Sets the heads' biases so that predictions start as mean and distribution of `returns` (n,)."""
+        for head in (self.state, self.v):
+            head.bias.fill_(returns.mean())
+        if self.outcome is not None:
+            x, count = returns.flatten().float().sort().values, len(self.outcome.bias)
+            self.outcome.bias.copy_(interpolate(x.expand(count, -1), levels(count, device=x.device)))
+
+    def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., width) states to (Q (..., 2, V), V (...))."""
+        hidden = hidden.float()
+        return self.q(hidden).unflatten(-1, (2, -1)) + self.state(hidden)[..., None], self.v(hidden).squeeze(-1)
+
+    def forward(self, tokens: Tokens) -> QValues:
+        length = tokens.completion_length
+        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state[:, -length - 1 :]
+        q, v = self.read(hidden[:, :-1])
+        taken = tokens.input_ids[:, -length:, None, None].expand(*q.shape[:-1], 1)
+        chosen = q.gather(-1, taken).squeeze(-1)
+        outcome = None if self.outcome is None else monotone(self.outcome(hidden[:, 1:].float()))
+        return QValues(chosen, q.amin(-2).amax(-1), v, (q.logsumexp(-1) - chosen).mean(-1), outcome)
+
+
+class Caches(NamedTuple):
+    """The key/value caches of a policy and of its critic."""
+
+    own: Any
+    other: Any
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        for cache in self:
+            cache.batch_select_indices(rows)
+
+
+class PerturbedPolicy(nn.Module):
+    """The base policy with `strength * (Q - V)` added to its logits (Snell et al. 2022); for `rollouts.generate` only.
+
+    Args:
+        policy: causal LM. critic: `QCritic` on the same vocabulary; the smaller twin counts.
+    """
+
+    def __init__(self, policy, critic: QCritic, strength: float):
+        super().__init__()
+        self.policy, self.critic, self.strength = policy, critic, strength
+
+    @property
+    def device(self):
+        return self.policy.device
+
+    def forward(self, past_key_values=None, logits_to_keep: int = 1, **inputs):
+        """Logits of the last position; the caches of both networks travel together."""
+        own, other = past_key_values or (None, None)
+        out = self.policy(past_key_values=own, logits_to_keep=1, **inputs)
+        read = self.critic.backbone(past_key_values=other, **inputs)
+        q, v = self.critic.read(read.last_hidden_state[:, -1:])
+        out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
+        out.past_key_values = Caches(out.past_key_values, read.past_key_values)
+        return out

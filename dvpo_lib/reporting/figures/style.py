@@ -1,0 +1,119 @@
+"""One look for all figures: colours, markers and names of methods, theme, captions, deterministic files."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from dvpo_lib.reporting.names import NAMES, label
+
+
+class Look(NamedTuple):
+    """How a method is drawn; `name` is what people read."""
+
+    color: str
+    marker: str
+    name: str
+
+
+# After Okabe-Ito and Tol's muted palette; tests/test_figures.py holds them apart for colour-blind readers too.
+METHODS = {
+    "dvpo": Look("#0072B2", "o", NAMES["dvpo"]),
+    "dvpo_winsorised": Look("#D55E00", "D", NAMES["dvpo_winsorised"]),
+    "ppo": Look("#222222", "s", NAMES["ppo"]),
+    "ppo_clip_reward": Look("#CC79A7", "p", NAMES["ppo_clip_reward"]),
+    "robust_ppo": Look("#7F7F3F", "P", NAMES["robust_ppo"]),
+    "grpo": Look("#11B070", "^", NAMES["grpo"]),
+    "grpo_clip_reward": Look("#8DD3A8", "v", NAMES["grpo_clip_reward"]),
+    "dr_grpo": Look("#56B4E9", "<", NAMES["dr_grpo"]),
+    "reinforce_pp": Look("#E69F00", ">", NAMES["reinforce_pp"]),
+    "cql": Look("#882255", "X", NAMES["cql"]),
+    "rfqi": Look("#4B3F9E", "h", NAMES["rfqi"]),
+}
+BASE = Look("#8C8C8C", "|", "base policy")
+CRITICS = {
+    "quantile": Look("#0072B2", "o", "quantile critic"),
+    "scalar": Look("#222222", "s", "scalar critic"),
+    "quantile_increments": Look("#56B4E9", "v", "quantile critic, increments"),
+    "constant": Look("#8C8C8C", "d", "training rewards (no critic)"),
+    "generator": Look("#CC79A7", "^", "generator's own rewards (no critic)"),
+}
+RIGHT, WRONG = "#4477AA", "#EE6677"  # answers that are truly right, truly wrong
+THEME = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "dvpo",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.family": "DejaVu Sans",
+}
+
+
+def look(name: str, among: Iterable[str] = ()) -> Look:
+    """The look of a method or critic; any other (an ablation row) has a place on a sequential scale of `among`."""
+    if name in METHODS or name in CRITICS:
+        return METHODS.get(name) or CRITICS[name]
+    rows = [n for n in dict.fromkeys(among) if n not in METHODS]
+    if name not in rows:
+        return Look("#555555", "o", label(name))
+    place = rows.index(name)
+    scale = sns.color_palette("viridis", len(rows) + 1).as_hex()  # the palest one is left out
+    return Look(scale[place], "os^DvP<X>p*h"[place % 12], label(name))
+
+
+def theme() -> None:
+    """Sets seaborn's theme and, inside a notebook, pictures with equal bytes for equal figures."""
+    sns.set_theme(context="notebook", style="whitegrid", rc=THEME)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"}, metadata={"Software": None}, bbox_inches="tight")
+
+
+def new(width: float, height: float, rows: int = 1, columns: int = 1, **axes):
+    """(Figure, 2-D array of axes), sizes in inches; unknown to pyplot, so nothing is drawn twice or kept alive."""
+    with mpl.rc_context({**sns.axes_style("whitegrid"), **THEME}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **axes)
+
+
+def caption(figure: Figure, text: str) -> Figure:
+    """Writes a caption below the figure: what is shown, and what to look at."""
+    width = int(figure.get_figwidth() * 17)
+    figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.005, ha="left", fontsize=8.5, color="0.35")
+    return figure
+
+
+def legend_above(figure: Figure, handles, columns: int = 6) -> None:
+    """One legend for the whole figure, above it, each entry once."""
+    unique = {h.get_label(): h for h in handles}
+    if len(unique) > 1:
+        figure.legend(
+            handles=list(unique.values()), loc="outside upper center", ncols=min(columns, len(unique)), frameon=False
+        )
+
+
+def jitter(count: int, width: float = 0.2):
+    """Fixed small offsets that keep equal dots apart."""
+    return [width * (((i * 0.618034) % 1) - 0.5) for i in range(count)]
+
+
+def save(figure: Figure, path) -> None:
+    """Writes PNG or SVG without dates and version numbers: equal figures give equal bytes."""
+    metadata = {"Date": None} if str(path).endswith(".svg") else {"Software": None}
+    with mpl.rc_context({"svg.hashsalt": "dvpo"}):
+        figure.savefig(path, metadata=metadata, bbox_inches="tight")

@@ -1,0 +1,97 @@
+"""What the appendix on tuning says (notebooks/A1_tuning): its table of winners and its sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from dvpo_lib.reporting.figures.tuning import setting_name
+from dvpo_lib.reporting.names import label, spelled
+from dvpo_lib.reporting.prose import listing, percent
+
+
+def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
+    """The winners as people read them."""
+    return pd.DataFrame(
+        [
+            {
+                "method": label(w.method),
+                "tuned beside the learning rate": setting_name(w.setting),
+                "winner": f"{spelled(w.learning_rate)}, {spelled(w.value)}",
+                "its score": percent(w.score, 1),
+                "stood": f"{spelled(w.stood_learning_rate)}, {spelled(w.stood_value)}",
+                "score of what stood": "not on the grid" if pd.isna(w.stood) else percent(w.stood, 1),
+                "changed": "yes" if w.changed else "no",
+            }
+            for w in winners.itertuples()
+        ]
+    )
+
+
+def effort(table: pd.DataFrame) -> str:
+    """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
+    by = table.groupby("method", sort=False)
+    points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
+    counts = pd.DataFrame(
+        {
+            "points a method": points,
+            "development seeds a point": by["seed"].nunique(),
+            "scored rollouts a run": by["rollouts"].max(),
+        }
+    )
+    text = f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {listing(table['family'].unique())}. "
+    for name, column in counts.items():
+        same = column.nunique() == 1
+        each = f"{column.iloc[0]:,}" if same else listing(f"{label(m)} {n:,}" for m, n in column.items())
+        text += f"{name[0].upper()}{name[1:]}: {each}{'' if same else ' (**not equal**)'}. "
+    return text + "Critic pretraining is part of the rollouts."
+
+
+def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -> str:
+    """How flat the grid is, what changed, whether winners lie at its edge, and what so few seeds can tell.
+
+    Args:
+        table: of `tuning.tune`. winners: of `tuning.choose`. margin: of reward, what counts as better.
+    """
+
+    def points(share: float) -> str:
+        return f"{100 * share:.1f} points"
+
+    changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
+    text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
+    if len(changed) < len(winners):
+        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {points(margin)}"
+    lines = [f"{text}."]
+    cells = table.groupby(["method", "learning_rate", "value"])["score"]
+    means = cells.mean().groupby("method")
+    ahead = (means.max() - winners.set_index("method")["stood"]).dropna()
+    spread = means.max() - means.min()
+    text = "- **How flat the grid is**: "
+    if len(ahead):
+        text += (
+            f"the best point is ahead of the one that stood by {points(ahead.median())} (median over methods; at "
+            f"most {points(ahead.max())}, {label(ahead.idxmax())}). "
+        )
+    lines.append(
+        f"{text}From the worst point to the best it is {points(spread.median())} (median; at most "
+        f"{points(spread.max())}, {label(spread.idxmax())})."
+    )
+    low, high = table["learning_rate"].min(), table["learning_rate"].max()
+    top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))
+    lines.append(
+        f"- **Edge**: of {len(winners)} winners {top} at the highest learning rate of the grid, {bottom} at "
+        "the lowest; the grid does not say what lies beyond."
+    )
+    seeds = int(cells.size().min())
+    if seeds > 1:
+        error = float(cells.var().mean() ** 0.5)
+        lines.append(
+            f"- **Seeds**: at the same point, {seeds} development seeds differ by a standard deviation of "
+            f"{points(error)}, so a difference of two points of the grid is known to about "
+            f"{points(error * (2 / seeds) ** 0.5)} (one standard error)."
+        )
+    else:
+        lines.append(
+            "- **Seeds**: one development seed a point. One seed cannot tell small differences, and the best "
+            "of several points looks better than it is: hence the margin."
+        )
+    return "\n".join(lines)

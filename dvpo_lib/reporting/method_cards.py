@@ -1,0 +1,98 @@
+"""What each method is made of, in words: read from METHODS and from the settings of a run, nothing written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from dvpo_lib.reporting.names import label, spelled
+from dvpo_lib.rl.config import DVPOConfig, MethodSettings, with_changes
+from dvpo_lib.rl.methods import METHODS, resolve
+
+AVERAGES = {
+    "token_mean": "mean over tokens",
+    "sequence_mean": "mean of sequence means",
+    "constant": "sum over tokens by a constant length",
+}
+
+
+def critic_text(name: str) -> str:
+    return (METHODS[name].critic or "none").replace("_", " ")
+
+
+def advantage_text(name: str) -> str:
+    """The first sentence of the function that computes it."""
+    return (METHODS[name].advantage.__doc__ or "").strip().splitlines()[0].replace("`", "")
+
+
+def advantage_unit(name: str) -> str:
+    """What a method's advantages are measured in."""
+    m = METHODS[name]
+    if m.offline:
+        return "advantage Q - V (reward units)"
+    return "advantage, relative to its group" if m.groups else "advantage, whitened over the batch"
+
+
+def policy_loss_text(cfg: DVPOConfig) -> str:
+    """The policy's loss, how it is averaged, and the KL penalty.
+
+    Args:
+        cfg: resolved settings.
+    """
+    m = METHODS[cfg.method]
+    penalty = f"KL penalty {spelled(cfg.beta)} in the {cfg.kl_placement} ({cfg.kl_estimator})" if cfg.beta else "no KL"
+    if not m.offline:
+        return f"PPO clip at {spelled(cfg.epsilon)}, {AVERAGES[m.aggregate]}; {penalty}"
+    if cfg.extraction == "perturbed":
+        return f"none: logits are perturbed by {spelled(cfg.perturbation)} (Q - V)"
+    return f"advantage-weighted regression at temperature {spelled(cfg.awr_temperature)}, {AVERAGES[m.aggregate]}" + (
+        f"; {penalty}" if cfg.kl_placement == "loss" else ""
+    )
+
+
+def method_card(name: str, cfg: DVPOConfig) -> str:
+    """The composition of a method and its settings, as a Markdown list.
+
+    Args:
+        name: what people read above it: a method, or a row of the ablation.
+    """
+    m, cfg = METHODS[cfg.method], resolve(cfg)
+    lines = [
+        f"## {label(name)}",
+        "",
+        f"Source: {m.source}.",
+        "",
+        f"- critic: {critic_text(cfg.method)}; advantage: {advantage_text(cfg.method)}",
+        f"- policy loss: {policy_loss_text(cfg)}",
+        f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
+        + (" of the base policy" if m.offline else "")
+        + (f" in groups of {cfg.num_generations}" if m.groups else "")
+        + f", learning rate {spelled(cfg.learning_rate)}",
+    ]
+    if m.clip_rewards:
+        lines.append(f"- rewards are cut at the batch's {cfg.reward_clip:.0%} and {1 - cfg.reward_clip:.0%} quantiles")
+    return "\n".join(lines)
+
+
+def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
+    """What each method of a run is made of: critic, advantage, policy loss, source, settings of its own.
+
+    Args:
+        training, rows: the sections `training` and `methods` of params.yaml.
+    """
+    found = []
+    for name, row in rows.items():
+        cfg = resolve(with_changes(training, {**row.training, "method": name}))
+        own = "; ".join(f"{k.replace('_', ' ')} {spelled(v)}" for k, v in row.training.items())
+        found.append(
+            {
+                "method": label(name),
+                "critic": critic_text(name),
+                "advantage": advantage_text(name),
+                "policy loss": policy_loss_text(cfg),
+                "source": METHODS[name].source,
+                "own settings": own or "none",
+            }
+        )
+    return pd.DataFrame(found)

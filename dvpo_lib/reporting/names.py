@@ -1,0 +1,72 @@
+"""Display names: what people read for a method, noise, role, test set or column of a table."""
+
+from __future__ import annotations
+
+NAMES = {
+    "dvpo": "DVPO",
+    "dvpo_winsorised": "DVPO winsorised",
+    "ppo": "PPO",
+    "ppo_clip_reward": "PPO, clipped reward",
+    "robust_ppo": "Robust PPO",
+    "grpo": "GRPO",
+    "grpo_clip_reward": "GRPO, clipped reward",
+    "dr_grpo": "Dr. GRPO",
+    "reinforce_pp": "REINFORCE++",
+    "cql": "CQL",
+    "rfqi": "RFQI",
+    "none": "no noise",
+    "flip": "flipped labels",
+    "false_positive": "false positives",
+    "false_negative": "false negatives",
+    "spikes": "heavy-tailed spikes",
+    "prompt_spikes": "prompt-dependent spikes",
+    "missing": "missing rewards",
+    "length_bias": "length bias",
+    "late_flips": "late flips",
+    "majority_vote": "majority vote",
+    "reward_model": "reward model",
+    "ID": "in distribution (ID)",
+    "OOD": "longer problems (OOD)",
+    "transfer": "untrained families (transfer)",
+    "ALL": "all test sets",
+    "math_id": "math",
+    "math_ood": "math, longer",
+    "science_id": "science",
+    "science_ood": "science, longer",
+    "dialogue_id": "dialogue",
+    "dialogue_ood": "dialogue, longer",
+    "tcr": "TCR",
+    "acr": "ACR",
+    "gcr": "GCR",
+    "sampled": "sampled",
+    "pass_at_k": "pass@k",
+    "greedy": "greedy",
+    "reward_true": "true reward",
+    "reward_noisy": "reward as received",
+    "kl": "KL to the base (nats/token)",
+    "entropy": "entropy (nats/token)",
+    "length": "response length (tokens)",
+    "clip_fraction": "clipped tokens (share)",
+    "approx_kl": "KL of one update (nats/token)",
+    "explained_variance": "explained variance of the critic",
+    "policy_grad_norm": "policy gradient norm",
+    "critic_grad_norm": "critic gradient norm",
+    "flat_groups": "groups without spread (share)",
+    "rollouts": "scored rollouts",
+    "iteration": "iteration",
+}
+
+
+def label(name: str) -> str:
+    """What people read for a method, noise, role, suite or column."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def spelled(value) -> str:
+    """A setting as params.yaml spells it: 5e-05 -> "5e-5", 1.0 -> "1.0", None -> "null", True -> "true"."""
+    if not isinstance(value, float):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value == 0 or 1e-3 < abs(value) < 1e4:
+        return str(float(value))
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -1,0 +1,301 @@
+"""Uncertainty over runs: interquartile means, stratified bootstrap intervals, probability of improvement.
+
+The unit is a *run* (one training seed of one family), never an evaluated prompt: suites of one role are averaged inside
+a run first. Strata (training families) are resampled separately, so that each keeps its weight. Method: Agarwal et al.
+2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+
+Cover of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and at 16;
+probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Read intervals of four seeds as too short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """A point estimate with its interval; `low` and `high` are NaN where fewer than two runs leave no spread to see."""
+
+    point: float
+    low: float
+    high: float
+    n: int
+
+
+def iqm(values, axis: int = -1) -> np.ndarray:
+    """Interquartile mean: the mean after floor(n/4) values are cut at either end (n < 4: the plain mean)."""
+    return stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis)
+
+
+def _checked(strata, name: str) -> list[np.ndarray]:
+    """Strata as float vectors; one flat vector counts as one stratum."""
+    if len(strata) and np.ndim(strata[0]) == 0:
+        strata = [strata]
+    arrays = [np.asarray(s, dtype=float) for s in strata]
+    if not arrays or any(a.ndim != 1 or a.size == 0 for a in arrays):
+        raise ValueError(f"{name}: expected one or more non-empty vectors of run scores")
+    if any(not np.isfinite(a).all() for a in arrays):
+        raise ValueError(f"{name}: a run score is not finite")
+    return arrays
+
+
+def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Stratified percentile interval: every vector of `data` is resampled by itself."""
+    if any(d.size < 2 for d in data):
+        return float("nan"), float("nan")
+    found = stats.bootstrap(
+        data,
+        statistic,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",
+        vectorized=True,
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def bootstrap_interval(
+    strata, statistic=iqm, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """`statistic` of all runs together with its stratified percentile-bootstrap interval.
+
+    Args:
+        strata: vectors of run scores, one per stratum; or one vector.
+        statistic: f(values, axis) of the concatenated scores.
+
+    Raises:
+        ValueError: an empty stratum or a score that is not finite.
+    """
+    arrays = _checked(strata, "bootstrap_interval")
+
+    def pooled(*samples, axis):
+        return statistic(np.concatenate(samples, axis), axis=axis)
+
+    low, high = _percentile(tuple(arrays), pooled, level, resamples, seed)
+    return Estimate(float(pooled(*arrays, axis=-1)), low, high, sum(a.size for a in arrays))
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], clusters, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """`statistic` of all records with a percentile interval over resampled clusters (problems, say).
+
+    Records of one cluster stand or fall together: what they share does not count as if seen several times.
+
+    Args:
+        statistic: f(weights (R, n)) -> (R,): of n records with how often each one counts; all resamples at once.
+        clusters: (n,) the cluster of each record.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    if not codes.size:
+        raise ValueError("cluster_bootstrap: there are no records")
+    count = codes.max() + 1
+    point = float(statistic(np.ones((1, codes.size)))[0])
+    if count < 2:
+        return Estimate(point, float("nan"), float("nan"), int(count))
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    values = statistic(drawn[:, codes].astype(float))  # a resample without any right or any wrong record gives NaN
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(point, float(low), float(high), int(count))
+
+
+def weighted_auc(score, outcome, weights: np.ndarray) -> np.ndarray:
+    """(R,) area under the ROC curve of n records under each row of weights: P(S1 > S0) + P(S1 = S0)/2.
+
+    The same as scikit-learn's `roc_auc_score(outcome, score, sample_weight=row)`, for all rows at once; NaN where a row
+    leaves only right or only wrong records.
+
+    Args:
+        score: (n,) predictions. outcome: (n,) 0 or 1. weights: (R, n), not negative.
+    """
+    score, right = np.asarray(score, dtype=float), np.asarray(outcome) >= 0.5
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # of groups of equal scores
+    ordered = weights[:, order]
+    won = np.add.reduceat(ordered * right[order], starts, axis=1)
+    lost = np.add.reduceat(ordered * ~right[order], starts, axis=1)
+    wins = (won * (lost.cumsum(1) - lost / 2)).sum(1)
+    with np.errstate(invalid="ignore"):
+        return wins / (won.sum(1) * lost.sum(1))
+
+
+def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """P(X > Y) + P(X = Y)/2 over all pairs, along the last axis."""
+    return np.heaviside(x[..., :, None] - y[..., None, :], 0.5).mean((-2, -1))
+
+
+def probability_of_improvement(x, y, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Mean over strata of P(X > Y) + 0.5 P(X = Y): how often a run of X beats a run of Y (Agarwal et al. 2021, eq. 2).
+
+    Args:
+        x, y: vectors of run scores per stratum, the same strata in the same order; or one vector each.
+
+    Returns:
+        The estimate in [0, 1] (0.5: no better, no worse); `n` counts the runs of X.
+    """
+    xs, ys = _checked(x, "x"), _checked(y, "y")
+    if len(xs) != len(ys):
+        raise ValueError(f"x has {len(xs)} strata, y has {len(ys)}")
+
+    def statistic(*samples, axis):
+        half = len(samples) // 2
+        return np.mean([_wins(a, b) for a, b in zip(samples[:half], samples[half:], strict=True)], axis=0)
+
+    low, high = _percentile((*xs, *ys), statistic, level, resamples, seed)
+    return Estimate(float(statistic(*xs, *ys, axis=-1)), low, high, sum(a.size for a in xs))
+
+
+def run_scores(final: pd.DataFrame, metric: str = "sampled", overall: bool = False) -> pd.DataFrame:
+    """One row per run and role: `value` averaged over the role's suites.
+
+    Args:
+        final: tidy frame of the training stages: method, noise, family, seed, suite, role, metric, value (0..1).
+        overall: also rows of role "ALL", the mean over all suites.
+
+    Raises:
+        ValueError: a column is missing, the metric does not occur, or a run appears twice.
+    """
+    need = ["method", "noise", "family", "seed", "suite", "role", "metric", "value"]
+    if missing := [c for c in need if c not in final]:
+        raise ValueError(f"final: column(s) {missing} missing")
+    chosen = final[final["metric"] == metric]
+    if chosen.empty:
+        raise ValueError(f"final: no rows of metric {metric!r}; there are {sorted(final['metric'].unique())}")
+    keys = ["method", "noise", "family", "seed"]
+    if chosen.duplicated([*keys, "suite", "role"]).any():
+        raise ValueError("final: a run has two values of one suite")
+    if overall:
+        chosen = pd.concat([chosen, chosen.assign(role="ALL")])
+    return chosen.groupby([*keys, "role"], sort=False, as_index=False, observed=True)["value"].mean()
+
+
+def _strata(frame: pd.DataFrame, strata: str) -> dict:
+    return {k: g["value"].to_numpy() for k, g in frame.groupby(strata, observed=True)}
+
+
+def summary(
+    final: pd.DataFrame,
+    metric: str = "sampled",
+    overall: bool = False,
+    by=("method", "noise", "role"),
+    strata: str = "family",
+    **settings,
+) -> pd.DataFrame:
+    """Interquartile mean of runs with its interval: columns `by`, iqm, low, high, n (runs), in order of appearance."""
+    rows = []
+    for key, frame in run_scores(final, metric, overall).groupby(list(by), sort=False, observed=True):
+        e = bootstrap_interval(list(_strata(frame, strata).values()), **settings)
+        rows.append((*key, e.point, e.low, e.high, e.n))
+    return pd.DataFrame(rows, columns=[*by, "iqm", "low", "high", "n"])
+
+
+def improvement(
+    final: pd.DataFrame,
+    baseline: str = "ppo",
+    metric: str = "sampled",
+    overall: bool = False,
+    strata: str = "family",
+    **settings,
+) -> pd.DataFrame:
+    """Probability that a run beats a run of `baseline` under the same noise.
+
+    Columns method, noise, role, probability, low, high, n. Strata that only one of the two has are left out;
+    without a common one the row is left out.
+    """
+    scores = run_scores(final, metric, overall)
+    rows = []
+    for (noise, role), cell in scores.groupby(["noise", "role"], sort=False, observed=True):
+        base = _strata(cell[cell["method"] == baseline], strata)
+        for method, frame in cell[cell["method"] != baseline].groupby("method", sort=False, observed=True):
+            own = _strata(frame, strata)
+            if common := [k for k in own if k in base]:
+                e = probability_of_improvement([own[k] for k in common], [base[k] for k in common], **settings)
+                rows.append((method, noise, role, e.point, e.low, e.high, e.n))
+    return pd.DataFrame(rows, columns=["method", "noise", "role", "probability", "low", "high", "n"])
+
+
+def paired_differences(
+    final: pd.DataFrame,
+    baseline: str = "ppo",
+    metric: str = "sampled",
+    overall: bool = False,
+    strata: str = "family",
+    **settings,
+) -> pd.DataFrame:
+    """Mean difference to `baseline` over runs that share family and seed.
+
+    Columns method, noise, role, difference, low, high, n. Pairing removes what a seed does to both (prompts,
+    noise draws); it is no use where seeds share nothing.
+    """
+    scores = run_scores(final, metric, overall)
+    base = scores[scores["method"] == baseline].drop(columns="method")
+    both = scores[scores["method"] != baseline].merge(
+        base, on=["noise", "role", "family", "seed"], suffixes=("", "_base")
+    )
+    both["value"] = both["value"] - both["value_base"]
+    rows = []
+    for key, frame in both.groupby(["method", "noise", "role"], sort=False, observed=True):
+        e = bootstrap_interval(list(_strata(frame, strata).values()), statistic=np.mean, **settings)
+        rows.append((*key, e.point, e.low, e.high, e.n))
+    return pd.DataFrame(rows, columns=["method", "noise", "role", "difference", "low", "high", "n"])
+
+
+def curve_bands(
+    curves: pd.DataFrame, y: str, by: Sequence[str] = ("method", "noise", "family"), x: str = "iteration", **settings
+) -> pd.DataFrame:
+    """Pointwise interquartile mean over seeds with its interval along `x`: columns `by`, x, iqm, low, high, n.
+
+    Rows whose `y` is missing (a method without a critic has no explained variance) are left out.
+    """
+    rows = []
+    for key, frame in curves.dropna(subset=[y]).groupby([*by, x], sort=False, observed=True):
+        e = bootstrap_interval(
+            [frame[y].to_numpy()],
+            resamples=settings.get("resamples", 500),
+            **{k: v for k, v in settings.items() if k != "resamples"},
+        )
+        rows.append((*key, e.point, e.low, e.high, e.n))
+    return pd.DataFrame(rows, columns=[*by, x, "iqm", "low", "high", "n"])
+
+
+def explained_variance(predicted, outcome) -> float:
+    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN where all outcomes are equal."""
+    predicted, outcome = np.asarray(predicted, dtype=float), np.asarray(outcome, dtype=float)
+    spread = outcome.var()
+    return float(1 - (outcome - predicted).var() / spread) if spread > 0 else float("nan")
+
+
+def coverage(pit, levels=None) -> pd.DataFrame:
+    """Share of outcomes inside the central prediction interval of each level, from (randomised) PIT values.
+
+    Args:
+        pit: (n,) values in [0, 1]; uniform where the predicted distribution is right.
+        levels: nominal levels; default 0.05, 0.10 ... 0.95.
+
+    Returns:
+        Columns level, covered, low, high (Wilson 95 % interval, outcomes taken as independent).
+    """
+    pit = np.asarray(pit, dtype=float)
+    levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
+    inside = [int((np.abs(pit - 0.5) <= level / 2).sum()) for level in levels]
+    ci = [stats.binomtest(k, pit.size).proportion_ci(method="wilson") for k in inside]
+    return pd.DataFrame(
+        {
+            "level": levels,
+            "covered": np.array(inside) / pit.size,
+            "low": [c.low for c in ci],
+            "high": [c.high for c in ci],
+        }
+    )

@@ -1,0 +1,253 @@
+"""Tables, metrics and pages of the notebooks, computed from the tidy frames."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from dvpo_lib.reporting import statistics
+from dvpo_lib.reporting.figures.style import look
+from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.prose import interval, percent
+
+# The paper's own figures (per cent), as far as summaries of it give them. Other models, other tasks, other scale.
+PAPER_NOTE = (
+    "The paper's figures are **taken from summaries of the paper** (arXiv 2512.03847): Qwen3-8B trained for 500 steps "
+    "on real science and math sets. Ours are a policy of a few hundred thousand parameters on generated suites. "
+    "Compare directions and orders, never sizes."
+)
+PAPER = {  # trained family: {row: ID, OOD (the other family), ALL}
+    "science": {"base": (2.96, 58.40, 34.64), "ppo": (2.76, 63.27, 37.34), "dvpo": (3.83, 66.48, 39.63)},
+    "math": {"base": (58.40, 2.96, 34.64), "ppo": (58.40, 3.16, 34.72), "dvpo": (66.45, 4.04, 39.70)},
+    "dialogue": {"base": (86.26,), "ppo": (85.20,), "dvpo": (86.79,)},  # mean over domains; no transfer is told
+}
+PAPER_ABLATION = {  # trained on science
+    "base": (2.96, 58.40, 34.64),
+    "core": (3.65, 61.37, 36.63),
+    "+ consistency": (3.73, 63.73, 38.02),
+    "+ tail calibration": (3.74, 64.42, 38.42),
+    "+ mean shift": (3.29, 65.17, 38.65),
+    "+ tail shape and curvature": (3.83, 66.48, 39.63),
+}
+PAGES = {
+    "The method and its mathematics": "00_method",
+    "Data, base policy and noise": "01_data_and_noise",
+    "Critic pretraining": "02_critic_pretraining",
+    "Tail-shaping ablations": "04_tail_shaping_ablations",
+}
+
+
+def _unbroken(cell):
+    """A short text that is never broken over two lines; hyphens before digits (signs) stay as they are."""
+    if not isinstance(cell, str) or len(cell) > 28:
+        return cell
+    return re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def show(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
+    """A DataFrame as a table with a caption, without its index, the same HTML every time."""
+    uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
+    look = [
+        {"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
+        {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"},
+    ]
+    frame = frame.reset_index(drop=True).map(_unbroken)
+    formats = {c: f for c, f in (formats or {}).items() if c in frame}
+    styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, no tag
+    styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(look)
+    return styler.relabel_index([label(str(c)) for c in frame.columns], axis="columns")
+
+
+def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sampled") -> dict[str, float]:
+    """Score of the base policy by role (ID, OOD, transfer, ALL), averaged over the families that are trained on.
+
+    Args:
+        base: columns suite (`<family>_id` or `<family>_ood`), metric, value.
+    """
+    value = base[base["metric"] == metric].set_index("suite")["value"]
+    rows = [
+        {"role": "transfer" if not suite.startswith(family) else "ID" if suite.endswith("_id") else "OOD", "value": v}
+        for family in families
+        for suite, v in value.items()
+    ]
+    return {**pd.DataFrame(rows).groupby("role")["value"].mean().to_dict(), "ALL": float(value.mean())}
+
+
+def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, float]:
+    """{family: score of the base policy on its in-distribution test}."""
+    own = base[(base["metric"] == metric) & base["suite"].str.endswith("_id")]
+    return dict(zip(own["suite"].str.removesuffix("_id"), own["value"], strict=True))
+
+
+def final_table(
+    final: pd.DataFrame, metric: str = "sampled", base: Mapping[str, float] | None = None, overall: bool = True
+) -> pd.DataFrame:
+    """Rows noise and method, columns roles, cells "IQM [low, high]" in per cent; the base policy first."""
+    s = statistics.summary(final, metric, overall=overall)
+    methods = list(dict.fromkeys(s["method"]))
+    s["cell"] = [interval(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
+    s = s.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
+    wide = s.pivot(index=["noise", "method"], columns="role", values="cell")
+    wide = wide.reindex(
+        index=list(dict.fromkeys(zip(s["noise"], s["method"], strict=True))), columns=list(dict.fromkeys(s["role"]))
+    ).reset_index()
+    wide.insert(2, "runs", s.groupby(["noise", "method"], sort=False)["n"].max().to_numpy())
+    wide["noise"] = wide["noise"].map(label)
+    wide["method"] = [look(m, methods).name for m in wide["method"]]
+    if base:
+        first = {"noise": "", "method": "base policy", **{r: f"{100 * v:.1f}" for r, v in base.items() if r in wide}}
+        wide = pd.concat([pd.DataFrame([first]), wide.astype(object)], ignore_index=True)
+    return wide.astype(object).fillna("")
+
+
+def summaries(final: pd.DataFrame) -> pd.DataFrame:
+    """Interquartile means and intervals of every metric: metric, method, noise, role, iqm, low, high, n."""
+    metrics = list(dict.fromkeys(final["metric"]))
+    found = [statistics.summary(final, m, overall=True).assign(metric=m) for m in metrics]
+    return pd.concat(found, ignore_index=True)
+
+
+def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
+    """For `dvc metrics show`: {noise: {role: {iqm, low, high}}} (one method) or {method: ...} (several), and rollouts.
+
+    Intervals are left out where one seed gives none.
+    """
+    s = statistics.summary(final, overall=True)
+    tree: dict = {}
+    for r in s.itertuples():
+        cell = {"iqm": r.iqm, **({"low": r.low, "high": r.high} if np.isfinite(r.low) else {})}
+        keys = (r.noise, r.role) if s["method"].nunique() == 1 else (r.method, r.noise, r.role)
+        node = tree
+        for key in keys:
+            node = node.setdefault(key, {})
+        node.update(cell)
+    return {"accuracy": tree, "rollouts": int(curves["rollouts"].max()), "seeds": int(final["seed"].nunique())}
+
+
+def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
+    """For `dvc metrics show`: accuracy and probability of improvement, {method: {noise: {role: value}}}."""
+    accuracy: dict = {}
+    for r in statistics.summary(final, overall=True).itertuples():
+        accuracy.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = r.iqm
+    better: dict = {}
+    for r in improvement.itertuples():
+        better.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = r.probability
+    return {"accuracy": accuracy, "improvement_over_ppo": better}
+
+
+def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
+    """Means over families and seeds: explained variance (received, true), CRPS, coverage of 50, 80 and 90 %."""
+    own = scores[scores["at"] == at]
+    own = own.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
+    columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
+    wide = own.groupby(["noise", "critic"], sort=False)[columns].mean().reset_index()
+    wide["noise"], wide["critic"] = wide["noise"].map(label), [look(c).name for c in wide["critic"]]
+    for c in columns:
+        wide[c] = [("" if np.isnan(v) else percent(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
+    return wide.rename(
+        columns={
+            "ev_received": "explained variance, received",
+            "ev_true": "explained variance, true",
+            "crps": "CRPS (of a point: its error)",
+            "cover50": "inside 50%",
+            "cover80": "inside 80%",
+            "cover90": "inside 90%",
+        }
+    )
+
+
+def critic_metrics(scores: pd.DataFrame) -> dict:
+    """For `dvc metrics show`: {critic: {noise: {at: {explained variance, CRPS, coverage}}}}, means over seeds."""
+    tree: dict = {}
+    columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
+    for (critic, noise, at), row in scores.groupby(["critic", "noise", "at"], sort=False)[columns].mean().iterrows():
+        tree.setdefault(critic, {}).setdefault(noise, {})[at] = {k: float(v) for k, v in row.items() if np.isfinite(v)}
+    return tree
+
+
+def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str], noise: str = "none") -> pd.DataFrame:
+    """Base, PPO and DVPO after training on each family: the paper's ID, OOD (the other family) and ALL beside ours.
+
+    Args:
+        start: of the base policy: suite, metric, value.
+    """
+    rows = []
+    for family in families:
+        own = final[(final["noise"] == noise) & (final["family"] == family)]
+        s, base = statistics.summary(own, overall=True).set_index(["method", "role"]), base_by_role(start, [family])
+        for name, paper in PAPER[family].items():
+            ours = {}
+            for role in ("ID", "OOD", "transfer", "ALL"):
+                if name == "base":
+                    ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
+                elif (name, role) in s.index:
+                    r = s.loc[(name, role)]
+                    ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1, unit="")
+            columns = ("paper: ID", "paper: other family", "paper: ALL")
+            given = dict(itertools.zip_longest(columns, (f"{v:.2f}" for v in paper), fillvalue=""))
+            rows.append({"trained on": family, "": "base policy" if name == "base" else label(name), **given, **ours})
+    return pd.DataFrame(rows).fillna("")
+
+
+def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
+    """Ablation rows, the paper's ID, OOD and ALL (trained on science) beside ours."""
+    s = statistics.summary(final, overall=True).set_index(["method", "role"])
+    rows = []
+    for name in ["base", *dict.fromkeys(final["method"])]:
+        paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
+        if name in PAPER_ABLATION:
+            paper = dict(zip(paper, (f"{v:.2f}" for v in PAPER_ABLATION[name]), strict=True))
+        ours = {
+            f"here: {role}": f"{100 * base[role]:.1f}"
+            if name == "base"
+            else interval(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
+            for role in ("ID", "OOD", "transfer", "ALL")
+        }
+        rows.append({"": "base policy" if name == "base" else name, **paper, **ours})
+    return pd.DataFrame(rows)
+
+
+def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> pd.DataFrame:
+    """Change over the base (points, all test sets) of the paper's ablation rows and of ours.
+
+    Returns:
+        row, source, change, low, high: for `figures.paper_beside_ours`.
+    """
+    zero = PAPER_ABLATION["base"][2]
+    rows = [(n, "paper", v[2] - zero, np.nan, np.nan) for n, v in PAPER_ABLATION.items() if n != "base"]
+    s = statistics.summary(final, metric, overall=True)
+    for r in s[s["role"] == "ALL"].itertuples():
+        rows.append((r.method, "here", *(100 * (v - base["ALL"]) for v in (r.iqm, r.low, r.high))))
+    return pd.DataFrame(rows, columns=["row", "source", "change", "low", "high"])
+
+
+def pages(methods: Iterable[str]) -> dict[str, str]:
+    """{title: address} of all rendered notebooks, seen from the report's folder."""
+    found = {title: f"../{name}/notebook.html" for title, name in PAGES.items()}
+    training = {f"Training: {label(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
+    ablations = found.popitem()
+    return {**found, **training, ablations[0]: ablations[1]}
+
+
+def page_list(addresses: Mapping[str, str]) -> str:
+    """Links as a Markdown list."""
+    return "\n".join(f"- [{title}]({address})" for title, address in addresses.items())
+
+
+def index_page(addresses: Mapping[str, str]) -> str:
+    """A small page of its own that links the report and all other notebooks."""
+    links = {"Report (read this first)": "notebook.html", **addresses}
+    items = "\n".join(f'<li><a href="{html.escape(a)}">{html.escape(t)}</a></li>' for t, a in links.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>DVPO: all notebooks</title>
+<style>body {{ font: 16px/1.6 sans-serif; max-width: 42em; margin: 3em auto; padding: 0 1em }}</style></head>
+<body><h1>DVPO: all notebooks of this run</h1>
+<ol>
+{items}
+</ol></body></html>
+"""

@@ -1,0 +1,80 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as settings
+
+from dvpo_lib.functional import advantages as adv
+from dvpo_lib.models.critic import CriticSettings
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DVPOConfig:
+    """Settings of a training run; names follow TRL where a setting exists there."""
+
+    method: str = "dvpo"  # a row of METHODS
+    max_steps: Annotated[int, Field(ge=1)] = 40  # iterations: sample, score, update
+    generation_batch_size: Annotated[int, Field(ge=1)] = 128  # rollouts an iteration
+    num_generations: Annotated[int, Field(ge=2)] = 8  # completions a prompt, for group methods
+    num_iterations: Annotated[int, Field(ge=1)] = 2  # passes over an iteration's rollouts
+    num_mini_batches: Annotated[int, Field(ge=1)] = 2  # optimiser steps a pass
+    max_completion_length: Annotated[int, Field(ge=1)] = 32  # tokens, end of sequence included
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling and of log-probabilities
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1  # micro-batches of an optimiser step (for memory)
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # of the policy
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"  # of the policy, over max_steps
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # iterations in which the learning rate rises
+    beta: Annotated[float, Field(ge=0)] = 0.01  # weight of the KL penalty to the reference policy
+    kl_placement: Literal["reward", "loss"] | None = None  # where the penalty goes; null: as in the method's source
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # of the KL there; null: as in the method's source
+    epsilon: Annotated[float, Field(gt=0)] = 0.2  # clip range of the policy ratio
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None  # upper clip range; null: epsilon
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0  # weight of the entropy bonus
+    whiten_advantages: bool = True  # to mean 0 and standard deviation 1 over the batch's tokens, where the method does
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # discount
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95  # lambda of the actor's advantages
+    lam_critic: Annotated[float, Field(ge=0, le=1)] = 1.0  # lambda of the critic's targets
+    lam_adaptive: Annotated[float, Field(gt=0)] | None = None  # c of the length-adaptive lambda 1 - 1/(c * length)
+    target: Literal["comonotone", "mixture"] = "comonotone"  # how lambda-returns mix distributions
+    readout: adv.ReadoutSettings = adv.ReadoutSettings()  # how a quantile critic's distribution becomes a value
+    worst_case: Literal["min_heads", "lower_tail"] = "min_heads"  # robust_ppo: smallest head's mean, or lower-tail mean
+    missing_rewards: Literal["drop", "bootstrap"] = "drop"  # left out, or, with a critic, taken to be what it expects
+    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # *_clip_reward: batch quantile at which rewards are cut
+    extraction: Literal["awr", "perturbed"] = "awr"  # offline methods: regression of the policy, or perturbed logits
+    awr_temperature: Annotated[float, Field(gt=0)] = 0.1  # of exp(A / temperature) (return units)
+    perturbation: Annotated[float, Field(ge=0)] = 4.0  # weight of Q - V in the perturbed logits (per return unit)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # gradient clipping, policy and critic each
+    critic: CriticSettings | None = None  # the critic, for methods that have one; null: the defaults of the kind needed
+    seed: Annotated[int, Field(ge=0)] = 0  # of everything random in the run
+
+
+def with_changes(args: DVPOConfig, changes: Mapping[str, Any]) -> DVPOConfig:
+    """The settings with some of them changed, given as in params.yaml: {"learning_rate": 3e-4, "readout": {...}}.
+
+    Raises:
+        ValueError: a setting that does not exist, or a value that it does not take; the message names it.
+    """
+
+    def merged(own: dict[str, Any], new: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        for name, value in new.items():
+            if name not in own:
+                raise ValueError(f"{where}{name}: there is no such setting of a training run")
+            nested = isinstance(value, Mapping) and isinstance(own[name], dict)
+            own[name] = merged(own[name], value, f"{where}{name}.") if nested else value
+        return own
+
+    return TypeAdapter(DVPOConfig).validate_python(merged(asdict(args), changes))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class MethodSettings:
+    """One row of the comparison: a method of `dvpo_lib.methods.METHODS` and where its critic comes from."""
+
+    critic: str  # a row of `critics`
+    training: dict[str, Any] = Field(default_factory=dict)  # what differs from `training` for this method alone

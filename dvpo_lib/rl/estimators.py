@@ -1,0 +1,126 @@
+"""Advantage estimators: scored rollouts (`Experience`) to advantages and critic targets, one function a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dvpo_lib.functional import advantages as adv
+from dvpo_lib.functional.policy_losses import kl_estimate
+from dvpo_lib.functional.q_losses import QValues, fitted_q
+from dvpo_lib.functional.quantiles import lower_tail_mean
+from dvpo_lib.rl.config import DVPOConfig
+
+
+@dataclass
+class Experience:
+    """Scored rollouts, as advantages see them.
+
+    Attributes:
+        rewards: (B,) task rewards. mask: (B, T). kl: (B, T) log-ratio to the reference policy, log pi_old - log pi_ref.
+        values: the critic's outputs, (B, T, N, M) with each head monotone, or `QValues`; None without a critic.
+        generator: for targets that draw samples.
+        places: (B,) where the responses stood in the whole batch; None where none has dropped out of it.
+        missing: (B,) bool, responses whose reward is missing (0 stands in `rewards`) and taken to be what the critic
+            expects at their last token; None where there are none.
+    """
+
+    rewards: Tensor
+    mask: Tensor
+    kl: Tensor
+    values: Tensor | QValues | None
+    generator: torch.Generator
+    places: Tensor | None = None
+    missing: Tensor | None = None
+
+
+def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
+    """(B, T) beta * KL estimate on every token, to be taken off the reward; None where the penalty is no part of it."""
+    if args.kl_placement != "reward" or not args.beta:
+        return None
+    return args.beta * kl_estimate(x.kl, torch.zeros_like(x.kl), args.kl_estimator)
+
+
+def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
+    """(B, T): the KL penalty on every token, where it is part of the reward, plus the task reward on the last one."""
+    return adv.place_rewards(x.rewards, kl_rewards(x, args), x.mask)
+
+
+def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
+    """(B,): the task reward, less the response's summed KL penalty where that is part of the reward."""
+    return token_rewards(x, args).sum(1)
+
+
+def actor_lambda(x: Experience, args: DVPOConfig) -> float | Tensor:
+    return adv.adaptive_lambda(x.mask, args.lam_adaptive) if args.lam_adaptive else args.lam
+
+
+def whitened(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
+    return adv.whiten(advantages, x.mask) if args.whiten_advantages else advantages
+
+
+def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """Scalar GAE, whitened; the critic's target is its own lambda-return."""
+    rewards, values = token_rewards(x, args), x.values[..., 0, 0]
+    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args), x.missing)
+    _, returns = adv.gae(rewards, values, x.mask, args.gamma, args.lam_critic)
+    return whitened(advantages, x, args), returns[..., None]
+
+
+def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
+    rewards, zbar = token_rewards(x, args), x.values.mean(-2)
+    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout, x.missing)
+    targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
+    return whitened(advantages, x, args), targets
+
+
+def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """`distributional_gae` with the winsorised read-out, whatever `args.readout.kind` says; its levels count."""
+    return distributional_gae(x, replace(args, readout=replace(args.readout, kind="winsorised")))
+
+
+def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """GAE, whitened, and lambda-returns on worst-case values, which both advantages and targets bootstrap from.
+
+    Only minimum aggregation is known of the paper's "Robust Bellman PPO". `min_heads`, the default since it is the
+    literal minimum over estimates and neutral at one head: the smallest of the heads' means. `lower_tail`: the mean of
+    the ensemble's lower tail. A target at lambda 1 would never see a worst case, so targets take the actor's lambda.
+    """
+    if args.worst_case == "min_heads":
+        values = x.values.mean(-1).amin(-1)
+    else:
+        values = lower_tail_mean(x.values.mean(-2), args.critic.loss.lower_mass)
+    rewards, lam = token_rewards(x, args), actor_lambda(x, args)
+    advantages, returns = adv.gae(rewards, values, x.mask, args.gamma, lam, x.missing)
+    return whitened(advantages, x, args), returns[..., None]
+
+
+def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+    """(R - group mean) / (group std + 1e-4), the same at every token."""
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, True, x.places)
+    return advantages[:, None].expand(x.mask.shape), None
+
+
+def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+    """R - group mean, the same at every token."""
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, False, x.places)
+    return advantages[:, None].expand(x.mask.shape), None
+
+
+def return_to_go(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+    """Discounted sum of this and all later rewards (KL penalty and R), whitened over all tokens of the batch."""
+    return whitened(adv.returns_to_go(token_rewards(x, args), x.mask, args.gamma), x, args), None
+
+
+def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """Q - V of the logged tokens; targets are one-step back-ups (`q_functions.fitted_q`)."""
+    return fitted_q(adv.place_rewards(x.rewards, None, x.mask), x.values, x.mask, args.gamma, args.critic.q)
+
+
+def robust_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+    """Q - V of the logged tokens; back-ups start from the worst case of the learned outcome."""
+    rewards = adv.place_rewards(x.rewards, None, x.mask)
+    return fitted_q(rewards, x.values, x.mask, args.gamma, args.critic.q, robust=True)

@@ -1,0 +1,143 @@
+"""Every method of the comparison as a row: critic + advantage + policy loss.
+
+One trainer runs them all. A row names its critic, the function that turns scored rollouts into advantages (and targets
+for the critic), the policy's loss and how it is averaged, and where the KL penalty goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.estimators import (
+    Experience,
+    conservative_q,
+    distributional_gae,
+    gae,
+    group_centred,
+    group_relative,
+    return_to_go,
+    robust_q,
+    winsorised_gae,
+    worst_case_gae,
+)
+
+
+def resolve(args: DVPOConfig) -> DVPOConfig:
+    """The settings with what their method decides filled in: KL placement and estimator, and the critic.
+
+    Without a critic there is none to bootstrap from, and responses whose reward is missing drop out in any case.
+
+    Raises:
+        ValueError: unknown method, a critic of another kind than the method's, or groups that do not fit the batch.
+    """
+    if args.method not in METHODS:
+        raise ValueError(f"unknown method {args.method!r}; there are {', '.join(METHODS)}")
+    method = METHODS[args.method]
+    if method.groups and args.generation_batch_size % args.num_generations:
+        raise ValueError(
+            f"generation_batch_size {args.generation_batch_size} is not a multiple of "
+            f"num_generations {args.num_generations}"
+        )
+    critic = None
+    if method.critic is not None:
+        critic = args.critic or CriticSettings(kind=method.critic)
+        if critic.kind != method.critic:
+            raise ValueError(f"method {args.method} needs a {method.critic} critic; critic.kind is {critic.kind!r}")
+    return replace(
+        args,
+        critic=critic,
+        kl_placement=args.kl_placement or method.kl,
+        kl_estimator=args.kl_estimator or method.estimator,
+        missing_rewards=args.missing_rewards if method.critic else "drop",
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: what a method is made of.
+
+    Attributes:
+        critic: the kind of critic, or None.
+        advantage: (Experience, resolved DVPOConfig) -> (advantages (B, T), targets (B, T, K) or None).
+        source: where the method comes from, and what was chosen where public versions differ.
+        aggregate: how the policy's loss is averaged (see `policy_losses.aggregate`).
+        kl, estimator: where the KL penalty goes, and how it is estimated there, unless the settings say otherwise.
+        groups: several completions a prompt.
+        clip_rewards: rewards are cut at batch quantiles before critic and policy see them, in pretraining too.
+        offline: rollouts are those of the base policy; the policy's loss is advantage-weighted regression.
+    """
+
+    critic: Literal["scalar", "quantile", "conservative_q", "robust_q"] | None
+    advantage: Callable[[Experience, DVPOConfig], tuple[Tensor, Tensor | None]]
+    source: str
+    aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    kl: Literal["reward", "loss"] = "reward"
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    groups: bool = False
+    clip_rewards: bool = False
+    offline: bool = False
+
+
+PPO = "Schulman et al. 2017 (eq. 7, 11), KL in the reward as in Ouyang et al. 2022"
+GRPO = "Shao et al. 2024 (eq. 3, 4), outcome supervision"
+GROUPS = dict(kl="loss", estimator="k3", groups=True)
+METHODS: dict[str, Method] = {
+    "dvpo": Method("quantile", distributional_gae, "Zhu et al. 2025, reconstructed"),
+    "dvpo_winsorised": Method("quantile", winsorised_gae, "extension of this project"),
+    "ppo": Method("scalar", gae, PPO),
+    "robust_ppo": Method(
+        "quantile",
+        worst_case_gae,
+        '"Robust Bellman PPO" of Zhu et al. 2025, known only as minimum aggregation: '
+        "reconstructed, as a minimum over heads",
+    ),
+    "grpo": Method(
+        None,
+        group_relative,
+        f"{GRPO}; the mean of sequence means, as in the paper, where TRL and verl now average over tokens",
+        "sequence_mean",
+        **GROUPS,
+    ),
+    "dr_grpo": Method(
+        None,
+        group_centred,
+        "Liu et al. 2025: no division by the group's deviation and none by the response's length; "
+        "the paper also drops the KL penalty, which beta = 0 does",
+        "constant",
+        **GROUPS,
+    ),
+    "reinforce_pp": Method(
+        None,
+        return_to_go,
+        "Hu 2025, token level: returns-to-go, whitened over the batch; later versions whiten over "
+        "responses or subtract group means",
+    ),
+    "cql": Method(
+        "conservative_q",
+        conservative_q,
+        "Kumar et al. 2020 (eq. 4) in the form for language of ILQL (Snell et al. 2022): twin Q, expectile V",
+        offline=True,
+    ),
+    "rfqi": Method(
+        "robust_q",
+        robust_q,
+        "Panaganti et al. 2022, for deterministic token transitions: the total-variation ball "
+        "lies around the learned outcome",
+        offline=True,
+    ),
+    "ppo_clip_reward": Method("scalar", gae, "control: ppo on rewards cut at batch quantiles", clip_rewards=True),
+    "grpo_clip_reward": Method(
+        None,
+        group_relative,
+        "control: grpo on rewards cut at batch quantiles",
+        "sequence_mean",
+        clip_rewards=True,
+        **GROUPS,
+    ),
+}

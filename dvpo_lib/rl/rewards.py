@@ -1,0 +1,93 @@
+"""Calling reward functions: f(prompts, completions, **columns) -> list of numbers, None where there is no reward.
+
+Any callable with TRL's signature serves, the noise wrappers of `noise` included. What it returns is checked here, once,
+for trainers and wrappers alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RewardError(RuntimeError):
+    """A reward function raised, or what it returned is no list of rewards; the message names function and record."""
+
+
+def call(
+    func: Callable, prompts: list[str], completions: list[str], columns: dict[str, list], state: Any = None
+) -> np.ndarray:
+    """(B,) what one reward function returns; NaN marks a missing reward (None).
+
+    Where it raises, it is called again, record by record, to find the one that it cannot judge.
+
+    Args:
+        columns: the other columns of the prompts' records. state: what reaches the function as `trainer_state`.
+
+    Raises:
+        RewardError: the function raises (its error is chained), or returns the wrong number of rewards, or one that is
+            neither a finite number nor None.
+    """
+    name, step = getattr(func, "__name__", repr(func)), getattr(state, "global_step", 0)
+
+    def record(i: int) -> str:
+        return f"record {i} at step {step} (prompt {prompts[i][:80]!r})"
+
+    try:
+        returned = func(prompts=prompts, completions=completions, trainer_state=state, **columns)
+    except RewardError:  # of a function inside a wrapper: it says all that is to be said
+        raise
+    except Exception as error:
+        culprit = _culprit(func, prompts, completions, columns, state, type(error))
+        alone = "" if culprit is None else f"; so it does on {record(culprit)} alone"
+        raise RewardError(f"reward function {name} raised at step {step}: {error!r}{alone}") from error
+    try:
+        rewards = list(returned)
+    except TypeError:
+        raise RewardError(f"reward function {name} returned {returned!r} at step {step}, no list of rewards") from None
+    if len(rewards) != len(prompts):
+        raise RewardError(
+            f"reward function {name} returned {len(rewards)} rewards for {len(prompts)} completions at step {step}"
+        )
+    for i, r in enumerate(rewards):
+        if r is not None and (not isinstance(r, (int, float, np.number, np.bool_)) or not np.isfinite(r)):
+            raise RewardError(f"reward function {name} returned {r!r} for {record(i)}; None says that there is none")
+    return np.array([np.nan if r is None else r for r in rewards], dtype=float)
+
+
+def _culprit(func, prompts, completions, columns, state, kind: type) -> int | None:
+    """The first record on which the function raises an error of this kind by itself."""
+    for i in range(len(prompts)):
+        try:
+            func(
+                prompts=prompts[i : i + 1],
+                completions=completions[i : i + 1],
+                trainer_state=state,
+                **{name: column[i : i + 1] for name, column in columns.items()},
+            )
+        except kind:
+            return i
+        except Exception:
+            continue
+    return None
+
+
+def score(
+    reward_funcs: Iterable[Callable],
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list],
+    state: Any = None,
+) -> Tensor:
+    """(B,) sum of all reward functions, over those that have a reward; NaN where none of them has one.
+
+    Raises:
+        RewardError: of `call`.
+    """
+    each = np.stack([call(func, prompts, completions, columns, state) for func in reward_funcs])
+    total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each, 0))
+    return torch.tensor(total, dtype=torch.float32)

@@ -1,0 +1,24 @@
+"""Arithmetic chains modulo 10: `math 7 a +5 b *3 ?` -> `... answer 6`.
+
+Multipliers are units modulo 10, so every operation is a bijection and no answer is likelier than another.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from dvpo_lib.tasks.chains import Chains, ChainSettings
+
+MODULUS = 10
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def apply(state: str, operation: str) -> str:
+    """One step, e.g. apply("7", "+5") == "2"."""
+    return str(OPERATORS[operation[0]](int(state), int(operation[1:])) % MODULUS)
+
+
+def family(cfg: ChainSettings) -> Chains:
+    digits = [str(d) for d in range(MODULUS)]
+    operations = [f"{s}{d}" for s in "+-" for d in digits[1:]] + [f"*{d}" for d in "379"]
+    return Chains("math", tuple(digits), tuple(operations), apply)

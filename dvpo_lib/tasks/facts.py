@@ -1,0 +1,31 @@
+"""Multi-hop questions over a fictional knowledge base: `science glim a host b prey ?` -> `... answer tark`.
+
+Species of a fictional world are linked by relations (host, prey, ...), each a permutation of the species, drawn from
+the suite's seed. No fact stands in a prompt: the policy learns them from demonstrations and must chain them.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from dvpo_lib.tasks.chains import Chains, ChainSettings
+
+RELATIONS = ("host", "prey", "rival", "ancestor", "symbiont", "mimic")
+SPECIES = 24
+
+
+def knowledge_base(seed: int) -> dict[tuple[str, str], str]:
+    """(species, relation) -> species."""
+    rng = np.random.default_rng([seed, 1000])
+    syllables = ["".join(p) for p in itertools.product(("gl", "v", "t", "br", "n", "sh"), ("i", "o", "a", "u"))]
+    names = [f"{a}{b}" for a, b in zip(rng.permutation(syllables), rng.choice(list("mrkxn"), len(syllables)))]
+    species = names[:SPECIES]
+    return {(s, r): str(t) for r in RELATIONS for s, t in zip(species, rng.permutation(species))}
+
+
+def family(cfg: ChainSettings) -> Chains:
+    facts = knowledge_base(cfg.seed)
+    species = tuple(dict.fromkeys(s for s, _ in facts))
+    return Chains("science", species, RELATIONS, lambda state, relation: facts[state, relation])

@@ -1,0 +1,370 @@
+"""Real problems: published data sets of mathematics, science and dialogue, by hub name or from files, with one code.
+
+    load_problems("gsm8k", "train", tokenizer=tokenizer)                  from the Hugging Face hub (kept in its cache)
+    load_problems("mmlu", "test", path="mmlu_stem.jsonl")                 from a file, or a folder, in the hub's format
+
+Both give a `datasets.Dataset` with the columns `prompt` (by the tokenizer's chat template where it has one), `answer`,
+`verify` (which reward function of `verify` judges it: "math", "choice" or "slots") and `source`. `SOURCES` is the table
+of data sets. Every record is checked; the first bad one is named by file, record (from 1) and column.
+
+Columns and splits are those of the data sets' cards and of public code that reads them; the hub itself could not be
+reached when this was written. gsm8k, mmlu and sgd were tried on published files, the others on small made-up ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dvpo_lib.tasks.published.answers import boxed
+from dvpo_lib.tasks.published.files import BadRecord, Source, SourceError, checked, files, from_file, from_hub, named
+
+log = logging.getLogger(__name__)
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+LETTER = "Please reason step by step, and put the letter of the right option within \\boxed{}."
+LETTERS = "ABCDEFGHIJ"
+STEM = (  # in the grouping of Hendrycks et al. (2021): physics to engineering, 18 of 57 subjects
+    "astronomy",
+    "college_physics",
+    "conceptual_physics",
+    "high_school_physics",
+    "college_chemistry",
+    "high_school_chemistry",
+    "college_biology",
+    "high_school_biology",
+    "college_computer_science",
+    "computer_security",
+    "high_school_computer_science",
+    "machine_learning",
+    "abstract_algebra",
+    "college_mathematics",
+    "elementary_mathematics",
+    "high_school_mathematics",
+    "high_school_statistics",
+    "electrical_engineering",
+)
+ACTS = (  # the hub's numbers of dialogue acts: positions in this list
+    "AFFIRM",
+    "AFFIRM_INTENT",
+    "CONFIRM",
+    "GOODBYE",
+    "INFORM",
+    "INFORM_COUNT",
+    "INFORM_INTENT",
+    "NEGATE",
+    "NEGATE_INTENT",
+    "NOTIFY_FAILURE",
+    "NOTIFY_SUCCESS",
+    "OFFER",
+    "OFFER_INTENT",
+    "REQUEST",
+    "REQUEST_ALTS",
+    "REQ_MORE",
+    "SELECT",
+    "THANK_YOU",
+)
+
+
+# ---- what a record says ----
+
+
+def text(record: dict, column: str) -> str:
+    """A text that is not empty; a number becomes its text (in CSV files, answers are numbers)."""
+    value = record[column]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRecord(column, f"a text that is not empty is expected, not {str(value)[:60]!r}")
+    return value.strip()
+
+
+def texts(record: dict, column: str) -> list[str]:
+    """A list of texts; in CSV files, a list as JSON or Python writes it."""
+    value = record[column]
+    if isinstance(value, str):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadRecord(column, f"a list of texts is expected, not {str(value)[:60]!r}")
+    return value
+
+
+def options(record: dict, column: str, most: int) -> list[str]:
+    found = texts(record, column)
+    if not 2 <= len(found) <= most:
+        raise BadRecord(column, f"2 to {most} options are expected, not {len(found)}")
+    return found
+
+
+def choice(question: str, listed: list[str]) -> str:
+    """A question with its options and what is asked for."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, listed)]
+    return "\n".join([question, *lines, "", LETTER])
+
+
+def gsm8k(record: dict, _) -> Iterator[tuple[str, str]]:
+    solution, mark, answer = text(record, "answer").rpartition("####")
+    if not mark or not answer.strip():
+        raise BadRecord("answer", f"holds no `#### final answer`: {(solution + mark + answer)[-60:]!r}")
+    yield f"{text(record, 'question')}\n\n{BOXED}", answer.strip().replace(",", "")
+
+
+def math500(record: dict, _) -> Iterator[tuple[str, str]]:
+    yield f"{text(record, 'problem')}\n\n{BOXED}", text(record, "answer")
+
+
+def light_r1(record: dict, _) -> Iterator[tuple[str, str]]:
+    r"""The problem is what the user says first, the answer the last `\boxed{}` of the reply; without one, nothing."""
+    said = {}
+    for message in rows(record["conversations"], "conversations"):
+        speaker = {"human": "user", "gpt": "assistant"}.get(message.get("from"), message.get("from"))
+        if not isinstance(message.get("value"), str):
+            raise BadRecord("conversations", f"a message needs `from` and `value`, not {str(message)[:60]!r}")
+        said.setdefault(speaker, message["value"])
+    for speaker in ("user", "assistant"):
+        if not said.get(speaker, "").strip():
+            raise BadRecord("conversations", f"nothing is said by the {speaker}")
+    answer = boxed(said["assistant"].rpartition("</think>")[2]) or boxed(said["assistant"])
+    if answer and answer.strip():
+        problem = said["user"].strip()
+        yield problem if "\\boxed" in problem else f"{problem}\n\n{BOXED}", answer.strip()
+
+
+def mmlu(record: dict, _) -> Iterator[tuple[str, str]]:
+    if text(record, "subject").replace(" ", "_").lower() not in STEM:
+        return
+    listed, answer = options(record, "choices", 4), record["answer"]
+    if isinstance(answer, str) and answer.strip() in tuple(LETTERS):
+        answer = LETTERS.index(answer.strip())
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(listed):
+        raise BadRecord("answer", f"0 to {len(listed) - 1} (or a letter) is expected, not {answer!r}")
+    yield choice(text(record, "question"), listed), LETTERS[answer]
+
+
+def supergpqa(record: dict, _) -> Iterator[tuple[str, str]]:
+    listed, letter = options(record, "options", len(LETTERS)), text(record, "answer_letter").upper()
+    if letter not in tuple(LETTERS[: len(listed)]):
+        raise BadRecord("answer_letter", f"A to {LETTERS[len(listed) - 1]} is expected, not {letter!r}")
+    yield choice(text(record, "question"), listed), letter
+
+
+# ---- dialogues ----
+
+
+def rows(value: Any, column: str) -> list[dict]:
+    """Records inside a record: a list of objects, or, as the hub keeps them, an object of lists."""
+    if isinstance(value, str):  # in CSV files
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    if isinstance(value, dict):
+        lists = list(value.values())
+        if lists and all(isinstance(v, list) and len(v) == len(lists[0]) for v in lists):
+            return [dict(zip(value, row)) for row in zip(*lists)]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BadRecord(column, f"a list of records is expected, not {str(value)[:60]!r}")
+    return value
+
+
+def turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[str]]]]]:
+    """The turns of a dialogue: speaker ("USER" or "SYSTEM"), text, acts (act, slot, values).
+
+    Read from frames with `actions` (the published files, the hub) or from `acts` (a flat list of [act, slot, values]).
+    """
+    for number, turn in enumerate(rows(record["turns"], "turns"), start=1):
+        try:
+            speaker = turn["speaker"]
+            speaker = ("USER", "SYSTEM")[speaker] if isinstance(speaker, int) else speaker
+            said = turn["utterance"] if "utterance" in turn else turn["text"]
+            if speaker not in ("USER", "SYSTEM") or not isinstance(said, str):
+                raise KeyError("speaker (USER or SYSTEM) and utterance")
+            if "acts" in turn:
+                acts = [(act, slot, list(values or ())) for act, slot, values in turn["acts"]]
+            else:
+                actions = [a for frame in rows(turn["frames"], "turns") for a in rows(frame["actions"], "turns")]
+                acts = [
+                    (
+                        ACTS[a["act"]] if isinstance(a["act"], int) else a["act"],
+                        a.get("slot") or "",
+                        [*(a.get("values") or ()), *(a.get("canonical_values") or ())],
+                    )
+                    for a in actions
+                ]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadRecord("turns", f"turn {number} is malformed: {error!r}") from None
+        yield speaker, said.strip(), acts
+
+
+def services(record: dict) -> list[str]:
+    """The names of the services that a dialogue is about."""
+    value = record["services"]
+    return [value] if isinstance(value, str) and not value.startswith("[") else texts(record, "services")
+
+
+def note_slots(record: dict, known: dict[str, set[str]]) -> None:
+    """Adds to {service: slots} what the user gives in a dialogue: the schema, as far as the data shows it."""
+    acts = [act for speaker, _, acts in turns(record) if speaker == "USER" for act in acts]
+    given = {slot for act, slot, _ in acts if act == "INFORM"}
+    for service in services(record):
+        known.setdefault(service, set()).update(given)
+
+
+def sgd(record: dict, known: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """A problem for each turn of the assistant: which slots has the user given so far, and with what values?
+
+    The answer is JSON, {slot: [accepted values]}: of each slot the value that the user gave last (acts INFORM), as he
+    said it and in its canonical form. Values that the assistant offers and the user accepts are not asked for.
+    """
+    names = sorted(set().union(*(known[service] for service in services(record))))
+    history, given, heard = [], {}, False
+    for speaker, said, acts in turns(record):
+        if speaker == "SYSTEM" and heard and given:
+            yield (
+                "\n".join(
+                    [
+                        f"A user talks to an assistant ({', '.join(services(record))}).",
+                        "",
+                        *history,
+                        "",
+                        "Which slots has the user given so far? Write one line for each, `slot = value`, and "
+                        f"nothing else. Slots: {', '.join(names)}.",
+                    ]
+                ),
+                json.dumps({slot: given[slot] for slot in sorted(given)}),
+            )
+        heard = speaker == "USER"
+        history.append(f"{'User' if heard else 'Assistant'}: {said}")
+        if heard:
+            given |= {slot: list(dict.fromkeys(values)) for act, slot, values in acts if act == "INFORM" and values}
+
+
+# ---- the table ----
+
+TRAIN, TEST, VALIDATION = {"train": ("train",)}, {"test": ("test",)}, {"validation": ("validation", "val")}
+SOURCES = {
+    "gsm8k": Source(
+        "openai/gsm8k",
+        TRAIN | TEST,
+        {"question": ("question",), "answer": ("answer",)},
+        "math",
+        "math",
+        gsm8k,
+        config="main",
+    ),
+    "math500": Source(
+        "HuggingFaceH4/MATH-500", TEST, {"problem": ("problem",), "answer": ("answer",)}, "math", "math", math500
+    ),
+    # "stage2" (3 k problems) is a file of the same repository: load it by path. Records without a boxed answer are
+    # left out, and counted in a warning.
+    "light_r1": Source(
+        "qihoo360/Light-R1-SFTData", TRAIN, {"conversations": ("conversations",)}, "math", "math", light_r1
+    ),
+    "mmlu": Source(
+        "cais/mmlu",
+        TEST | VALIDATION | {"dev": ("dev",)},
+        {"question": ("question",), "subject": ("subject", "type"), "choices": ("choices",), "answer": ("answer",)},
+        "science",
+        "choice",
+        mmlu,
+        config="all",
+    ),
+    "supergpqa": Source(
+        "m-a-p/SuperGPQA",
+        TRAIN,
+        {"question": ("question",), "options": ("options",), "answer_letter": ("answer_letter",)},
+        "science",
+        "choice",
+        supergpqa,
+    ),
+    # The hub keeps this one as a script, which `datasets` no longer runs, and its parquet copy in a branch.
+    "sgd": Source(
+        "google-research-datasets/schema_guided_dstc8",
+        TRAIN | {"validation": ("validation", "val", "dev")} | TEST,
+        {"services": ("services", "service"), "turns": ("turns",)},
+        "dialogue",
+        "slots",
+        sgd,
+        config="dialogues",
+        revision="refs/convert/parquet",
+        survey=note_slots,
+    ),
+}
+
+
+# ---- loading ----
+
+
+def load_problems(name: str, split: str, path: str | Path | None = None, tokenizer=None, limit: int | None = None):
+    """Problems with their answers.
+
+    Args:
+        name: a key of SOURCES. split: one of its splits.
+        path: a file, or a folder that is searched for files of the split, in the hub's format (parquet, JSON lines,
+            JSON or CSV with the hub's columns); without it the hub is asked. Of a folder, the files whose path names
+            the split are read; if no path names any split, all of them. A file is read whole, whatever its name.
+        tokenizer: a tokenizer of `transformers`; with a chat template, a prompt is one message of the user, ready for
+            the reply. Tokenize it without adding special tokens if the template writes them itself.
+        limit: the first so many problems.
+
+    Returns:
+        `datasets.Dataset` with text columns prompt, answer, verify and source.
+
+    Raises:
+        SourceError: an unknown name or split; data that cannot be had (what was tried, and how to use a local copy); a
+            missing column; a bad record (file, record, column); no problem at all.
+    """
+    if name not in SOURCES:
+        raise SourceError(f"there is no source {name!r}; there are: {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    if split not in source.splits:
+        raise SourceError(f"{name} has no split {split!r}; it has: {', '.join(source.splits)}")
+    if limit is not None and limit < 1:
+        raise SourceError(f"limit should be at least 1, not {limit}")
+    from datasets import Dataset, Features, Value
+
+    if path is None:
+        tables = [(f"{source.hub} ({split})", from_hub(name, source, split))]
+    else:
+        tables = [(str(file), from_file(file)) for file in files(Path(path), source, split)]
+    known: dict = {}
+    problems: list[tuple[str, str]] = []
+    empty = 0
+    for label, table in tables if source.survey else ():
+        for number, record in checked(label, table, source):
+            with named(label, number):
+                source.survey(record, known)
+    for label, table in tables:
+        for number, record in checked(label, table, source):
+            if limit is not None and len(problems) >= limit:
+                break
+            with named(label, number):
+                found = list(source.convert(record, known))
+            problems += found
+            empty += not found
+    if not problems:
+        raise SourceError(f"{path or source.hub}: holds no problem of {name} ({empty} records of another kind)")
+    if empty and name == "light_r1":
+        log.warning("light_r1: %d records without a boxed answer were left out", empty)
+    table = [
+        {"prompt": as_prompt(tokenizer, problem), "answer": answer, "verify": source.verify, "source": name}
+        for problem, answer in problems[:limit]
+    ]
+    return Dataset.from_list(table, Features({c: Value("string") for c in ("prompt", "answer", "verify", "source")}))
+
+
+def as_prompt(tokenizer, problem: str) -> str:
+    """A problem as a prompt: by the tokenizer's chat template, or where it has none as plain text and a line feed."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return f"{problem}\n"
+    messages = [{"role": "user", "content": problem}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

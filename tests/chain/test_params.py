@@ -1,0 +1,219 @@
+"""params.yaml: what is accepted, and the one clear error for everything else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+from dvpo_lib.chain.params import load_params
+from dvpo_lib.common.settings_tree import ConfigError, overlay, read_yaml
+
+TEXT = """\
+seed: 1
+seeds: 4
+families: [math]
+train_noises: [none, flip]
+noises:
+  none: {kind: none}
+  flip:
+    kind: flip
+    rate: 3e-1  # a number in YAML 1.2, a string in 1.1
+methods:
+  ppo: {critic: scalar}
+"""
+TRACKED = ["seed", "seeds", "families", "train_noises", "noises", "methods"]
+
+
+def load(tmp_path, text=TEXT, tracked=TRACKED, **options):
+    (tmp_path / "params.yaml").write_text(text)
+    return load_params(tmp_path / "params.yaml", tracked, **options)
+
+
+def test_values_have_their_types(tmp_path):
+    params = load(tmp_path)
+    assert params.seeds == 4 and params.train_noises == ["none", "flip"]
+    assert params.noises["flip"].rate == 0.3
+    assert params.runtime.workers is None  # a section of defaults may be left out where no stage tracks it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds: 4", "sedes: 4"), "params.yaml:2: sedes: unknown parameter; did you mean `seeds`?"),
+        (("rate: 3e-1", "rte: 3e-1"), "params.yaml:9: noises.flip.rte: unknown parameter; did you mean `rate`?"),
+        (("rate: 3e-1", "rate: often"), "params.yaml:9: noises.flip.rate: should be a valid number, not 'often'"),
+        (("rate: 3e-1", "rate: 1.5"), "params.yaml:9: noises.flip.rate: should be less than or equal to 1, not 1.5"),
+        (("rate: 3e-1", "then: [{kind: missing, rte: 1}]"), "params.yaml:9: noises.flip.then.0.rte: unknown parameter"),
+        (("rate: 3e-1", "drift: [30, 10]"), "params.yaml:7: noises.flip: Value error, drift: steps (first, last) with"),
+        (("seeds: 4", "seeds: 0"), "params.yaml:2: seeds: should be greater than or equal to 1, not 0"),
+        (("seeds: 4", "seeds: '4'"), "params.yaml:2: seeds: should be a valid integer, not '4'"),
+        (("seeds: 4", "seeds: 2.5"), "params.yaml:2: seeds: should be a valid integer"),
+        (("[math]", "[math, art]"), "params.yaml:3: families.1: should be 'math', 'science' or 'dialogue', not 'art'"),
+        (("{critic: scalar}", "{}"), "params.yaml:11: methods.ppo.critic: this setting is missing"),
+        (("seed: 1\n", ""), "params.yaml:1: seed: this section is missing"),
+        (("[math]", "[math"), "params.yaml:4: not valid YAML"),
+        (("seeds: 4", "seed: 4"), "params.yaml:2: not valid YAML: found duplicate key"),
+    ],
+)
+def test_one_error_names_file_line_and_key(tmp_path, change, message):
+    assert change[0] in TEXT
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, TEXT.replace(*change))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="absent.yaml: no such file"):
+        load_params(tmp_path / "absent.yaml")
+
+
+def test_untracked_settings_cannot_be_read(tmp_path):
+    params = load(tmp_path, tracked=["seed", "noises.flip"], reader="stage x")
+    assert list(params.noises) == ["flip"]
+    with pytest.raises(AttributeError, match="stage x does not track `seeds`: add it to the stage's `params:`"):
+        _ = params.seeds
+    with pytest.raises(KeyError, match="stage x does not track `noises.none`"):
+        params.noises["none"]
+    with pytest.raises(AttributeError, match="no section `sed`; did you mean `seed`"):
+        _ = params.sed
+    with pytest.raises(AttributeError, match="read-only"):
+        params.seed = 2
+
+
+@pytest.mark.parametrize("entry", ["sed", "seed.x", "training.learning_rate"])
+def test_stages_track_sections_or_rows(tmp_path, entry):
+    with pytest.raises(ConfigError, match=f"dvc.yaml: `{entry}` is neither a section"):
+        load(tmp_path, tracked=[entry])
+
+
+def test_changes_are_laid_over_the_file(tmp_path):
+    assert load(tmp_path, changes={"noises.flip.rate": 0.1}).noises["flip"].rate == 0.1
+    with pytest.raises(ConfigError, match="changes: noises.flip.rate: should be less than or equal to 1, not 2"):
+        load(tmp_path, changes={"noises.flip.rate": 2})
+    with pytest.raises(ConfigError, match="changes: noises.flp.rate: there is no `flp`; did you mean `flip`"):
+        load(tmp_path, changes={"noises.flp.rate": 0.2})
+
+
+def test_overlay_merges_mappings_and_drops_null_rows(tmp_path):
+    top = {"noises": {"none": None, "flip": {"rate": 0.1}}, "seeds": 2}
+    merged = overlay({"seeds": 4, "noises": {"none": {"kind": "none"}, "flip": {"kind": "flip", "rate": 0.3}}}, top)
+    assert merged == {"seeds": 2, "noises": {"flip": {"kind": "flip", "rate": 0.1}}}
+
+
+def test_a_profiles_error_names_the_profile(tmp_path):
+    (tmp_path / "small.yaml").write_text("noises:\n  flip: {rate: 7}\n")
+    with pytest.raises(ConfigError, match=r"small.yaml:2: noises.flip.rate: .* not 7"):
+        load(tmp_path, overlaid=tmp_path / "small.yaml")
+
+
+@pytest.fixture(scope="module")
+def committed() -> str:
+    return (ROOT / "params.yaml").read_text()
+
+
+def test_committed_params_and_profiles_are_valid():
+    load_params(ROOT / "params.yaml")
+    for profile in (ROOT / "profiles").glob("*.yaml"):
+        load_params(ROOT / "params.yaml", overlaid=profile)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("methods.ppo.critic", "`nonesuch` is no row of `critics`"),
+        ("ablation.noise", "`nonesuch` is no row of `noises`"),
+    ],
+)
+def test_names_of_rows_must_exist(key, message):
+    with pytest.raises(ConfigError, match=f"changes: {key}: {message}"):
+        load_params(ROOT / "params.yaml", changes={key: "nonesuch"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods.dvpoo": {"critic": "quantile"}}, "methods.dvpoo: unknown method; did you mean `dvpo`"),
+        ({"methods.ppo.critic": "quantile"}, "methods.ppo.critic: ppo needs a scalar critic; critics.quantile is a"),
+        ({"methods.dvpo.critic": "none"}, "methods.dvpo.critic: dvpo needs a quantile critic; critics.none is null"),
+        (
+            {"methods.grpo.critic": "scalar"},
+            "methods.grpo.critic: grpo needs no critic; critics.scalar is a scalar one",
+        ),
+        ({"critics.quantile.kind": "scalar"}, "methods.dvpo.critic: dvpo needs a quantile critic"),
+        ({"critics.scalar.pretrain_rollouts": 0}, "critics.scalar.pretrain_rollouts: should be at least 1"),
+        ({"critics.quantile.pretrain_epochs": 0}, "critics.quantile.pretrain_epochs: should be at least 1"),
+        ({"critics.scalar.pretrain_rollouts": 10_000}, "budget: the budget less the 10000 of critics.scalar is -3856"),
+        ({"budget": 6143}, "budget: .* no whole number of batches of 128"),
+        ({"training.generation_batch_size": 100}, "training.generation_batch_size: 100 is not a multiple of"),
+        ({"training.max_steps": 7}, "training.max_steps: is not set here but by `budget`"),
+        ({"training.max_completion_length": 7}, "training.max_completion_length: is not set here but by the length of"),
+        ({"tasks.dialogue": {"long": [2, 3]}}, "tasks.dialogue: .* `long` must begin beyond `short`"),
+        ({"training.method": "ppo"}, "training.method: is not set here but by rows of `methods`"),
+        ({"tasks.math": {"long": [9, 9]}}, "tasks.math.long: should be 1 <= first <= last <= 8 steps, not 9, 9"),
+        ({"tasks.math": {"short": [3, 2]}}, "tasks.math.short: should be 1 <= first <= last"),
+        ({"tasks.science": {"step_errors": [0.1, 0.2, 5.0]}}, "tasks.science.step_errors.2: should be less"),
+        ({"noises.flip": None}, "noises.flip: this row is empty"),
+        ({"families": ["math", "math"]}, "families: `math` stands here twice"),
+        (
+            {"families": ["math", "dialogue"], "train_noises": ["none", "majority_vote"]},
+            "train_noises: `majority_vote` needs a majority vote; dialogue has no single answers that could be voted on",
+        ),
+    ],
+)
+def test_sections_must_agree(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_params(ROOT / "params.yaml", changes=changes)
+
+
+def test_settings_of_every_section_carry_a_comment(committed):
+    """A reader of params.yaml sees the class of each section, and finds it."""
+    from dvpo_lib.chain.params import SECTIONS
+
+    for name, section in SECTIONS.items():
+        if isinstance(section.type, str):
+            assert section.type.replace(":", ".") in committed, f"params.yaml does not name the class of `{name}`"
+
+
+# ---- packaging: four files that must say the same ----
+
+
+def test_every_direct_dependency_is_pinned_and_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): Requirement(line) for line in lines if not line.startswith("#")}
+    for requirement in wanted:
+        pin = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version(requirement.name)), requirement
+        assert pin.specifier.contains(version(requirement.name)), f"{pin} is not what is installed"
+
+
+def test_conda_environment_installs_the_same():
+    environment = YAML(typ="safe").load(ROOT / "environment.yml")
+    plain, (pip,) = ([d for d in environment["dependencies"] if isinstance(d, kind)] for kind in (str, dict))
+    assert pip == {"pip": ["--constraint constraints.txt", "--editable .[dev]"]}
+    python = next(d for d in plain if d.startswith("python=")).removeprefix("python=")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert SpecifierSet(project["requires-python"]).contains(python)
+
+
+def test_the_package_imports_nothing_heavy():
+    modules = "dvc papermill jupyter_client jupyterlab nbconvert datasets"
+    code = f"import sys, dvpo_lib; print([m for m in '{modules}'.split() if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=Path(ROOT), capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_yaml_is_read_as_version_1_2(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1e-4\nb: yes\nc: 0o10\n")
+    assert dict(read_yaml(tmp_path / "a.yaml")) == {"a": 1e-4, "b": "yes", "c": 8}

@@ -1,0 +1,256 @@
+"""dvc.yaml: read as DVC reads it, in step with the notebooks, and a chain that does only what it must."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import BODY, ROOT, make_notebook, stage_command
+from PIL import Image
+
+from dvpo_lib.chain.params import SECTIONS, load_params
+from dvpo_lib.chain.profiles import export, make_copy
+from dvpo_lib.chain.stages import open_stage, project_root, read_stages
+from dvpo_lib.common.settings_tree import ConfigError
+from dvpo_lib.experiments.import_graph import imports_of, notebook_source, reachable
+
+# ---- dvc.yaml ----
+
+
+def test_stages_are_read_as_dvc_reads_them():
+    from dvc.repo import Repo
+
+    ours = read_stages(ROOT)
+    theirs = {stage.name: stage for stage in Repo(str(ROOT)).index.stages}
+    assert set(ours) == set(theirs)
+    for name, spec in ours.items():
+        assert theirs[name].cmd == f"python -m dvpo_lib run {name}"
+        assert {out.def_path for out in theirs[name].outs} == set(spec.outs)
+        assert {dep.def_path for dep in theirs[name].deps if dep.def_path} - {"params.yaml"} == set(spec.deps)
+        assert {key for dep in theirs[name].params for key in dep.params} == set(spec.params)
+        assert all(out.use_cache for out in theirs[name].outs), "with an uncached output a fresh clone skips the stage"
+
+
+def test_a_stage_depends_on_every_folder_that_its_notebook_reaches():
+    """Settings types, which `chain` imports for all stages alike, do not count: their values are tracked as params."""
+    for name, spec in read_stages(ROOT).items():
+        modules = [m for m in imports_of(notebook_source(ROOT / spec.notebook)) if "dvpo_lib.chain" not in m]
+        used = {Path(file) for file in reachable(modules, ROOT)} | {Path("dvpo_lib/chain/pages.py")}
+        code = [Path(dep) for dep in spec.deps if dep.startswith("dvpo_lib")]
+        for file in used:
+            covered = file.name == "__init__.py" or any(file.is_relative_to(folder) for folder in code)
+            assert covered, f"stage {name} lacks a dep that covers {file}"
+
+
+def test_every_input_of_a_stage_is_a_dep():
+    """Paths of outputs that appear in a notebook's code are declared, as a dep or as its own output."""
+    stages = read_stages(ROOT)
+    outs = {out for spec in stages.values() for out in spec.outs}
+    for spec in stages.values():
+        code = notebook_source(ROOT / spec.notebook)
+        named = set(re.findall(r"[\"'](?:f?)((?:data|results)/[\w/.]+)", code))
+        for path in named & outs:
+            assert any(Path(path).is_relative_to(known) for known in (*spec.deps, *spec.outs)), f"{spec.name}: {path}"
+
+
+def test_every_setting_is_tracked_by_a_stage_and_runtime_by_none():
+    tracked = {entry.partition(".")[0] for spec in read_stages(ROOT).values() for entry in spec.params}
+    assert tracked == set(SECTIONS) - {"runtime"}
+
+
+def test_plots_use_the_colours_of_the_figures():
+    from dvpo_lib.reporting.figures.style import METHODS
+
+    template = json.loads((ROOT / ".dvc/plots/methods.json").read_text())
+    scale = template["spec"]["encoding"]["color"]["scale"]
+    assert dict(zip(scale["domain"], scale["range"])) == {name: look.color for name, look in METHODS.items()}
+
+
+def test_imports_are_followed(tmp_path):
+    package = tmp_path / "dvpo_lib"
+    (package / "tasks").mkdir(parents=True)
+    sources = {
+        "a.py": "from .tasks.chain import f\nimport dvpo_lib.b as b",
+        "b.py": "def g():\n    from . import c",
+        "c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .d import D",
+        "d.py": "",
+        "tasks/chain.py": "from ..e import h",
+        "e.py": "",
+        "__init__.py": "",
+        "tasks/__init__.py": "",
+    }
+    for name, source in sources.items():
+        (package / name).write_text(source)
+    found = reachable(["dvpo_lib.a"], tmp_path)
+    assert found == {f"dvpo_lib/{name}" for name in sources if name != "d.py"}
+
+
+# ---- what a notebook sees ----
+
+
+def test_stage_knows_its_settings_and_outputs(project, monkeypatch):
+    monkeypatch.chdir(project / "notebooks")  # as in JupyterLab
+    here = open_stage("row@dvpo", changes={"seeds": 3})
+    assert Path.cwd() == project == project_root()
+    assert here.params.seeds == 3 and list(here.params.methods) == ["dvpo"]
+    assert here.results == Path("work/lab/results/row/dvpo")
+    assert here.spec.deps == ("notebooks/tiny.ipynb", "results/quantile")
+    with pytest.raises(ConfigError, match="stage row@dvpo declares no output results/other.csv"):
+        here.path("results/other.csv")
+    with pytest.raises(ConfigError, match="there is no stage rov@dvpo"):
+        open_stage("rov@dvpo")
+
+
+def test_saved_files_have_stable_bytes(project):
+    here = open_stage("tiny")
+    here.save_metrics({"b": {"y": math.pi}, "a": pd.Series([2]).sum()})
+    assert (here.results / "metrics.json").read_text().startswith('{\n  "a": 2,\n  "b": {\n    "y": 3.14159')
+    with pytest.raises(ValueError, match="metrics.b.y is no finite number: nan"):
+        here.save_metrics({"b": {"y": math.nan}})
+    here.save_table("tables/x.csv", pd.DataFrame({"x": [1 / 3], "n": [1]}))
+    assert (here.results / "tables/x.csv").read_text() == "x,n\n0.33333333,1\n"
+
+
+def test_template_without_its_setting_is_named(project):
+    (project / "dvc.yaml").write_text((project / "dvc.yaml").read_text().replace("item.critic", "item.critc"))
+    with pytest.raises(ConfigError, match=r"dvc.yaml: `\$\{item.critc\}` is not in params.yaml"):
+        read_stages(project)
+
+
+# ---- the chain ----
+
+
+@pytest.fixture
+def chain(project):
+    """The tiny project with one stage and the real settings, as a git repository with DVC."""
+    shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
+    text = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(text[: text.index("  row:")])
+    shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    shutil.copyfile(ROOT / ".gitignore", project / ".gitignore")
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    return project
+
+
+def test_repro_does_only_what_it_must_and_loses_nothing(chain):
+    first = stage_command("repro", cwd=chain)
+    assert first.returncode == 0, first.stderr
+    assert "takes about" in first.stderr and "[tiny] done" in first.stderr
+    page = (chain / "results/tiny/notebook.html").read_bytes()
+
+    again = stage_command("repro", cwd=chain)
+    assert again.returncode == 0 and "[tiny] runs" not in again.stderr
+
+    settings = (chain / "params.yaml").read_text()
+    (chain / "params.yaml").write_text("sed: 1\n" + settings)
+    refused = stage_command("repro", cwd=chain)
+    assert refused.returncode == 1 and "error: params.yaml:1: sed: unknown parameter" in refused.stderr
+    (chain / "params.yaml").write_text(settings)
+
+    make_notebook(chain / "notebooks/tiny.ipynb", BODY, "1 / 0")
+    failed = stage_command("repro", cwd=chain)  # DVC has deleted the outputs by now; they come back
+    assert failed.returncode != 0 and "cell 4: ZeroDivisionError: division by zero" in failed.stderr
+    assert (chain / "work/failed/tiny.ipynb").is_file()
+    assert (chain / "results/tiny/notebook.html").read_bytes() == page
+
+
+def test_profile_copy_follows_the_project(chain):
+    (chain / "profiles").mkdir()
+    (chain / "profiles/small.yaml").write_text("seeds: 1\nmethods: {dvpo: null, grpo: null}\n")
+    (chain / "results").mkdir()
+    (chain / "results/ignored.csv").write_text("")
+    (chain / "extra.txt").write_text("1")
+    copy = chain / "work" / "small"
+    make_copy(chain, copy, chain / "profiles/small.yaml", {"seed": 7})
+    params = load_params(copy / "params.yaml", ["seed", "seeds", "methods"])
+    assert (params.seed, params.seeds, "dvpo" in params.methods) == (7, 1, False)
+    assert (copy / "extra.txt").is_file() and (copy / "dvpo_lib/stage.py").is_file()
+    assert not (copy / "results").exists() and not (copy / "work").exists()
+
+    (copy / "results").mkdir()
+    (chain / "extra.txt").unlink()
+    (chain / "new.txt").write_text("2")
+    make_copy(chain, copy, chain / "profiles/small.yaml")
+    assert (copy / "new.txt").is_file() and not (copy / "extra.txt").exists() and (copy / "results").is_dir()
+
+
+def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
+    drawn, png = np.zeros((60, 80, 4), dtype=np.uint8), io.BytesIO()
+    drawn[:, :40] = [68, 119, 170, 255]  # the other half is transparent
+    drawn[..., 0] += np.random.default_rng(0).integers(2, size=(60, 80), dtype=np.uint8)  # costs bytes
+    Image.fromarray(drawn).save(png, "PNG")
+    embedded = base64.b64encode(png.getvalue()).decode()
+    picture = {"cells": [{"outputs": [{"data": {"image/png": embedded}}]}]}
+    page = f'<p>before</p><img src="data:image/png;base64,{embedded}"/><p>after</p>'
+    text = (project / "dvc.yaml").read_text().partition("  row:")[0]
+    (project / "dvc.yaml").write_text(
+        text + text.partition("stages:\n")[2].replace("tiny:", "report:").replace("results/tiny", "results/page")
+    )
+    for name in ("tiny", "page"):
+        folder = project / "results" / name
+        (folder / "tables").mkdir(parents=True)
+        for file, content in {
+            "notebook.html": page,
+            "notebook.ipynb": json.dumps(picture),
+            "tables/t.csv": "x",
+            "tables/history.csv": "long",
+        }.items():
+            (folder / file).write_text(content)
+    for old in ("reports/tuning/grid.csv", "reports/page/old.csv"):  # of `make tune`, and of an earlier export
+        (project / old).parent.mkdir(parents=True, exist_ok=True)
+        (project / old).write_text("x")
+    export(project, project / "reports")
+    found = {str(p.relative_to(project / "reports")) for p in (project / "reports").rglob("*") if p.is_file()}
+    pages = {f"{name}/{file}" for name in ("tiny", "page") for file in ("notebook.html", "tables/t.csv")}
+    assert found == pages | {"page/figure_01.png", "tuning/grid.csv"}
+    figure = project / "reports" / "page" / "figure_01.png"
+    with Image.open(figure) as shown:
+        colours = np.asarray(shown.convert("RGB")).astype(int)
+    assert colours.shape == (60, 80, 3) and abs(colours[:, :40] - [68, 119, 170]).max() <= 2
+    assert (colours[:, 40:] == 255).all() and figure.stat().st_size < len(png.getvalue())
+    shown = (project / "reports" / "page" / "notebook.html").read_text()
+    assert shown == page.replace(embedded, base64.b64encode(figure.read_bytes()).decode())
+
+
+# ---- make ----
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    declared = set(re.search(r"\.PHONY: (.*)", text)[1].split())
+    listed = set(re.findall(r"^  make ([a-z-]+)", make("help"), re.MULTILINE))
+    assert declared == listed and make() == make("help")
+
+
+def test_ci_calls_make_test():
+    assert (ROOT / ".ci/run").read_text().strip().endswith("make test") and os.access(ROOT / ".ci/run", os.X_OK)
+
+
+@pytest.mark.smoke
+def test_smoke_chain_runs_and_leaves_the_tree_alone():
+    """Every notebook once, at the smallest scale, in a temporary copy."""
+
+    def tree() -> str:
+        status = ["git", "status", "--porcelain"]
+        return subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    before = tree()
+    done = stage_command("profile", "smoke", cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    finished = re.findall(r"^\[(\S+)\] done", done.stderr, re.MULTILINE)
+    assert set(finished) == set(read_stages(ROOT)) - {"train@dvpo_winsorised", "train@ppo_clip_reward"}
+    assert tree() == before

@@ -1,0 +1,182 @@
+"""Runs of every family at the smallest scale, from the base policy to the final test; what is shown of dialogues."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dvpo_lib.experiments import critic_scores as inspection
+from dvpo_lib.experiments.specs.base_policy import BaseSpec
+from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec, pretraining_rollouts
+from dvpo_lib.experiments.specs.training import TrainSpec, final_test, start
+from dvpo_lib.models.critic import CriticSettings, build_critic
+from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
+from dvpo_lib.models.policy import PolicySettings, load_policy
+from dvpo_lib.noise.proxies import received
+from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.reporting import dialogue_tables as talks
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.dialogue_rules import split_turns
+from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate, sample_table
+
+SIZES = dict(demonstrations=300, train=40, test=20)
+CFG = tasks.TaskSettings(
+    math=tasks.ChainSettings(**SIZES), science=tasks.ChainSettings(**SIZES), dialogue=tasks.DialogueSettings(**SIZES)
+)
+CRITIC = CriticSettings(heads=2, quantiles=16, pretrain_rollouts=24, pretrain_epochs=1, batch_size=8)
+SPIKES = NoiseSettings("spikes", rate=0.5, scale=5.0)
+TEST = EvaluationSettings(prompts=6, k=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder of the base policy, folder of the suites): a policy that has seen demonstrations of all families."""
+    folder = tmp_path_factory.mktemp("world")
+    policy = PolicySettings(hidden_size=32, num_hidden_layers=1, steps=250, batch_size=16, learning_rate=1e-2)
+    BaseSpec(CFG, policy, 0).execute(folder, folder)
+    tasks.save_suites(tasks.build_suites(CFG), folder / "suites")
+    return str(folder / "base"), str(folder / "suites")
+
+
+@pytest.fixture(scope="module")
+def dialogues(world):
+    policy, tokenizer = load_policy(world[0])
+    data = tasks.load_suites(world[1])["dialogue"]["test"]
+    return policy, tokenizer, data, sample_table(policy, tokenizer, data, tasks.FAMILIES["dialogue"], 3, 0)
+
+
+@pytest.mark.parametrize("family", list(tasks.FAMILIES))
+def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
+    base, suites = world
+    folder = tmp_path / "critic"
+    folder.mkdir()
+    CriticSpec(CRITIC, SPIKES, family, 0, 1.0, base, suites).execute(folder, tmp_path)
+    config = DVPOConfig(max_steps=2, generation_batch_size=16, critic=CRITIC)
+    spec = TrainSpec("dvpo", "spikes", config, SPIKES, family, TEST, str(folder / "critic.safetensors"), base, suites)
+    spec.execute(tmp_path, tmp_path)
+    curves, final = pd.read_csv(tmp_path / "curves.csv"), pd.read_csv(tmp_path / "final.csv")
+    assert curves["rollouts"].tolist() == [24 + 16, 24 + 32] and curves["reward_true"].between(0, 1).all()
+    assert final["value"].between(0, 1).all() and len(set(final["suite"])) == 2 * len(tasks.FAMILIES)
+    roles = final.drop_duplicates("suite").set_index("suite")["role"]
+    assert roles[f"{family}_id"] == "ID" and roles[f"{family}_ood"] == "OOD"
+    assert set(roles[~roles.index.str.startswith(family)]) == {"transfer"}
+    batch = inspection.first_batch(spec)
+    assert all(len(r.tokens) == len(r.advantages) for r in batch.itertuples())
+    assert not any("<user>" in tokens and not tokens.index("<user>") for tokens in batch["tokens"])
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_on_dialogues_as_the_chain_does(world, method):
+    kind = METHODS[method].critic
+    critic = dataclasses.replace(CRITIC, kind=kind) if kind else None
+    config = DVPOConfig(method=method, max_steps=1, generation_batch_size=16, critic=critic)
+    trainer = start(TrainSpec(method, "none", config, NoiseSettings(), "dialogue", TEST, None, *world))
+    assert trainer.args.max_completion_length == tasks.dialogue.room(2)
+    logs = trainer.step()
+    if not METHODS[method].offline:  # they log the truth of what the policy in training says
+        assert logs["reward"] == pytest.approx(logs["reward_true"])
+    turns = [len(split_turns(c)) for c in trainer.sample()[0].completions]
+    assert max(turns) >= 3
+
+
+def test_tables_keep_tokens_as_they_were_sampled(dialogues, world):
+    """Critics read what was sampled: whoever wrote it, and without an end where the length cut it off."""
+    policy, tokenizer, data, table = dialogues
+    eos = tokenizer.eos_token_id
+    for row in table.itertuples():
+        assert tokenizer.decode(row.completion_ids) == row.completion
+    assert encode_table(table.to_dict("records"), tokenizer).tokens.mask.sum(1).tolist() == table["length"].tolist()
+    shortened = tasks.FAMILIES["math"]._replace(room=lambda steps: 3)
+    chains = tasks.load_suites(world[1])["math"]["test"]
+    cut = sample_table(policy, tokenizer, chains, shortened, 1, 0).to_dict("records")
+    ids = encode_table(cut, tokenizer).tokens.input_ids[:, -3:]
+    assert ids.tolist() == [r["completion_ids"] for r in cut] and (ids[:, -1] != eos).any()
+    texts = [{k: v for k, v in r.items() if k != "completion_ids"} for r in cut]
+    assert (encode_table(texts, tokenizer).tokens.input_ids[:, -1] == eos).any()  # a text alone cannot tell
+
+
+def test_critics_value_the_policys_own_tokens(dialogues):
+    policy, tokenizer, _, table = dialogues
+    rows, critic = table.to_dict("records"), build_critic(policy, CRITIC, 0)
+    assert np.isfinite([h["loss"] for h in fit_critic(critic, rows, tokenizer, CRITIC, 0)]).all()
+    values = predict_values(critic, rows, tokenizer)
+    for value, row in zip(values, rows, strict=True):
+        own = inspection.own_words(row, tokenizer)
+        assert len(value) == row["length"] == len(own)
+        turns = [words for words in row["completion"].split(" <eos>")[::2]]
+        assert [w for w in own if w != "<eos>"] == " ".join(turns).split()
+
+
+def test_metrics_of_dialogues_add_up(dialogues):
+    policy, tokenizer, data, table = dialogues
+    found = evaluate(policy, tokenizer, data, tasks.FAMILIES["dialogue"], 3, 0)
+    assert found["sampled"] == pytest.approx(table["reward"].mean())
+    assert found["sampled"] == pytest.approx((found["tcr"] + found["acr"] + found["gcr"]) / 3)
+    assert found["pass_at_k"] == pytest.approx(table.groupby("prompt")["reward"].max().mean())
+    assert found["pass_at_k"] > found["sampled"] > 0
+    shares = table["domain"].value_counts(normalize=True)
+    assert sum(shares[d] * found[d] for d in shares.index) == pytest.approx(found["sampled"])
+    scores = talks.scores_by_group(table)
+    overall = scores[scores["dialogues"] == "overall"]
+    assert len(overall) == 1 and overall["mean"].iloc[0] == pytest.approx(found["sampled"])
+    assert set(scores.loc[scores["by"] == "domain", "dialogues"]) == set(shares.index)
+
+
+def test_pass_at_k_of_right_and_wrong_is_the_usual_one(world):
+    policy, tokenizer = load_policy(world[0])
+    data, family = tasks.load_suites(world[1])["math"]["test"], tasks.FAMILIES["math"]
+    table = sample_table(policy, tokenizer, data, family, 3, 0)
+    solved = [bool((own["reward"] == 1).any()) for _, own in table.groupby("prompt")]
+    assert evaluate(policy, tokenizer, data, family, 3, 0)["pass_at_k"] == pytest.approx(np.mean(solved))
+
+
+def test_pretraining_keeps_truth_and_noise_of_dialogues_apart(world):
+    policy, tokenizer = load_policy(world[0])
+    table = pretraining_rollouts(CriticSpec(CRITIC, SPIKES, "dialogue", 0, 1.0, *world), policy, tokenizer)
+    assert table["reward_true"].between(0, 1).all() and len(table) == 24
+    assert 0.2 < (table["reward"] != table["reward_true"]).mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("flip", [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("false_positive", [1.0, 1.0, 0.5, 0.75, 1.0]),
+        ("false_negative", [0.0, 0.25, 0.0, 0.0, 0.0]),
+        ("none", [0.0, 0.25, 0.5, 0.75, 1.0]),
+    ],
+)
+def test_label_noise_of_rewards_between_0_and_1(kind, expected):
+    table = pd.DataFrame({"prompt": "p", "completion": "c", "reward": [0.0, 0.25, 0.5, 0.75, 1.0]})
+    assert received(table, NoiseSettings(kind, rate=1.0), 0).tolist() == expected
+
+
+def test_final_test_needs_no_more_than_suites(world):
+    policy, tokenizer = load_policy(world[0])
+    rows = list(final_test(policy, tokenizer, tasks.load_suites(world[1]), "science", TEST, 0))
+    kept = {(r["suite"], r["metric"]): r["value"] for r in rows}
+    assert kept == {
+        (r["suite"], r["metric"]): r["value"]
+        for r in final_test(policy, tokenizer, tasks.load_suites(world[1]), "math", TEST, 0)
+    }
+    torch.manual_seed(5)
+    assert ("dialogue_ood", "tcr") in kept and ("math_id", "tcr") not in kept
+
+
+def test_a_dialogue_is_shown_turn_by_turn():
+    record = dict(prompt="life haircut day mon ?", answer="day tue hour noon", user=["day tue price 7"], domain="life")
+    text = (
+        "careful ask hour <eos> <user> hour noon rather day tue price ? <eos> "
+        "say price 6 ask who <eos> <user> who any <eos> book day tue hour noon <eos>"
+    )
+    shown = talks.turn_by_turn(record, text)
+    assert shown["who"].tolist() == ["policy", "user", "policy", "user", "policy"]
+    assert shown["counts"].tolist() == ["right acts: 1", "", "needless acts: 1", "", "booked"]
+    assert shown["says"][1] == "<user> hour noon rather day tue price ?"
+    samples = pd.DataFrame([{**record, "completion": text, "reward": 0.8}, {**record, "completion": "", "reward": 0.0}])
+    assert talks.verdict(talks.telling_dialogue(samples)) == "TCR 1.00, ACR 0.33, GCR 1.00: reward 0.78"
+    assert talks.turn_by_turn(record, "ask ask <eos>")["counts"].tolist() == ["not understood"]

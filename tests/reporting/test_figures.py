@@ -1,0 +1,266 @@
+"""Figures: one look per method, readable by the colour-blind; right numbers on the axes; deterministic files."""
+
+import itertools
+import warnings
+
+import matplotlib.colors as mc
+import numpy as np
+import pandas as pd
+import pytest
+
+from dvpo_lib.reporting import figures, statistics
+from dvpo_lib.reporting.figures import style
+
+DEFAULT = ["dvpo", "dvpo_winsorised", "ppo", "grpo", "ppo_clip_reward"]
+# Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Small tidy frames of the training stages: two methods, two noises, three seeds."""
+    rng, curves, final = np.random.default_rng(0), [], []
+    for method, noise, seed in itertools.product(["dvpo", "grpo"], ["none", "spikes"], range(3)):
+        for i in range(5):
+            curves.append(
+                {
+                    "method": method,
+                    "noise": noise,
+                    "family": "math",
+                    "seed": seed,
+                    "iteration": i,
+                    "rollouts": 128 * (i + 1),
+                    "reward_true": 0.4 + 0.1 * i + 0.02 * rng.normal(),
+                    "kl": 0.01 * i,
+                    "explained_variance": np.nan if method == "grpo" else 0.1 * i,
+                }
+            )
+        for suite, role in (("math_id", "ID"), ("math_ood", "OOD"), ("science_id", "transfer")):
+            final.append(
+                {
+                    "method": method,
+                    "noise": noise,
+                    "family": "math",
+                    "seed": seed,
+                    "suite": suite,
+                    "role": role,
+                    "metric": "sampled",
+                    "value": rng.uniform(0.3, 0.9),
+                }
+            )
+    return pd.DataFrame(curves), pd.DataFrame(final)
+
+
+def drawings(frames) -> dict:
+    """Every public figure once."""
+    curves, final = frames
+    rng = np.random.default_rng(1)
+    base = pd.DataFrame(
+        {
+            "prompt": np.repeat([f"p{i}" for i in range(12)], 4),
+            "steps": rng.integers(2, 4, 48),
+            "completion": rng.choice(["careful x", "careless x", "y"], 48),
+            "reward": rng.integers(0, 2, 48) * 1.0,
+            "length": rng.integers(8, 30, 48),
+            "sample": np.tile(range(4), 12),
+        }
+    )
+    shares = {
+        "tp": 0.3,
+        "fn": 0.1,
+        "fp": 0.1,
+        "tn": 0.4,
+        "missing": 0.1,
+        "corrupted": 0.3,
+        "accuracy": 0.7,
+        "length_error": 0.1,
+    }
+    confusion = pd.DataFrame([{"noise": "flip", **shares}])
+    rewards = pd.DataFrame({"noise": "spikes", "true": rng.integers(0, 2, 90), "received": rng.normal(0, 3, 90)})
+    sources = pd.concat([rewards.assign(noise=n) for n in "abcdef"] + [rewards.assign(noise="none", received=np.nan)])
+    votes = pd.DataFrame(
+        {
+            "prompt": [f"p{i}" for i in range(24)],
+            "agreement": np.arange(24) % 4 / 4 + 0.25,
+            "steps": np.arange(24) % 2 + 2,
+            "right": np.arange(24) % 3 > 0,
+        }
+    )
+    looks = pd.DataFrame(
+        {"step": [0, 24, 48, 36], "accuracy": [0.44, 0.8, 0.7, 0.72], "taken": [False, False, False, True]}
+    )
+    tenths = pd.DataFrame({"predicted": np.arange(10) / 10, "right": np.arange(10) / 12, "count": 100})
+    pits = pd.DataFrame(
+        {
+            "critic": ["quantile"] * 50 + ["scalar"] * 50,
+            "crps": rng.uniform(0, 1, 100),
+            "pit": [*rng.uniform(0, 1, 50), *[np.nan] * 50],
+        }
+    )
+    tokens = "careful a 7 + 5 = 2 answer 2 <eos>".split()
+    quantiles = np.sort(rng.normal(size=(len(tokens), 8)), -1)
+    level = (2 * np.arange(1, 21) - 1) / 40
+    tails = pd.concat([pd.DataFrame({"variant": v, "level": level, "value": level * k}) for k, v in enumerate("ab", 1)])
+    cells = list(itertools.product(["ppo", "dvpo"], [0.0, 0.2, 0.4], [0, 1]))
+    decay = pd.DataFrame(cells, columns=["method", "rate", "seed"])
+    change = pd.DataFrame(
+        {
+            "row": ["core", "core"],
+            "source": ["paper", "here"],
+            "change": [2.0, 9.0],
+            "low": [np.nan, 5],
+            "high": [np.nan, 12],
+        }
+    )
+    steps = pd.DataFrame(
+        {
+            "p": 0.2,
+            "kappa": np.repeat([0.0, 1.0], 20),
+            "level": np.tile(level, 2),
+            "value": np.tile(level, 2),
+            "truth": np.tile(level > 0.8, 2) * 1.0,
+        }
+    )
+    truth = pd.DataFrame({"level": level, "value": 9 * level - 4})
+    terms = pd.concat(
+        [
+            truth.assign(term=t, form=f, weight=w)
+            for t, f, w in (
+                ("core", "", 0.0),
+                ("mean_shift", "per sample", 0.1),
+                ("mean_shift", "per sample", 1.0),
+                ("tail_shape", "previous", 0.1),
+            )
+        ]
+    )
+    walk = pd.concat([truth.assign(kind=k, **{"lambda": x}) for k in ("true", "comonotone", "mixture") for x in (0, 1)])
+    weights = pd.DataFrame({"readout": "mean", "level": level, "weight": 1.0})
+    band = pd.DataFrame({"level": [0.0, 0.0, 0.1, 0.1], "reward": [-1, 1, -1, 1], "used": [-1, 1, 0, 1]})
+    return {
+        "kappa": figures.kappa_curves(steps),
+        "terms": figures.term_curves(terms, truth, truth.assign(form="previous")),
+        "walk": figures.walk_widths(walk, 1),
+        "readouts": figures.readouts(weights, band),
+        "lab": figures.lab_curve(truth.assign(truth=truth["value"]), "n"),
+        "learning": figures.learning_curves(curves, base={"math": 0.4}, smooth=2),
+        "final": figures.final_comparison(final, base={"ID": 0.4}, overall=True),
+        "final of one method": figures.final_comparison(final[final["method"] == "dvpo"]),
+        "improvement": figures.improvement_intervals(statistics.improvement(final, "grpo"), "grpo"),
+        "diagnostics": figures.diagnostics(curves[curves["method"] == "dvpo"]),
+        "breakdown": figures.breakdown(decay.assign(value=1 - decay["rate"]), base=0.4),
+        "base": figures.base_skill({"math_id": base}, ("careful", "careless")),
+        "confusion": figures.confusion_bars(confusion),
+        "rewards": figures.reward_histograms(rewards),
+        "rewards of many sources": figures.reward_histograms(sources),
+        "votes": figures.vote_quality(votes),
+        "reward model": figures.reward_model_quality(looks, tenths, 0.718),
+        "calibration": figures.calibration(pits),
+        "along": figures.value_along_response(quantiles, tokens, 1.0, quantiles.mean(1), marks=[3]),
+        "text": figures.token_text([{"tokens": tokens, "values": rng.normal(size=len(tokens)), "title": "t"}]),
+        "quantiles": figures.quantile_curves(tails),
+        "paper": figures.paper_beside_ours(change, note="n"),
+    }
+
+
+def test_every_figure_draws_without_a_warning_and_with_equal_bytes(frames, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for turn in ("first", "second"):
+            (tmp_path / turn).mkdir()
+            for name, figure in drawings(frames).items():
+                style.save(figure, tmp_path / turn / f"{name}.png")
+        style.save(drawings(frames)["final"], tmp_path / "first" / "final.svg")
+        style.save(drawings(frames)["final"], tmp_path / "second" / "final.svg")
+    for path in (tmp_path / "first").iterdir():
+        assert path.stat().st_size > 2_000, path.name
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+
+
+def distance(one: str, other: str, matrix) -> float:
+    """Euclidean distance of two colours in CIE L*a*b* as a reader with `matrix` sees them."""
+
+    def lab(color):
+        rgb = np.array(mc.to_rgb(color))
+        linear = np.clip(matrix @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+        t = xyz / np.array([0.9505, 1.0, 1.089])
+        f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    return float(np.linalg.norm(lab(one) - lab(other)))
+
+
+@pytest.mark.parametrize("reader", BLINDNESS)
+def test_default_methods_differ_in_colour_for_every_reader_and_all_methods_in_marker(reader):
+    matrix = np.array(BLINDNESS[reader])
+    for one, other in itertools.combinations(DEFAULT, 2):
+        assert distance(style.METHODS[one].color, style.METHODS[other].color, matrix) > 20, (one, other)
+    for one, other in itertools.combinations(style.METHODS, 2):
+        assert distance(style.METHODS[one].color, style.METHODS[other].color, matrix) > 10, (one, other)
+    assert len({s.marker for s in style.METHODS.values()}) == len(style.METHODS)
+
+
+def test_all_methods_of_the_comparison_have_a_look():
+    from dvpo_lib.rl.methods import METHODS
+
+    assert set(METHODS) <= set(style.METHODS)
+
+
+def test_a_method_keeps_its_colour_whatever_else_is_drawn(frames):
+    curves, final = frames
+    both, one = figures.learning_curves(curves), figures.learning_curves(curves[curves["method"] == "grpo"])
+    wanted = mc.to_hex(style.METHODS["grpo"].color)
+    for figure in (both, one):
+        assert wanted in {mc.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
+    rows = ["core", "+ consistency", "+ mean shift"]
+    looks = [style.look(r, rows) for r in rows]
+    assert len({k.color for k in looks}) == len({k.marker for k in looks}) == 3
+
+
+def test_final_comparison_shows_every_seed_and_the_interquartile_mean(frames):
+    _, final = frames
+    figure = figures.final_comparison(final)
+    panel = figure.axes[0]  # no noise, in distribution
+    own = final[(final["noise"] == "none") & (final["role"] == "ID")]
+    dots = np.concatenate([c.get_offsets()[:, 0] for c in panel.collections])
+    np.testing.assert_allclose(np.sort(dots), np.sort(own["value"]))
+    points = [line.get_xdata()[0] for line in panel.get_lines() if len(line.get_xdata()) == 1]
+    np.testing.assert_allclose(points, own.groupby("method", sort=False)["value"].mean())  # three seeds: nothing is cut
+
+
+def test_learning_curves_show_every_seed_and_leave_out_what_a_method_does_not_have(frames):
+    curves, _ = frames
+    assert len(figures.learning_curves(curves).axes[0].get_lines()) == 2 * (3 + 1)
+    without = figures.learning_curves(curves, y="explained_variance")  # grpo has no critic
+    assert len(without.axes[0].get_lines()) == 3 + 1
+    assert np.isfinite(without.axes[0].get_lines()[0].get_ydata()).all()
+
+
+def test_smoothing_stays_inside_a_seed(frames):
+    curves, _ = frames
+    shown = figures.learning_curves(curves, smooth=2).axes[0].get_lines()[0].get_ydata()
+    own = curves[(curves["method"] == "dvpo") & (curves["noise"] == "none") & (curves["seed"] == 0)]["reward_true"]
+    np.testing.assert_allclose(shown, [own.iloc[0], *((own.to_numpy()[1:] + own.to_numpy()[:-1]) / 2)])
+
+
+def test_value_fan_writes_the_tokens_and_nests_its_bands():
+    quantiles = np.tile(np.linspace(-1, 1, 40), (3, 1))
+    ax = figures.value_along_response(quantiles, ["a", "b", "c"]).axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    tops = [c.get_paths()[0].vertices[:, 1].max() for c in ax.collections]
+    assert tops == sorted(tops, reverse=True) and tops[0] == pytest.approx(0.925, abs=0.01)  # level 0.95 of U(-1, 1)
+
+
+def test_token_text_shows_each_token_once_and_wraps_lines():
+    words = [f"w{i}" for i in range(30)]
+    figure = figures.token_text([{"tokens": words, "values": np.linspace(-1, 1, 30), "title": "head"}], width=40)
+    texts = [t for t in figure.axes[0].texts if t.get_text() != "head"]
+    assert [t.get_text() for t in texts] == words
+    assert len({t.get_position()[1] for t in texts}) > 1
+    with pytest.raises(ValueError):
+        figures.token_text([{"tokens": words, "values": [0.0], "title": "short"}])

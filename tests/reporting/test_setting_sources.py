@@ -1,0 +1,22 @@
+"""Every default has a meaning and a source, and params.yaml's training settings are those defaults."""
+
+import dataclasses
+
+from conftest import ROOT
+
+from dvpo_lib.common.settings_tree import plain, read_yaml
+from dvpo_lib.reporting import setting_sources as defaults
+
+
+def test_every_setting_has_a_meaning_and_a_source():
+    table = defaults.table()
+    assert not table.isna().any().any() and (table != "").all().all()
+    for section, cls in defaults.SECTIONS.items():
+        assert set(defaults.SOURCES[section]) == {f.name for f in dataclasses.fields(cls)}
+
+
+def test_params_spell_out_the_defaults():
+    """The table would mislead where the chain used other values than the classes' own."""
+    training = plain(read_yaml(ROOT / "params.yaml"))["training"]
+    own = {f.name: f.default for f in dataclasses.fields(defaults.SECTIONS["training"])}
+    assert {k: own[k] for k in training} == training
