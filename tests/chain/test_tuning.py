@@ -15,18 +15,21 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from dvpo_lib.chain import tune as tuning
+from dvpo_lib.chain import tune as command
+from dvpo_lib.chain.cli import main
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import read_stages
 from dvpo_lib.common.settings_tree import ConfigError
-from dvpo_lib.experiments.specs import training as runs
+from dvpo_lib.experiments import tuning
+from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec
+from dvpo_lib.experiments.specs.training import TrainSpec
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import tuning as tuning_report
 from dvpo_lib.reporting.names import spelled
 from dvpo_lib.rl.config import with_changes
 from dvpo_lib.rl.methods import METHODS
 
-PARAMS = load_params(ROOT / tuning.FILES[0], overlaid=ROOT / tuning.FILES[1])
+PARAMS = load_params(ROOT / command.FILES[0], overlaid=ROOT / command.FILES[1])
 
 
 def made_up(methods=tuple(tuning.SENSITIVE), seeds=1, best=None) -> pd.DataFrame:
@@ -149,14 +152,14 @@ def test_every_method_gets_one_winner_from_what_is_shipped():
 
 @pytest.fixture
 def copies(tmp_path):
-    for file in tuning.FILES:
+    for file in command.FILES:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
     return tmp_path
 
 
 def reload(root):
-    return load_params(root / tuning.FILES[0], overlaid=root / tuning.FILES[1])
+    return load_params(root / command.FILES[0], overlaid=root / command.FILES[1])
 
 
 def changed_lines(root, file) -> list[tuple[str, str]]:
@@ -167,9 +170,9 @@ def changed_lines(root, file) -> list[tuple[str, str]]:
 
 def test_nothing_won_nothing_written(copies):
     won = tuning.choose(made_up().assign(score=0.5), stands()).query("stood == stood")
-    before = {file: (copies / file).stat().st_mtime_ns for file in tuning.FILES}
-    assert tuning.write_winners(won, copies) == []
-    for file in tuning.FILES:
+    before = {file: (copies / file).stat().st_mtime_ns for file in command.FILES}
+    assert command.write_winners(won, copies) == []
+    for file in command.FILES:
         assert (copies / file).read_bytes() == (ROOT / file).read_bytes()
         assert (copies / file).stat().st_mtime_ns == before[file]
 
@@ -177,7 +180,7 @@ def test_nothing_won_nothing_written(copies):
 @pytest.mark.parametrize("number", [0, 5, 8])
 def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(copies, number):
     won = tuning.choose(made_up(best=dict.fromkeys(METHODS, number)), stands())
-    written = tuning.write_winners(won, copies)
+    written = command.write_winners(won, copies)
     assert len(written) == won["changed"].sum()
     params = reload(copies)  # valid
     for method in METHODS:
@@ -192,7 +195,7 @@ def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(cop
             assert now.training[key] != getattr(PARAMS.training, key)
     for section in ("seed", "budget", "noises", "training", "policy", "evaluation", "ablation", "runtime"):
         assert getattr(params, section) == getattr(PARAMS, section)
-    for file in tuning.FILES:
+    for file in command.FILES:
         for before, after in changed_lines(copies, file):
             assert re.split(r"[:{]", before)[0] == re.split(r"[:{]", after)[0], (before, after)
             assert before.partition("#")[2] == after.partition("#")[2]
@@ -212,30 +215,30 @@ def test_a_critics_setting_goes_into_the_file_that_holds_its_row(copies):
         )
     won = tuning.choose(made_up(best, best=best), stands(best))
     assert won["changed"].all()
-    tuning.write_winners(won, copies)
+    command.write_winners(won, copies)
     params = reload(copies)
     for method, number in best.items():
         assert tuning.current(params, method) == tuning.grid(method)[number]
-    base = load_params(copies / tuning.FILES[0])
+    base = load_params(copies / command.FILES[0])
     assert base.critics["quantile"].loss == params.critics["quantile"].loss and "cql" not in base.methods
-    old = {f: (ROOT / f).read_text().splitlines() for f in tuning.FILES}
-    new = {f: (copies / f).read_text().splitlines() for f in tuning.FILES}
-    for file, what in zip(tuning.FILES, ("tail_calibration", "conservatism")):
+    old = {f: (ROOT / f).read_text().splitlines() for f in command.FILES}
+    new = {f: (copies / f).read_text().splitlines() for f in command.FILES}
+    for file, what in zip(command.FILES, ("tail_calibration", "conservatism")):
         removed = [d for d in difflib.ndiff(old[file], new[file]) if d.startswith("- ")]
         assert len(removed) == 1 and what in removed[0]
 
 
 def test_winners_that_cannot_be_written_leave_the_files_alone(copies):
-    top = copies / tuning.FILES[1]
+    top = copies / command.FILES[1]
     top.write_text(top.read_text().replace("critics:\n", "critics:\n  quantile: {loss: {tail_calibration: 0.03}}\n", 1))
-    before = {file: (copies / file).read_bytes() for file in tuning.FILES}
+    before = {file: (copies / file).read_bytes() for file in command.FILES}
     won = tuning.choose(made_up(["dvpo"], best={"dvpo": 5}), stands(["dvpo"])).assign(value=0.1, changed=True)
     with pytest.raises(ConfigError, match="dvpo: .* another row stands over it"):
-        tuning.write_winners(won, copies)
+        command.write_winners(won, copies)
     won["value"] = -1.0  # no weight
     with pytest.raises(ConfigError):
-        tuning.write_winners(won, copies)
-    assert {file: (copies / file).read_bytes() for file in tuning.FILES} == before
+        command.write_winners(won, copies)
+    assert {file: (copies / file).read_bytes() for file in command.FILES} == before
     assert not list(copies.rglob("*.new"))
 
 
@@ -306,7 +309,7 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
     def again(*_):
         raise AssertionError("trained twice")
 
-    for spec in (runs.CriticSpec, runs.TrainSpec):
+    for spec in (CriticSpec, TrainSpec):
         monkeypatch.setattr(spec, "execute", again)
     pd.testing.assert_frame_equal(tuning.tune(toy, ["grpo", "dvpo"], seeds=1), table)
     with pytest.raises(AssertionError, match="trained twice"):
@@ -317,13 +320,13 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
 
 
 def test_appendix_has_equal_bytes_for_equal_tables(project):
-    shutil.copyfile(ROOT / tuning.NOTEBOOK, project / tuning.NOTEBOOK)
-    out = project / tuning.OUT
+    shutil.copyfile(ROOT / command.NOTEBOOK, project / command.NOTEBOOK)
+    out = project / command.OUT
     out.mkdir(parents=True)
     table = made_up(best={"ppo": 8, "cql": 0})
     table.to_csv(out / "grid.csv", index=False)
     tuning.choose(table, stands()).to_csv(out / "winners.csv", index=False)
-    program = "from dvpo_lib import tuning; assert tuning.render().read_bytes() == tuning.render().read_bytes()"
+    program = "from dvpo_lib.chain import tune; assert tune.render().read_bytes() == tune.render().read_bytes()"
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     page = (out / "notebook.html").read_text()
@@ -359,9 +362,9 @@ def test_every_cell_of_the_grid_is_drawn_on_one_scale():
 
 def test_no_stage_of_the_chain_tunes():
     for spec in read_stages(ROOT).values():
-        assert spec.notebook != tuning.NOTEBOOK and "dvpo_lib/tuning.py" not in spec.deps
-        assert not any(Path(out).is_relative_to(tuning.OUT) for out in spec.outs)
-    assert "tuning" not in (ROOT / "dvc.yaml").read_text().replace("dvpo_lib/figures/tuning.py", "")
+        assert spec.notebook != command.NOTEBOOK
+        assert not any(Path(out).is_relative_to(command.OUT) for out in spec.outs)
+    assert "tun" not in (ROOT / "dvc.yaml").read_text()
 
 
 def test_its_time_is_announced_alike_everywhere():
@@ -373,13 +376,13 @@ def test_its_time_is_announced_alike_everywhere():
 @pytest.mark.parametrize(("arguments", "message"), [(["--seeds", "0"], "at least 1"), (["--methods", "pp"], "pp")])
 def test_wrong_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        tuning.main(arguments)
+        sys.exit(main(["tune", *arguments]))
     assert message in capsys.readouterr().err
 
 
 def test_without_a_base_policy_it_says_what_to_run(project, capsys):
-    for file in tuning.FILES:
+    for file in command.FILES:
         (project / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, project / file)
-    assert tuning.main([]) == 1
+    assert main(["tune"]) == 1
     assert "error: data/base is missing: run `make repro STAGE=data` first" in capsys.readouterr().err

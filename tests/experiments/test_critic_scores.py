@@ -10,6 +10,7 @@ import torch
 
 from dvpo_lib.experiments import critic_scores as inspection
 from dvpo_lib.experiments import noise_effects as supervision
+from dvpo_lib.experiments import responses as chosen
 from dvpo_lib.experiments.ablation import CUMULATIVE, TERMS, ablation_rows, tail_table, weights_table
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
@@ -168,14 +169,14 @@ def test_wrong_and_right_marks_the_wrong_word():
         {"prompt": "math 7 a +5 b *3 ?", "completion": said, "true": [1.0, 0.0, 0.0], "received": [1.0, 0.0, 5.0]}
     )
     responses["completion_ids"] = [tasks.build_tokenizer(CFG)(text).input_ids for text in said]  # cut: without an end
-    wrong, right = inspection.wrong_and_right(responses, FAMILIES["math"])
+    wrong, right = chosen.wrong_and_right(responses, FAMILIES["math"])
     assert (wrong["wrong_word"], wrong.name) == (4, 1) and (right["wrong_word"], right.name) == (-1, 0)
-    wrong, right = inspection.wrong_and_right(responses.assign(received=0.3), FAMILIES["math"])  # none is uncorrupted
+    wrong, right = chosen.wrong_and_right(responses.assign(received=0.3), FAMILIES["math"])  # none is uncorrupted
     assert wrong["wrong_word"] == 4 and right["wrong_word"] == -1
     tokenizer = tasks.build_tokenizer(CFG)
-    settings = inspection.along(wrong, tokenizer)
+    settings = chosen.along(wrong, tokenizer)
     assert settings["tokens"] == said[1].split() and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
-    assert inspection.along(right, tokenizer)["marks"] == []
+    assert chosen.along(right, tokenizer)["marks"] == []
 
 
 def test_change_at_error_by_hand():
@@ -183,7 +184,7 @@ def test_change_at_error_by_hand():
     responses = pd.DataFrame({"prompt": "math 7 a +5 ?", "completion": said})
     flat, falling = np.full((8, 2), 0.5), np.full((8, 2), 0.7)
     falling[5:] = 0.1  # the value before the word after the wrong one
-    found = inspection.change_at_error([flat, falling], responses, FAMILIES["math"])
+    found = chosen.change_at_error([flat, falling], responses, FAMILIES["math"])
     assert found == pytest.approx({"wrong": -0.6, "style": 0.1, "count": 1})
 
 
@@ -208,15 +209,15 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
         noise=NoiseSettings("spikes", rate=0.5, scale=9.0, then=(NoiseSettings("missing", rate=0.2),)),
     )
     torch.manual_seed(1)  # the result must not depend on the global generator
-    batch = inspection.first_batch(spec)
+    batch = chosen.first_batch(spec)
     torch.manual_seed(2)
-    assert inspection.first_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
+    assert chosen.first_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
     assert 8 < len(batch) < 16 and batch["reward"].notna().all()  # those without reward take no part
     assert set(batch["reward_true"]) <= {0.0, 1.0}
     for row in batch.itertuples():
         assert len(row.tokens) == len(row.advantages) and np.isfinite(row.advantages).all()
         assert len(set(row.advantages)) == 1 or METHODS[method].critic
-    shown = inspection.telling_responses(batch)
+    shown = chosen.telling_responses(batch)
     assert any("corrupted" in r["title"] for r in shown)
 
 

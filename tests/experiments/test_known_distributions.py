@@ -411,13 +411,13 @@ def test_every_function_that_the_notebook_names_exists():
     names = re.findall(r"`(\w+)\.(\w+)`", text)
     assert len(names) > 10
     for module, name in names:
-        assert hasattr(importlib.import_module(f"dvpo_lib.{module}"), name)
+        assert hasattr(importlib.import_module(f"dvpo_lib.functional.{module}"), name)
 
 
 def test_every_test_that_the_notebook_names_exists():
     cells = json.loads((ROOT / "notebooks/00_method.ipynb").read_text())["cells"]
     text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     names = re.findall(r"`(test_\w+)`", text)
     assert len(names) > 20
     assert [name for name in names if f"def {name}(" not in code] == []

@@ -416,9 +416,9 @@ def test_differences_are_paired(twice):
 
 
 def test_a_runs_key_does_not_follow_figures_or_settings_files():
-    used = store.reachable(["dvpo_lib.real.runs"], ROOT)
-    assert {"dvpo_lib/real/data.py", "dvpo_lib/critics.py", "dvpo_lib/models.py"} <= used
-    assert not [f for f in used if "figures" in f or "config" in f or "statistics" in f or "download" in f]
+    used = store.reachable(["dvpo_lib.experiments.real.runs"], ROOT)
+    assert {"dvpo_lib/experiments/real/data.py", "dvpo_lib/models/critic.py", "dvpo_lib/models/policy.py"} <= used
+    assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "download" in f]
 
 
 def test_report_and_figures_of_a_study(twice, tmp_path):

@@ -340,9 +340,9 @@ def test_without_the_file_nothing_is_done(tmp_path):
 
 
 def test_a_runs_key_does_not_follow_figures_or_scores():
-    used = store.reachable(["dvpo_lib.real.trajectories"], ROOT)
-    assert "dvpo_lib/real/runs.py" in used
-    assert not [f for f in used if "figures" in f or "config" in f or "statistics" in f or "study" in f]
+    used = store.reachable(["dvpo_lib.experiments.real.trajectories"], ROOT)
+    assert "dvpo_lib/experiments/real/runs.py" in used
+    assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "study" in f]
 
 
 @needs_data
@@ -355,5 +355,5 @@ def test_the_published_conversations_are_what_the_code_expects(capsys):
     assert table["correct"].mean() == pytest.approx(0.42)
     assert all(len(turns) % 2 == 1 for turns in table["turns"]), "the agent has the first and the last word"
     if all((HERE / name).is_file() for name in data.FILES):
-        describe(HERE)
+        download.describe(HERE)
         assert "200 conversations on 50 tasks, 42.0 % successful" in capsys.readouterr().out
