@@ -41,7 +41,7 @@ stages:
 PARAMETERS = 'stage: str = "tiny"\nout: str = "work/lab"\nchanges: dict = {}\n'
 BODY = """\
 import pandas as pd
-from dvpo_lib.pipeline import open_stage
+from dvpo_lib.chain.stages import open_stage
 here = open_stage(stage, out, changes)
 here.save_metrics({"seed": here.params.seed})
 here.save_table("tables/t.csv", pd.DataFrame({"x": [0.1, 1e-9]}))

@@ -22,7 +22,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from dvpo_lib.chain.checks import contradictions
-from dvpo_lib.common.settings_tree import ConfigError, overlay, plain, read_yaml, set_dotted, suggestion
+from dvpo_lib.common.settings_tree import ConfigError, did_you_mean, merge_trees, read_yaml, set_dotted, to_builtins
 from dvpo_lib.experiments.ablation import AblationSettings
 from dvpo_lib.experiments.real.data import RealSettings
 from dvpo_lib.models.critic import CriticSettings
@@ -96,7 +96,7 @@ class Params:
             raise AttributeError(name)
         if name in SECTIONS:
             raise AttributeError(f"{self._reader} does not track `{name}`: add it to the stage's `params:` in dvc.yaml")
-        raise AttributeError(f"params.yaml has no section `{name}`{suggestion(name, SECTIONS)}")
+        raise AttributeError(f"params.yaml has no section `{name}`{did_you_mean(name, SECTIONS)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("settings are read-only: edit params.yaml, or pass `changes` to open_stage")
@@ -131,8 +131,8 @@ def load_params(
     if overlaid is not None:
         top = read_yaml(overlaid)
         files = {str(Path(overlaid)): top, str(Path(path).name): read_yaml(path)}
-        tree = overlay(tree, top, TABLES)
-    values = set_dotted(plain(tree), changes or {})
+        merge_trees(tree, top, tables=TABLES)
+    values = set_dotted(to_builtins(tree), changes or {})
 
     def fail(location: tuple, problem: str) -> typing.NoReturn:
         dotted = ".".join(map(str, location))
@@ -140,7 +140,7 @@ def load_params(
 
     for name in values:
         if name not in SECTIONS:
-            fail((name,), f"unknown parameter{suggestion(name, SECTIONS)}")
+            fail((name,), f"unknown parameter{did_you_mean(name, SECTIONS)}")
     wanted = _wanted(tracked)
     sections = {}
     for name, rows in wanted.items():
@@ -150,7 +150,7 @@ def load_params(
         if rows is not None:
             for row in rows:
                 if row not in value:
-                    fail((name, row), f"there is no such row{suggestion(row, value)}")
+                    fail((name, row), f"there is no such row{did_you_mean(row, value)}")
             value = {row: value[row] for row in rows}
         sections[name] = _validate(name, value, fail)
         if hasattr(sections[name], "missing"):  # settings that name files are held to them before anything runs
@@ -190,7 +190,7 @@ def _validate(name: str, value: Any, fail) -> Any:
         first = error.errors(include_url=False)[0]
         location = tuple(part for part in first["loc"] if not _is_branch(part))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            fail((name, *location), f"unknown parameter{suggestion(location[-1], _fields(kind, location[:-1]))}")
+            fail((name, *location), f"unknown parameter{did_you_mean(location[-1], _fields(kind, location[:-1]))}")
         if first["type"] == "missing":
             fail((name, *location), "this setting is missing")
         fail((name, *location), f"{first['msg'].replace('Input should', 'should')}, not {first['input']!r}")
@@ -220,7 +220,7 @@ def _check_references(values: dict, fail) -> None:
     for pattern, table in REFERENCES.items():
         for location, name in _matches(values, pattern.split(".")):
             if name not in values[table]:
-                fail(location, f"`{name}` is no row of `{table}`{suggestion(name, values[table])}")
+                fail(location, f"`{name}` is no row of `{table}`{did_you_mean(name, values[table])}")
 
 
 def _matches(node: Any, parts: list[str], location: tuple = ()) -> list[tuple[tuple, Any]]:

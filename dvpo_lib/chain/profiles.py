@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
-from dvpo_lib.common.settings_tree import overlay, read_yaml, set_dotted
+from dvpo_lib.common.settings_tree import merge_trees, read_yaml, set_dotted
 
 SYNCED = ".synced"  # in a copy: the list of files that came from the project
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
@@ -87,7 +87,8 @@ def make_copy(root: Path, workdir: Path, profile: Path, further: Mapping[str, An
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     record.write_text("\n".join(files))
-    params = set_dotted(overlay(read_yaml(root / "params.yaml"), read_yaml(profile), TABLES), further or {})
+    params = merge_trees(read_yaml(root / "params.yaml"), read_yaml(profile), tables=TABLES)
+    set_dotted(params, further or {})
     if (params.get("real") or {}).get("dir"):
         params["real"]["dir"] = str(root / params["real"]["dir"])  # ignored by git, so the copy has none of its own
     with open(workdir / "params.yaml", "w", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_lib.chain.params import Params, load_params
-from dvpo_lib.common.settings_tree import ConfigError, plain, read_yaml, set_dotted
+from dvpo_lib.common.settings_tree import ConfigError, read_yaml, set_dotted, to_builtins
 
 
 class StageError(RuntimeError):
@@ -58,9 +58,9 @@ def project_root(start: str | Path = ".") -> Path:
 def read_stages(root: str | Path = ".", changes: Mapping[str, Any] | None = None) -> dict[str, StageSpec]:
     """All notebook stages of dvc.yaml by name; a `foreach` over a table of params.yaml gives a `stage@row` each."""
     root = Path(root)
-    values = set_dotted(plain(read_yaml(root / "params.yaml")), changes or {})
+    values = set_dotted(to_builtins(read_yaml(root / "params.yaml")), changes or {})
     stages = {}
-    for name, entry in plain(read_yaml(root / "dvc.yaml"))["stages"].items():
+    for name, entry in to_builtins(read_yaml(root / "dvc.yaml"))["stages"].items():
         if "foreach" not in entry:
             stages[name] = _spec(name, entry, values)
             continue

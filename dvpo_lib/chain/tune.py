@@ -23,8 +23,8 @@ import pandas as pd
 from dvpo_lib.chain import runner
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import StageError, StageSpec, project_root
-from dvpo_lib.common.settings_tree import ConfigError, overlay, read_yaml
-from dvpo_lib.experiments.tuning import SENSITIVE, choose, current, forecast, nested, tune
+from dvpo_lib.common.settings_tree import ConfigError, merge_trees, nest_dotted, read_yaml
+from dvpo_lib.experiments.tuning import SENSITIVE, choose, current, forecast, tune
 from dvpo_lib.reporting.findings.tuning import winner_table
 from dvpo_lib.reporting.names import spelled
 
@@ -51,11 +51,12 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         new = {dotted: yaml.load(spelled(value)) for dotted, value in point.items() if value != stands[dotted]}
         file = next(f for f, tree in trees.items() if method in tree.get("methods", {}))
         row = trees[file]["methods"][method]
-        if training := nested(new, "training"):
-            overlay(row.setdefault("training", {}), training)
-        if critic := nested(new, "critic"):
+        nested = nest_dotted(new)
+        if "training" in nested:
+            merge_trees(row.setdefault("training", {}), nested["training"])
+        if "critic" in nested:
             owner = next(f for f, tree in trees.items() if row["critic"] in tree.get("critics", {}))
-            overlay(trees[owner]["critics"][row["critic"]], critic)
+            merge_trees(trees[owner]["critics"][row["critic"]], nested["critic"])
         written.append(f"{method}: {', '.join(f'{d} = {spelled(v)}' for d, v in new.items())}")
     fresh = {file: root / f"{file}.new" for file in FILES}
     try:

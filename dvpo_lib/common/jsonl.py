@@ -1,25 +1,35 @@
-"""Files of JSON lines, a record each, read with errors that name file and line."""
+"""JSON-lines files: one record a line, read with errors that name file and line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def read_lines(path: str | Path, check: Callable[[Any], str | None], name: str | None = None) -> list[dict]:
-    """The records of a JSON-lines file.
+def write_json_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one record a line, in UTF-8: equal bytes for equal records."""
+    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def read_json_lines(path: str | Path, check: Callable[[Any], str | None], name: str | None = None) -> list[dict]:
+    """Reads and checks every record of a JSON-lines file.
 
     Args:
-        check: says what is wrong with a record, or None. name: what messages call the file (default: its path).
+        path: The file.
+        check: Returns what is wrong with a record, or None (see `record_problem`).
+        name: The file's name in error messages; its path by default.
+
+    Returns:
+        The records, at least one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, or a line is malformed; the message names file and line.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty or a line is malformed; the message names file and line.
     """
     name, records = name or str(path), []
-    with open(path, "rb") as lines:  # bytes: only a line feed ends a line, and a wrong encoding is found by line
+    with open(path, "rb") as lines:  # as bytes: only "\n" ends a line, and an encoding error is found on its own line
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line.decode("utf-8"))
@@ -36,9 +46,9 @@ def read_lines(path: str | Path, check: Callable[[Any], str | None], name: str |
     return records
 
 
-def lacks(record: Any, *fields: str) -> str | None:
-    """What is wrong where a record with these fields is expected, or None."""
+def record_problem(record: Any, *fields: str) -> str | None:
+    """Says what is wrong with a record that should be a JSON object with these fields; None if nothing is."""
     if not isinstance(record, dict):
         return f"a record is expected, not {str(record)[:40]!r}"
-    absent = [field for field in fields if field not in record]
-    return f"the field `{absent[0]}` is missing" if absent else None
+    missing = [field for field in fields if field not in record]
+    return f"the field `{missing[0]}` is missing" if missing else None

@@ -1,4 +1,4 @@
-"""Trees of settings: YAML 1.2 files, dotted names, one tree laid over another, and the error for what is wrong."""
+"""Trees of settings: YAML 1.2 files, dotted names such as `training.learning_rate`, and trees merged into trees."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from ruamel.yaml.error import MarkedYAMLError
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names file, line and key."""
+    """An invalid setting; the message names its key and, if it comes from a file, file and line."""
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The round-trip tree (comments and line numbers kept) of a YAML 1.2 file.
+    """Reads a YAML 1.2 file, in which `1e-4` is a number.
 
-    Raises ConfigError where the file is missing or is no YAML mapping."""
+    Args:
+        path: A file with a mapping at its top level.
+
+    Returns:
+        ruamel's tree, which keeps comments and line numbers.
+
+    Raises:
+        ConfigError: If the file is missing, is no valid YAML or holds no mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
@@ -28,48 +36,115 @@ def read_yaml(path: str | Path) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path.name}:{line}: not valid YAML: {error.problem}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path.name}:1: a mapping of sections is expected")
+        raise ConfigError(f"{path.name}:1: expected a mapping of sections")
     return tree
 
 
-def plain(tree: Any) -> Any:
-    """The same tree of plain dicts, lists and scalars."""
+def to_builtins(tree: Any) -> Any:
+    """Copies a tree into dicts, lists and scalars of Python's own types."""
     if isinstance(tree, dict):
-        return {str(key): plain(value) for key, value in tree.items()}
+        return {str(key): to_builtins(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [plain(value) for value in tree]
-    for kind in (bool, int, float, str):  # ruamel keeps the spelling of numbers in subclasses
+        return [to_builtins(value) for value in tree]
+    for kind in (bool, int, float, str):  # ruamel's subclasses remember how a number was spelled
         if isinstance(tree, kind):
             return kind(tree)
     return tree
 
 
-def overlay(base: Any, top: Mapping[str, Any], tables: Iterable[str] = ()) -> Any:
-    """Lays `top` over `base` in place, mapping by mapping. In a table, a row set to null is dropped."""
-    for key, value in top.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            dropped = [row for row, settings in value.items() if settings is None] if key in tables else []
-            for row in dropped:
-                base[key].pop(row, None)
-            overlay(base[key], {row: value[row] for row in value if row not in dropped}, tables=())
-        else:
-            base[key] = value
-    return base
+def get_dotted(tree: Mapping[str, Any], dotted: str) -> Any:
+    """Looks up a setting by its dotted name.
+
+    Args:
+        tree: Nested mappings.
+        dotted: For example "training.learning_rate".
+
+    Returns:
+        The value, or the subtree if the name ends at a mapping.
+
+    Raises:
+        ConfigError: If a part of the name does not exist.
+    """
+    return _descend(tree, dotted.split("."), dotted)
 
 
 def set_dotted(tree: Any, changes: Mapping[str, Any]) -> Any:
-    """Applies {"training.learning_rate": 3e-4} to a tree in place; the last part may be new, its parents may not."""
+    """Sets values by dotted names, in place. A name may add a key to a mapping, but no mapping in between.
+
+    Args:
+        tree: Nested mappings.
+        changes: For example {"training.learning_rate": 3e-4}.
+
+    Returns:
+        `tree`.
+
+    Raises:
+        ConfigError: If a parent of the setting does not exist.
+    """
     for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        parent = _descend(tree, parents, dotted, "changes: ")
+        if not isinstance(parent, dict):
+            raise ConfigError(f"changes: {dotted}: `{parents[-1]}` has no settings below it")
+        parent[last] = value
+    return tree
+
+
+def nest_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns dotted names into a tree: {"critic.q.radius": 0.1} becomes {"critic": {"q": {"radius": 0.1}}}."""
+    tree: dict[str, Any] = {}
+    for dotted, value in values.items():
         *parents, last = dotted.split(".")
         node = tree
         for part in parents:
-            if not isinstance(node, dict) or part not in node:
-                raise ConfigError(f"changes: {dotted}: there is no `{part}`{suggestion(part, node)}")
-            node = node[part]
+            node = node.setdefault(part, {})
         node[last] = value
     return tree
 
 
-def suggestion(name: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1) if known else []
+def merge_trees(base: Any, top: Mapping[str, Any], *, tables: Iterable[str] = (), only_known: bool = False) -> Any:
+    """Merges `top` into `base`, in place: mappings key by key, anything else replaced.
+
+    Args:
+        base: Nested mappings; comments of a ruamel tree survive.
+        top: The settings that differ.
+        tables: Top-level keys of tables. A row that `top` sets to null is dropped from its table.
+        only_known: Refuse keys that `base` does not have.
+
+    Returns:
+        `base`.
+
+    Raises:
+        ConfigError: If `only_known` and a key is new; the message names it by its dotted name.
+    """
+    return _merge(base, top, tuple(tables), only_known, "")
+
+
+def _merge(base: Any, top: Mapping[str, Any], tables: tuple[str, ...], only_known: bool, prefix: str) -> Any:
+    for key, value in top.items():
+        if only_known and key not in base:
+            raise ConfigError(f"{prefix}{key}: there is no such setting{did_you_mean(key, base)}")
+        if not (isinstance(value, Mapping) and isinstance(base.get(key), dict)):
+            base[key] = value
+            continue
+        if key in tables:
+            for row in [row for row, settings in value.items() if settings is None]:
+                base[key].pop(row, None)
+            value = {row: settings for row, settings in value.items() if settings is not None}
+        _merge(base[key], value, (), only_known, f"{prefix}{key}.")
+    return base
+
+
+def _descend(tree: Any, parts: Iterable[str], dotted: str, place: str = "") -> Any:
+    for part in parts:
+        if not isinstance(tree, Mapping) or part not in tree:
+            raise ConfigError(f"{place}{dotted}: there is no `{part}`{did_you_mean(part, tree)}")
+        tree = tree[part]
+    return tree
+
+
+def did_you_mean(name: Any, known: Any) -> str:
+    """The end of an error message that suggests the known name closest to a wrong one; empty if none is close."""
+    names = [str(key) for key in known] if isinstance(known, Iterable) and not isinstance(known, str) else []
+    close = difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""

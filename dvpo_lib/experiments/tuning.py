@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dvpo_lib.common.settings_tree import overlay
+from dvpo_lib.common.settings_tree import get_dotted, merge_trees, nest_dotted
 from dvpo_lib.experiments.run_store import collect, execute
 from dvpo_lib.experiments.specs.critic_pretraining import critic_spec
 from dvpo_lib.experiments.specs.training import train_spec
@@ -44,41 +44,22 @@ def grid(method: str) -> list[dict[str, float]]:
     ]
 
 
-def nested(point: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """{"critic.q.radius": 0.1} to {"q": {"radius": 0.1}}, of the settings of one part ("training" or "critic")."""
-    tree: dict[str, Any] = {}
-    for dotted, value in point.items():
-        first, *parents, last = dotted.split(".")
-        if first == part:
-            node = tree
-            for name in parents:
-                node = node.setdefault(name, {})
-            node[last] = value
-    return tree
-
-
 def current(params, method: str) -> dict[str, float]:
     """The point at which params.yaml stands."""
     row = params.methods[method]
     training = {**dataclasses.asdict(params.training), **row.training}
     tree = {"training": training, "critic": dataclasses.asdict(params.critics[row.critic] or CriticSettings())}
-    found = {}
-    for dotted in grid(method)[0]:
-        value: Any = tree
-        for name in dotted.split("."):
-            value = value[name]
-        found[dotted] = value
-    return found
+    return {dotted: get_dotted(tree, dotted) for dotted in grid(method)[0]}
 
 
 def with_point(params, method: str, point: Mapping[str, Any]):
     """(training overrides, critic settings or None) of one point."""
     row = params.methods[method]
-    critic = params.critics[row.critic]
+    critic, nested = params.critics[row.critic], nest_dotted(point)
     if critic is not None:
-        tree = overlay(dataclasses.asdict(critic), nested(point, "critic"))
+        tree = merge_trees(dataclasses.asdict(critic), nested.get("critic", {}))
         critic = TypeAdapter(CriticSettings).validate_python(tree)
-    return {**row.training, **nested(point, "training")}, critic
+    return {**row.training, **nested.get("training", {})}, critic
 
 
 def score(curves: pd.DataFrame) -> float:

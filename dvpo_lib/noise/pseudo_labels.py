@@ -5,7 +5,6 @@ Labels are data: `PseudoLabelSpec` samples and counts once, and writes a table p
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from dvpo_lib.common.jsonl import lacks, read_lines
+from dvpo_lib.common.jsonl import read_json_lines, record_problem, write_json_lines
 from dvpo_lib.common.seeds import seed_for
 
 LABELS = "labels.jsonl"
@@ -58,8 +57,7 @@ def _table(rows: list[tuple]) -> pd.DataFrame:
 
 def save_labels(labels: pd.DataFrame, path: Path) -> None:
     """Writes labels as JSON lines."""
-    lines = (json.dumps(record) + "\n" for record in labels.to_dict("records"))
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_json_lines(path, labels.to_dict("records"))
 
 
 def load_labels(path: Path) -> pd.DataFrame:
@@ -70,12 +68,12 @@ def load_labels(path: Path) -> pd.DataFrame:
     """
 
     def check(record: Any) -> str | None:
-        problem = lacks(record, "prompt", "label", "agreement")
+        problem = record_problem(record, "prompt", "label", "agreement")
         if not problem and not isinstance(record["agreement"], int | float):
             problem = f"`agreement` should be a number, not {record['agreement']!r}"
         return problem
 
-    return _table([(r["prompt"], r["label"], float(r["agreement"])) for r in read_lines(path, check)])
+    return _table([(r["prompt"], r["label"], float(r["agreement"])) for r in read_json_lines(path, check)])
 
 
 def label_reward(labels: pd.DataFrame, reward_func: Callable) -> Callable:

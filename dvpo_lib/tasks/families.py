@@ -6,7 +6,6 @@ A family is a row of `FAMILIES`; `build_suites` turns all of them into one `data
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as settings
 
-from dvpo_lib.common.jsonl import lacks, read_lines
+from dvpo_lib.common.jsonl import read_json_lines, record_problem, write_json_lines
 from dvpo_lib.tasks import arithmetic as math
 from dvpo_lib.tasks import chains, dialogue
 from dvpo_lib.tasks import facts as science
@@ -107,8 +106,7 @@ def save_suites(suites, path) -> None:
     for name, splits in suites.items():
         (Path(path) / name).mkdir(parents=True, exist_ok=True)
         for split, data in splits.items():
-            lines = "".join(json.dumps(record) + "\n" for record in data)
-            (Path(path) / name / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+            write_json_lines(Path(path) / name / f"{split}.jsonl", data)
 
 
 def load_suites(path, splits: tuple[str, ...] = ("train", "test", "ood")):
@@ -121,7 +119,7 @@ def load_suites(path, splits: tuple[str, ...] = ("train", "test", "ood")):
     from datasets import Dataset, DatasetDict
 
     def read(file: Path):
-        return Dataset.from_list(read_lines(file, lambda record: lacks(record, "prompt", "answer")))
+        return Dataset.from_list(read_json_lines(file, lambda record: record_problem(record, "prompt", "answer")))
 
     return {
         name: DatasetDict({split: read(Path(path) / name / f"{split}.jsonl") for split in splits})

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.common.settings_tree import ConfigError, overlay, read_yaml
+from dvpo_lib.common.settings_tree import ConfigError
 
 TEXT = """\
 seed: 1
@@ -102,12 +102,6 @@ def test_changes_are_laid_over_the_file(tmp_path):
         load(tmp_path, changes={"noises.flip.rate": 2})
     with pytest.raises(ConfigError, match="changes: noises.flp.rate: there is no `flp`; did you mean `flip`"):
         load(tmp_path, changes={"noises.flp.rate": 0.2})
-
-
-def test_overlay_merges_mappings_and_drops_null_rows(tmp_path):
-    top = {"noises": {"none": None, "flip": {"rate": 0.1}}, "seeds": 2}
-    merged = overlay({"seeds": 4, "noises": {"none": {"kind": "none"}, "flip": {"kind": "flip", "rate": 0.3}}}, top)
-    assert merged == {"seeds": 2, "noises": {"flip": {"kind": "flip", "rate": 0.1}}}
 
 
 def test_a_profiles_error_names_the_profile(tmp_path):
@@ -212,8 +206,3 @@ def test_the_package_imports_nothing_heavy():
     code = f"import sys, dvpo_lib; print([m for m in '{modules}'.split() if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=Path(ROOT), capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
-
-
-def test_yaml_is_read_as_version_1_2(tmp_path):
-    (tmp_path / "a.yaml").write_text("a: 1e-4\nb: yes\nc: 0o10\n")
-    assert dict(read_yaml(tmp_path / "a.yaml")) == {"a": 1e-4, "b": "yes", "c": 8}

@@ -14,7 +14,8 @@ import papermill
 import pytest
 from conftest import BODY, ROOT, make_notebook, stage_command
 
-from dvpo_lib.chain import runner as stage
+from dvpo_lib.chain import runner
+from dvpo_lib.chain.cli import main
 from dvpo_lib.chain.stages import StageError, read_stages
 
 RICH = """\
@@ -124,21 +125,21 @@ def alive(pid: int) -> bool:
     ],
 )
 def test_bad_commands_are_refused_before_anything_runs(project, capsys, arguments, message):
-    assert stage.main(arguments) == 1
+    assert main(arguments) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (project / "work/run/tiny").exists()
 
 
 def test_missing_notebook_is_named(project, capsys):
     (project / "notebooks/tiny.ipynb").unlink()
-    assert stage.main(["run", "tiny"]) == 1
+    assert main(["run", "tiny"]) == 1
     assert "notebooks/tiny.ipynb: no such notebook" in capsys.readouterr().err
 
 
 def test_missing_kernel_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StageError, match="ipykernel is missing for .*; `make install` sets it up"):
-        stage.check_kernel()
+        runner.check_kernel()
 
 
 def test_foreign_kernel_is_refused(monkeypatch, tmp_path):
@@ -147,7 +148,7 @@ def test_foreign_kernel_is_refused(monkeypatch, tmp_path):
     foreign = KernelSpec(argv=["/elsewhere/bin/python", "-m", "ipykernel_launcher"])
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: foreign)
     with pytest.raises(StageError, match="another environment: /elsewhere/bin/python"):
-        stage.check_kernel()
+        runner.check_kernel()
 
 
 def test_outputs_must_be_those_declared(project):
@@ -157,7 +158,7 @@ def test_outputs_must_be_those_declared(project):
         (scratch / spec.results).mkdir(parents=True, exist_ok=True)
         (scratch / spec.results / name).write_text("1")
     with pytest.raises(StageError) as caught:
-        stage.move_into_place(spec, scratch)
+        runner.move_into_place(spec, scratch)
     assert "did not write results/tiny/tables" in str(caught.value)
     assert "wrote results/tiny/surprise.csv, which is undeclared" in str(caught.value)
     assert not (project / "results").exists()

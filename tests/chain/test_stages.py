@@ -174,7 +174,7 @@ def test_profile_copy_follows_the_project(chain):
     make_copy(chain, copy, chain / "profiles/small.yaml", {"seed": 7})
     params = load_params(copy / "params.yaml", ["seed", "seeds", "methods"])
     assert (params.seed, params.seeds, "dvpo" in params.methods) == (7, 1, False)
-    assert (copy / "extra.txt").is_file() and (copy / "dvpo_lib/stage.py").is_file()
+    assert (copy / "extra.txt").is_file() and (copy / "dvpo_lib/chain/stages.py").is_file()
     assert not (copy / "results").exists() and not (copy / "work").exists()
 
     (copy / "results").mkdir()

@@ -82,13 +82,6 @@ def test_every_point_can_be_set_and_is_the_one_meant(method):
             assert node == value
 
 
-def test_nested_takes_the_settings_of_one_part():
-    point = {"training.learning_rate": 1e-4, "critic.q.radius": 0.1, "critic.q.other": 2, "critic.kind": "x"}
-    assert tuning.nested(point, "training") == {"learning_rate": 1e-4}
-    assert tuning.nested(point, "critic") == {"q": {"radius": 0.1, "other": 2}, "kind": "x"}
-    assert tuning.nested(point, "policy") == {}
-
-
 def test_score_is_the_true_reward_late_in_training():
     assert tuning.score(pd.DataFrame({"reward_true": [0, 0, 0, 0, 0, 0, 1, 3]})) == 2
     assert tuning.score(pd.DataFrame({"reward_true": [0.5, 1]})) == 1

@@ -4,7 +4,7 @@ import dataclasses
 
 from conftest import ROOT
 
-from dvpo_lib.common.settings_tree import plain, read_yaml
+from dvpo_lib.common.settings_tree import read_yaml, to_builtins
 from dvpo_lib.reporting import setting_sources as defaults
 
 
@@ -17,6 +17,6 @@ def test_every_setting_has_a_meaning_and_a_source():
 
 def test_params_spell_out_the_defaults():
     """The table would mislead where the chain used other values than the classes' own."""
-    training = plain(read_yaml(ROOT / "params.yaml"))["training"]
+    training = to_builtins(read_yaml(ROOT / "params.yaml"))["training"]
     own = {f.name: f.default for f in dataclasses.fields(defaults.SECTIONS["training"])}
     assert {k: own[k] for k in training} == training

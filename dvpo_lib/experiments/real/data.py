@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from dvpo_lib.common.jsonl import lacks, read_lines
+from dvpo_lib.common.jsonl import read_json_lines, record_problem
 
 TRAIN, TEST, SOLUTIONS = "gsm8k/train.jsonl", "gsm8k/test.jsonl", "gsm8k/example_model_solutions.jsonl"
 FILES = (TRAIN, TEST, SOLUTIONS)  # names inside `real.dir`
@@ -83,7 +83,7 @@ def read_records(path: str | Path, name: str, check: Callable[[Any], str | None]
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{name}: no such file; {HOW}")
-    return read_lines(path, check, name)
+    return read_json_lines(path, check, name)
 
 
 def read_list(path: str | Path, name: str, check: Callable[[Any], str | None]) -> list[dict]:
@@ -113,10 +113,10 @@ def read_list(path: str | Path, name: str, check: Callable[[Any], str | None]) -
 def _texts(record: Any, *fields: str) -> str | None:
     """What is wrong with the text fields of a record, or None."""
     if not isinstance(record, dict):
-        return lacks(record)
+        return record_problem(record)
     for field in fields:
         if field not in record:
-            return lacks(record, field)
+            return record_problem(record, field)
         if not isinstance(record[field], str) or not record[field].strip():
             return f"`{field}` should be a text that is not empty, not {record[field]!r}"
     return None

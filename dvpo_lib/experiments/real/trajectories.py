@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.common.jsonl import lacks
+from dvpo_lib.common.jsonl import record_problem
 from dvpo_lib.experiments.real.data import RealSettings, read_list, read_records
 from dvpo_lib.experiments.real.runs import byte_level_tokenizer, store_backbone, store_critic, stream_rows
 from dvpo_lib.models.critic import CriticSettings
@@ -44,7 +44,7 @@ def _messages(traj: Any) -> str | None:
     if not isinstance(traj, list) or not traj:
         return f"`traj` should be a list of messages, not {str(traj)[:40]!r}"
     for number, message in enumerate(traj, start=1):
-        problem = lacks(message)
+        problem = record_problem(message)
         if problem:
             return f"traj, message {number}: {problem}"
         role = message.get("role")
@@ -64,7 +64,7 @@ def _messages(traj: Any) -> str | None:
 
 def _logged(record: Any) -> str | None:
     """What is wrong with a record, or None."""
-    problem = lacks(record, "task_id", "trial", "reward", "traj")
+    problem = record_problem(record, "task_id", "trial", "reward", "traj")
     if problem:
         return problem
     for field in ("task_id", "trial"):
