@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dvpo_lib.reporting.figures.style import look
-from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.figures.style import look_of
+from dvpo_lib.reporting.names import display_name
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
@@ -22,7 +22,7 @@ POLICIES = {"untrained": "the untrained policy", "trained": "the trained base po
 
 def name_of(method: str) -> str:
     """What people read for a row of the benchmark."""
-    return label(method).replace("dvpo", look("dvpo").name)
+    return display_name(method).replace("dvpo", look_of("dvpo").name)
 
 
 def costs(found: Mapping, against_trl: Mapping) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dvpo_lib.reporting.figures.style import THEME, save
+from dvpo_lib.reporting.figures.style import THEME, save_figure
 
 from .costs import name_of
 from .iterations import PARTS, REST
@@ -122,4 +122,4 @@ def write(folder: Path, found: dict, figure: Figure) -> None:
     """results.json and results.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    save(figure, folder / "results.png")
+    save_figure(figure, folder / "results.png")

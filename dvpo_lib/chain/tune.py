@@ -26,7 +26,7 @@ from dvpo_lib.chain.stages import StageError, StageSpec, project_root
 from dvpo_lib.common.settings_tree import ConfigError, merge_trees, nest_dotted, read_yaml
 from dvpo_lib.experiments.tuning import SENSITIVE, choose, current, forecast, tune
 from dvpo_lib.reporting.findings.tuning import winner_table
-from dvpo_lib.reporting.names import spelled
+from dvpo_lib.reporting.names import setting_text
 
 FILES = ("params.yaml", "profiles/full.yaml")  # where rows of methods and critics stand
 OUT = Path("reports/tuning")
@@ -48,7 +48,7 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
     }
     for method, point in points.items():
         stands = current(params, method)
-        new = {dotted: yaml.load(spelled(value)) for dotted, value in point.items() if value != stands[dotted]}
+        new = {dotted: yaml.load(setting_text(value)) for dotted, value in point.items() if value != stands[dotted]}
         file = next(f for f, tree in trees.items() if method in tree.get("methods", {}))
         row = trees[file]["methods"][method]
         nested = nest_dotted(new)
@@ -57,7 +57,7 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         if "critic" in nested:
             owner = next(f for f, tree in trees.items() if row["critic"] in tree.get("critics", {}))
             merge_trees(trees[owner]["critics"][row["critic"]], nested["critic"])
-        written.append(f"{method}: {', '.join(f'{d} = {spelled(v)}' for d, v in new.items())}")
+        written.append(f"{method}: {', '.join(f'{d} = {setting_text(v)}' for d, v in new.items())}")
     fresh = {file: root / f"{file}.new" for file in FILES}
     try:
         for file, tree in trees.items():

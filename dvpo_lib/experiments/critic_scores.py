@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from dvpo_lib.functional.quantiles import crps, levels, pit
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.critic_training import predict_values
-from dvpo_lib.reporting.figures.style import CRITICS
-from dvpo_lib.reporting.statistics import coverage, explained_variance
+from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
+from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
 
 POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
@@ -27,7 +27,7 @@ def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
 
 def compared_critics(critics: Mapping[str, CriticSettings]) -> dict[str, CriticSettings]:
     """The critics that notebook 02 compares: those that predict the rewards as received, by name."""
-    return {name: cfg for name, cfg in critics.items() if name in CRITICS}
+    return {name: cfg for name, cfg in critics.items() if name in CRITIC_LOOKS}
 
 
 def score_predictions(
@@ -102,7 +102,7 @@ def critic_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, own in predictions.groupby(["noise", "critic", "family", "seed", "at"], sort=False):
         pits = own["pit"].dropna()
-        inside = coverage(pits, [0.5, 0.8, 0.9])["covered"] if len(pits) else [np.nan] * 3
+        inside = interval_coverage(pits, [0.5, 0.8, 0.9])["covered"] if len(pits) else [np.nan] * 3
         explained = [explained_variance(own["mean"], own[column]) for column in ("received", "true")]
         rows.append((*key, *explained, own["crps"].mean(), *inside))
     return pd.DataFrame(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dvpo_lib.noise.proxies import received
 from dvpo_lib.noise.sources import NOISES, NoiseSettings, confusion
-from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.names import display_name
 
 
 def received_rewards(
@@ -54,7 +54,7 @@ def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
             scaled = part.kind in ("spikes", "prompt_spikes", "length_bias")
             rows.append(
                 {
-                    "noise": label(name) if part is cfg else "... then",
+                    "noise": display_name(name) if part is cfg else "... then",
                     "what happens to the reward r": (NOISES[part.kind].__doc__ or "").strip(),
                     "rate": f"{part.rate:g}" if part.kind != "none" else "",
                     "scale": f"{part.scale:g}" if scaled else "",
@@ -101,7 +101,9 @@ def examples(
 def examples_beside(found: pd.DataFrame) -> pd.DataFrame:
     """A table of `examples` turned on its side: a column for each answer, a row for prompt, texts and each noise."""
     columns = {
-        which: {label(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()}
+        which: {
+            display_name(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()
+        }
         for which, row in zip(("the best answer", "the worst"), found.to_dict("records"))
     }
     return pd.DataFrame(columns).rename_axis("what").reset_index().rename(columns={"what": ""})

@@ -21,7 +21,7 @@ def telling_dialogue(samples: pd.DataFrame) -> dict:
     return half.loc[half["completion"].str.split().str.len().idxmax()].to_dict()
 
 
-def verdict(record: Mapping) -> str:
+def verdict_text(record: Mapping) -> str:
     """The metrics of a sampled dialogue and its reward, as text."""
     scores = judge(record, record["completion"])
     parts = ", ".join(f"{name.upper()} {value:.2f}" for name, value in scores._asdict().items())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dvpo_lib.reporting.names import label, spelled
+from dvpo_lib.reporting.names import display_name, setting_text
 from dvpo_lib.rl.config import DVPOConfig, MethodSettings, with_changes
 from dvpo_lib.rl.methods import METHODS, resolve
 
@@ -41,13 +41,16 @@ def policy_loss_text(cfg: DVPOConfig) -> str:
         cfg: resolved settings.
     """
     m = METHODS[cfg.method]
-    penalty = f"KL penalty {spelled(cfg.beta)} in the {cfg.kl_placement} ({cfg.kl_estimator})" if cfg.beta else "no KL"
+    penalty = (
+        f"KL penalty {setting_text(cfg.beta)} in the {cfg.kl_placement} ({cfg.kl_estimator})" if cfg.beta else "no KL"
+    )
     if not m.offline:
-        return f"PPO clip at {spelled(cfg.epsilon)}, {AVERAGES[m.aggregate]}; {penalty}"
+        return f"PPO clip at {setting_text(cfg.epsilon)}, {AVERAGES[m.aggregate]}; {penalty}"
     if cfg.extraction == "perturbed":
-        return f"none: logits are perturbed by {spelled(cfg.perturbation)} (Q - V)"
-    return f"advantage-weighted regression at temperature {spelled(cfg.awr_temperature)}, {AVERAGES[m.aggregate]}" + (
-        f"; {penalty}" if cfg.kl_placement == "loss" else ""
+        return f"none: logits are perturbed by {setting_text(cfg.perturbation)} (Q - V)"
+    return (
+        f"advantage-weighted regression at temperature {setting_text(cfg.awr_temperature)}, {AVERAGES[m.aggregate]}"
+        + (f"; {penalty}" if cfg.kl_placement == "loss" else "")
     )
 
 
@@ -59,7 +62,7 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
     """
     m, cfg = METHODS[cfg.method], resolve(cfg)
     lines = [
-        f"## {label(name)}",
+        f"## {display_name(name)}",
         "",
         f"Source: {m.source}.",
         "",
@@ -68,7 +71,7 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
         f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
         + (" of the base policy" if m.offline else "")
         + (f" in groups of {cfg.num_generations}" if m.groups else "")
-        + f", learning rate {spelled(cfg.learning_rate)}",
+        + f", learning rate {setting_text(cfg.learning_rate)}",
     ]
     if m.clip_rewards:
         lines.append(f"- rewards are cut at the batch's {cfg.reward_clip:.0%} and {1 - cfg.reward_clip:.0%} quantiles")
@@ -84,10 +87,10 @@ def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> p
     found = []
     for name, row in rows.items():
         cfg = resolve(with_changes(training, {**row.training, "method": name}))
-        own = "; ".join(f"{k.replace('_', ' ')} {spelled(v)}" for k, v in row.training.items())
+        own = "; ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in row.training.items())
         found.append(
             {
-                "method": label(name),
+                "method": display_name(name),
                 "critic": critic_text(name),
                 "advantage": advantage_text(name),
                 "policy loss": policy_loss_text(cfg),

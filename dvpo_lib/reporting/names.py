@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NAMES = {
+DISPLAY_NAMES = {
     "dvpo": "DVPO",
     "dvpo_winsorised": "DVPO winsorised",
     "ppo": "PPO",
@@ -57,12 +57,12 @@ NAMES = {
 }
 
 
-def label(name: str) -> str:
+def display_name(name: str) -> str:
     """What people read for a method, noise, role, suite or column."""
-    return NAMES.get(name, name.replace("_", " "))
+    return DISPLAY_NAMES.get(name, name.replace("_", " "))
 
 
-def spelled(value) -> str:
+def setting_text(value) -> str:
     """A setting as params.yaml spells it: 5e-05 -> "5e-5", 1.0 -> "1.0", None -> "null", True -> "true"."""
     if not isinstance(value, float):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,37 +15,37 @@ from dvpo_lib.functional.advantages import ReadoutSettings
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.q_losses import QSettings
 from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.reporting.names import spelled
+from dvpo_lib.reporting.names import setting_text
 from dvpo_lib.rl.config import DVPOConfig
 
-SECTIONS = {  # where params.yaml has them: settings class
+SETTING_SECTIONS = {  # where params.yaml has them: settings class
     "training": DVPOConfig,
     "training.readout": ReadoutSettings,
     "critics.*": CriticSettings,
     "critics.*.loss": CriticLossSettings,
     "critics.*.q": QSettings,
 }
-PAPER = "DVPO (summaries)"
-MEASURED = "measured here"  # in a notebook of this chain
-PROTOTYPE = "measured in a prototype"
-CHOSEN = "chosen here"
-SET = "set by the chain"
-SOURCES = {
+PAPER_SUMMARIES = "DVPO (summaries)"
+MEASURED_HERE = "measured here"  # in a notebook of this chain
+MEASURED_IN_PROTOTYPE = "measured in a prototype"
+CHOSEN_HERE = "chosen here"
+SET_BY_CHAIN = "set by the chain"
+SETTING_SOURCES = {
     "training": {
-        "method": SET,
-        "max_steps": SET,
-        "critic": SET,
-        "seed": SET,
-        "generation_batch_size": CHOSEN,
+        "method": SET_BY_CHAIN,
+        "max_steps": SET_BY_CHAIN,
+        "critic": SET_BY_CHAIN,
+        "seed": SET_BY_CHAIN,
+        "generation_batch_size": CHOSEN_HERE,
         "num_generations": "Shao et al. 2024 take 64, TRL 8",
-        "num_iterations": CHOSEN,
-        "num_mini_batches": CHOSEN,
+        "num_iterations": CHOSEN_HERE,
+        "num_mini_batches": CHOSEN_HERE,
         "gradient_accumulation_steps": "neutral",
-        "max_completion_length": SET,
+        "max_completion_length": SET_BY_CHAIN,
         "temperature": "neutral",
         "learning_rate": "measured in a prototype, where 3e-4 destroyed the policy; `make tune`",
-        "lr_scheduler_type": CHOSEN,
-        "warmup_steps": CHOSEN,
+        "lr_scheduler_type": CHOSEN_HERE,
+        "warmup_steps": CHOSEN_HERE,
         "beta": "between Shao et al. 2024 (0.04) and 0",
         "kl_placement": "by method, see METHODS",
         "kl_estimator": "by method, see METHODS",
@@ -58,66 +58,66 @@ SOURCES = {
         "lam_critic": "VC-PPO (Yuan et al. 2025)",
         "lam_adaptive": "neutral; VAPO",
         "target": "literal reading of DVPO",
-        "readout": PAPER,
+        "readout": PAPER_SUMMARIES,
         "worst_case": "literal minimum over estimates, neutral at one head",
-        "missing_rewards": CHOSEN,
-        "reward_clip": PROTOTYPE,
-        "extraction": CHOSEN,
-        "awr_temperature": CHOSEN,
-        "perturbation": CHOSEN,
+        "missing_rewards": CHOSEN_HERE,
+        "reward_clip": MEASURED_IN_PROTOTYPE,
+        "extraction": CHOSEN_HERE,
+        "awr_temperature": CHOSEN_HERE,
+        "perturbation": CHOSEN_HERE,
         "max_grad_norm": "transformers, TRL",
     },
     "training.readout": {
-        "kind": PAPER,
+        "kind": PAPER_SUMMARIES,
         "distortion": "neutral",
         "strength": "neutral",
-        "alpha": PAPER,
-        "beta": PAPER,
-        "level_low": PROTOTYPE,
-        "level_up": PROTOTYPE,
+        "alpha": PAPER_SUMMARIES,
+        "beta": PAPER_SUMMARIES,
+        "level_low": MEASURED_IN_PROTOTYPE,
+        "level_up": MEASURED_IN_PROTOTYPE,
     },
     "critics.*": {
-        "kind": PAPER,
-        "heads": CHOSEN,
-        "quantiles": f"{PAPER}: 200 best of 50 to 500",
-        "crossing": MEASURED,
+        "kind": PAPER_SUMMARIES,
+        "heads": CHOSEN_HERE,
+        "quantiles": f"{PAPER_SUMMARIES}: 200 best of 50 to 500",
+        "crossing": MEASURED_HERE,
         "bootstrap": "Osband et al. 2016, online form",
         "value_clip": "Schulman et al. 2017, TRL",
-        "learning_rate": CHOSEN,
-        "pretrain_rollouts": CHOSEN,
-        "pretrain_epochs": CHOSEN,
+        "learning_rate": CHOSEN_HERE,
+        "pretrain_rollouts": CHOSEN_HERE,
+        "pretrain_epochs": CHOSEN_HERE,
         "reward_clip": "neutral",
-        "batch_size": CHOSEN,
+        "batch_size": CHOSEN_HERE,
         "loss": "below",
         "q": "below",
     },
     "critics.*.loss": {
-        "kappa": f"{MEASURED}: expectiles otherwise",
+        "kappa": f"{MEASURED_HERE}: expectiles otherwise",
         "rho": "neutral",
-        "head_consistency": f"{PAPER}: interval weight",
-        "tail_calibration": CHOSEN,
-        "tail_calibration_form": f"{MEASURED}: the literal form is biased",
-        "mean_shift": CHOSEN,
-        "tail_shape": CHOSEN,
+        "head_consistency": f"{PAPER_SUMMARIES}: interval weight",
+        "tail_calibration": CHOSEN_HERE,
+        "tail_calibration_form": f"{MEASURED_HERE}: the literal form is biased",
+        "mean_shift": CHOSEN_HERE,
+        "tail_shape": CHOSEN_HERE,
         "tail_curvature": "its units (M squared)",
-        "shape_reference": f"{MEASURED}: the literal form has no upper part",
-        "lower_mass": PAPER,
-        "upper_mass": PAPER,
+        "shape_reference": f"{MEASURED_HERE}: the literal form has no upper part",
+        "lower_mass": PAPER_SUMMARIES,
+        "upper_mass": PAPER_SUMMARIES,
     },
     "critics.*.q": {
         "backup": "ILQL (Snell et al. 2022)",
         "expectile": "ILQL in trlX",
         "conservatism": "ILQL in trlX",
-        "radius": CHOSEN,
-        "target_rate": CHOSEN,
+        "radius": CHOSEN_HERE,
+        "target_rate": CHOSEN_HERE,
     },
 }
 
 
-def table() -> pd.DataFrame:
+def settings_table() -> pd.DataFrame:
     """One row per setting: where it stands in params.yaml, its default, what it is, its source."""
     rows = []
-    for section, cls in SECTIONS.items():
+    for section, cls in SETTING_SECTIONS.items():
         meanings = _comments(cls)
         for field in dataclasses.fields(cls):
             rows.append(
@@ -126,7 +126,7 @@ def table() -> pd.DataFrame:
                     "setting": field.name,
                     "default": _text(field),
                     "what it is": meanings[field.name],
-                    "source": SOURCES[section][field.name],
+                    "source": SETTING_SOURCES[section][field.name],
                 }
             )
     return pd.DataFrame(rows)
@@ -138,4 +138,4 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _text(field: dataclasses.Field) -> str:
-    return "defaults" if dataclasses.is_dataclass(field.default) else spelled(field.default)
+    return "defaults" if dataclasses.is_dataclass(field.default) else setting_text(field.default)

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
     n: int
 
 
-def iqm(values, axis: int = -1) -> np.ndarray:
+def interquartile_mean(values, axis: int = -1) -> np.ndarray:
     """Interquartile mean: the mean after floor(n/4) values are cut at either end (n < 4: the plain mean)."""
     return stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis)
 
@@ -64,7 +64,7 @@ def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int)
 
 
 def bootstrap_interval(
-    strata, statistic=iqm, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    strata, statistic=interquartile_mean, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
     """`statistic` of all runs together with its stratified percentile-bootstrap interval.
 
@@ -109,26 +109,6 @@ def cluster_bootstrap(
     values = statistic(drawn[:, codes].astype(float))  # a resample without any right or any wrong record gives NaN
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(point, float(low), float(high), int(count))
-
-
-def weighted_auc(score, outcome, weights: np.ndarray) -> np.ndarray:
-    """(R,) area under the ROC curve of n records under each row of weights: P(S1 > S0) + P(S1 = S0)/2.
-
-    The same as scikit-learn's `roc_auc_score(outcome, score, sample_weight=row)`, for all rows at once; NaN where a row
-    leaves only right or only wrong records.
-
-    Args:
-        score: (n,) predictions. outcome: (n,) 0 or 1. weights: (R, n), not negative.
-    """
-    score, right = np.asarray(score, dtype=float), np.asarray(outcome) >= 0.5
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # of groups of equal scores
-    ordered = weights[:, order]
-    won = np.add.reduceat(ordered * right[order], starts, axis=1)
-    lost = np.add.reduceat(ordered * ~right[order], starts, axis=1)
-    wins = (won * (lost.cumsum(1) - lost / 2)).sum(1)
-    with np.errstate(invalid="ignore"):
-        return wins / (won.sum(1) * lost.sum(1))
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -185,7 +165,7 @@ def _strata(frame: pd.DataFrame, strata: str) -> dict:
     return {k: g["value"].to_numpy() for k, g in frame.groupby(strata, observed=True)}
 
 
-def summary(
+def summarise_scores(
     final: pd.DataFrame,
     metric: str = "sampled",
     overall: bool = False,
@@ -201,7 +181,7 @@ def summary(
     return pd.DataFrame(rows, columns=[*by, "iqm", "low", "high", "n"])
 
 
-def improvement(
+def improvement_table(
     final: pd.DataFrame,
     baseline: str = "ppo",
     metric: str = "sampled",
@@ -268,34 +248,3 @@ def curve_bands(
         )
         rows.append((*key, e.point, e.low, e.high, e.n))
     return pd.DataFrame(rows, columns=[*by, x, "iqm", "low", "high", "n"])
-
-
-def explained_variance(predicted, outcome) -> float:
-    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN where all outcomes are equal."""
-    predicted, outcome = np.asarray(predicted, dtype=float), np.asarray(outcome, dtype=float)
-    spread = outcome.var()
-    return float(1 - (outcome - predicted).var() / spread) if spread > 0 else float("nan")
-
-
-def coverage(pit, levels=None) -> pd.DataFrame:
-    """Share of outcomes inside the central prediction interval of each level, from (randomised) PIT values.
-
-    Args:
-        pit: (n,) values in [0, 1]; uniform where the predicted distribution is right.
-        levels: nominal levels; default 0.05, 0.10 ... 0.95.
-
-    Returns:
-        Columns level, covered, low, high (Wilson 95 % interval, outcomes taken as independent).
-    """
-    pit = np.asarray(pit, dtype=float)
-    levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
-    inside = [int((np.abs(pit - 0.5) <= level / 2).sum()) for level in levels]
-    ci = [stats.binomtest(k, pit.size).proportion_ci(method="wilson") for k in inside]
-    return pd.DataFrame(
-        {
-            "level": levels,
-            "covered": np.array(inside) / pit.size,
-            "low": [c.low for c in ci],
-            "high": [c.high for c in ci],
-        }
-    )

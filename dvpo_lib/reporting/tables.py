@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting import statistics
-from dvpo_lib.reporting.figures.style import look
-from dvpo_lib.reporting.names import label
-from dvpo_lib.reporting.prose import interval, percent
+from dvpo_lib.reporting.figures.style import look_of
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prose import interval_text, percent_text
 
 # The paper's own figures (per cent), as far as summaries of it give them. Other models, other tasks, other scale.
 PAPER_NOTE = (
@@ -21,7 +21,7 @@ PAPER_NOTE = (
     "on real science and math sets. Ours are a policy of a few hundred thousand parameters on generated suites. "
     "Compare directions and orders, never sizes."
 )
-PAPER = {  # trained family: {row: ID, OOD (the other family), ALL}
+PAPER_SCORES = {  # trained family: {row: ID, OOD (the other family), ALL}
     "science": {"base": (2.96, 58.40, 34.64), "ppo": (2.76, 63.27, 37.34), "dvpo": (3.83, 66.48, 39.63)},
     "math": {"base": (58.40, 2.96, 34.64), "ppo": (58.40, 3.16, 34.72), "dvpo": (66.45, 4.04, 39.70)},
     "dialogue": {"base": (86.26,), "ppo": (85.20,), "dvpo": (86.79,)},  # mean over domains; no transfer is told
@@ -34,7 +34,7 @@ PAPER_ABLATION = {  # trained on science
     "+ mean shift": (3.29, 65.17, 38.65),
     "+ tail shape and curvature": (3.83, 66.48, 39.63),
 }
-PAGES = {
+PAGE_FOLDERS = {
     "The method and its mathematics": "00_method",
     "Data, base policy and noise": "01_data_and_noise",
     "Critic pretraining": "02_critic_pretraining",
@@ -49,18 +49,18 @@ def _unbroken(cell):
     return re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def show(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
+def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
     """A DataFrame as a table with a caption, without its index, the same HTML every time."""
     uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
-    look = [
+    styles = [
         {"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
         {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"},
     ]
     frame = frame.reset_index(drop=True).map(_unbroken)
     formats = {c: f for c, f in (formats or {}).items() if c in frame}
     styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, no tag
-    styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(look)
-    return styler.relabel_index([label(str(c)) for c in frame.columns], axis="columns")
+    styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(styles)
+    return styler.relabel_index([display_name(str(c)) for c in frame.columns], axis="columns")
 
 
 def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sampled") -> dict[str, float]:
@@ -88,27 +88,27 @@ def final_table(
     final: pd.DataFrame, metric: str = "sampled", base: Mapping[str, float] | None = None, overall: bool = True
 ) -> pd.DataFrame:
     """Rows noise and method, columns roles, cells "IQM [low, high]" in per cent; the base policy first."""
-    s = statistics.summary(final, metric, overall=overall)
+    s = statistics.summarise_scores(final, metric, overall=overall)
     methods = list(dict.fromkeys(s["method"]))
-    s["cell"] = [interval(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
+    s["cell"] = [interval_text(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
     s = s.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     wide = s.pivot(index=["noise", "method"], columns="role", values="cell")
     wide = wide.reindex(
         index=list(dict.fromkeys(zip(s["noise"], s["method"], strict=True))), columns=list(dict.fromkeys(s["role"]))
     ).reset_index()
     wide.insert(2, "runs", s.groupby(["noise", "method"], sort=False)["n"].max().to_numpy())
-    wide["noise"] = wide["noise"].map(label)
-    wide["method"] = [look(m, methods).name for m in wide["method"]]
+    wide["noise"] = wide["noise"].map(display_name)
+    wide["method"] = [look_of(m, methods).name for m in wide["method"]]
     if base:
         first = {"noise": "", "method": "base policy", **{r: f"{100 * v:.1f}" for r, v in base.items() if r in wide}}
         wide = pd.concat([pd.DataFrame([first]), wide.astype(object)], ignore_index=True)
     return wide.astype(object).fillna("")
 
 
-def summaries(final: pd.DataFrame) -> pd.DataFrame:
+def summarise_metrics(final: pd.DataFrame) -> pd.DataFrame:
     """Interquartile means and intervals of every metric: metric, method, noise, role, iqm, low, high, n."""
     metrics = list(dict.fromkeys(final["metric"]))
-    found = [statistics.summary(final, m, overall=True).assign(metric=m) for m in metrics]
+    found = [statistics.summarise_scores(final, m, overall=True).assign(metric=m) for m in metrics]
     return pd.concat(found, ignore_index=True)
 
 
@@ -117,7 +117,7 @@ def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
 
     Intervals are left out where one seed gives none.
     """
-    s = statistics.summary(final, overall=True)
+    s = statistics.summarise_scores(final, overall=True)
     tree: dict = {}
     for r in s.itertuples():
         cell = {"iqm": r.iqm, **({"low": r.low, "high": r.high} if np.isfinite(r.low) else {})}
@@ -132,7 +132,7 @@ def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
 def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
     """For `dvc metrics show`: accuracy and probability of improvement, {method: {noise: {role: value}}}."""
     accuracy: dict = {}
-    for r in statistics.summary(final, overall=True).itertuples():
+    for r in statistics.summarise_scores(final, overall=True).itertuples():
         accuracy.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = r.iqm
     better: dict = {}
     for r in improvement.itertuples():
@@ -146,9 +146,9 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     own = own.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
     wide = own.groupby(["noise", "critic"], sort=False)[columns].mean().reset_index()
-    wide["noise"], wide["critic"] = wide["noise"].map(label), [look(c).name for c in wide["critic"]]
+    wide["noise"], wide["critic"] = wide["noise"].map(display_name), [look_of(c).name for c in wide["critic"]]
     for c in columns:
-        wide[c] = [("" if np.isnan(v) else percent(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
+        wide[c] = [("" if np.isnan(v) else percent_text(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
     return wide.rename(
         columns={
             "ev_received": "explained variance, received",
@@ -179,24 +179,29 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
     rows = []
     for family in families:
         own = final[(final["noise"] == noise) & (final["family"] == family)]
-        s, base = statistics.summary(own, overall=True).set_index(["method", "role"]), base_by_role(start, [family])
-        for name, paper in PAPER[family].items():
+        s, base = (
+            statistics.summarise_scores(own, overall=True).set_index(["method", "role"]),
+            base_by_role(start, [family]),
+        )
+        for name, paper in PAPER_SCORES[family].items():
             ours = {}
             for role in ("ID", "OOD", "transfer", "ALL"):
                 if name == "base":
                     ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
                 elif (name, role) in s.index:
                     r = s.loc[(name, role)]
-                    ours[f"here: {role}"] = interval(r["iqm"], r["low"], r["high"], 1, unit="")
+                    ours[f"here: {role}"] = interval_text(r["iqm"], r["low"], r["high"], 1, unit="")
             columns = ("paper: ID", "paper: other family", "paper: ALL")
             given = dict(itertools.zip_longest(columns, (f"{v:.2f}" for v in paper), fillvalue=""))
-            rows.append({"trained on": family, "": "base policy" if name == "base" else label(name), **given, **ours})
+            rows.append(
+                {"trained on": family, "": "base policy" if name == "base" else display_name(name), **given, **ours}
+            )
     return pd.DataFrame(rows).fillna("")
 
 
 def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
     """Ablation rows, the paper's ID, OOD and ALL (trained on science) beside ours."""
-    s = statistics.summary(final, overall=True).set_index(["method", "role"])
+    s = statistics.summarise_scores(final, overall=True).set_index(["method", "role"])
     rows = []
     for name in ["base", *dict.fromkeys(final["method"])]:
         paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
@@ -205,7 +210,7 @@ def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFra
         ours = {
             f"here: {role}": f"{100 * base[role]:.1f}"
             if name == "base"
-            else interval(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
+            else interval_text(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
             for role in ("ID", "OOD", "transfer", "ALL")
         }
         rows.append({"": "base policy" if name == "base" else name, **paper, **ours})
@@ -220,21 +225,21 @@ def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "
     """
     zero = PAPER_ABLATION["base"][2]
     rows = [(n, "paper", v[2] - zero, np.nan, np.nan) for n, v in PAPER_ABLATION.items() if n != "base"]
-    s = statistics.summary(final, metric, overall=True)
+    s = statistics.summarise_scores(final, metric, overall=True)
     for r in s[s["role"] == "ALL"].itertuples():
         rows.append((r.method, "here", *(100 * (v - base["ALL"]) for v in (r.iqm, r.low, r.high))))
     return pd.DataFrame(rows, columns=["row", "source", "change", "low", "high"])
 
 
-def pages(methods: Iterable[str]) -> dict[str, str]:
+def page_addresses(methods: Iterable[str]) -> dict[str, str]:
     """{title: address} of all rendered notebooks, seen from the report's folder."""
-    found = {title: f"../{name}/notebook.html" for title, name in PAGES.items()}
-    training = {f"Training: {label(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
+    found = {title: f"../{name}/notebook.html" for title, name in PAGE_FOLDERS.items()}
+    training = {f"Training: {display_name(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
     ablations = found.popitem()
     return {**found, **training, ablations[0]: ablations[1]}
 
 
-def page_list(addresses: Mapping[str, str]) -> str:
+def page_links(addresses: Mapping[str, str]) -> str:
     """Links as a Markdown list."""
     return "\n".join(f"- [{title}]({address})" for title, address in addresses.items())
 

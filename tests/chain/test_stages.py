@@ -69,11 +69,11 @@ def test_every_setting_is_tracked_by_a_stage_and_runtime_by_none():
 
 
 def test_plots_use_the_colours_of_the_figures():
-    from dvpo_lib.reporting.figures.style import METHODS
+    from dvpo_lib.reporting.figures.style import METHOD_LOOKS
 
     template = json.loads((ROOT / ".dvc/plots/methods.json").read_text())
     scale = template["spec"]["encoding"]["color"]["scale"]
-    assert dict(zip(scale["domain"], scale["range"])) == {name: look.color for name, look in METHODS.items()}
+    assert dict(zip(scale["domain"], scale["range"])) == {name: look.color for name, look in METHOD_LOOKS.items()}
 
 
 def test_imports_are_followed(tmp_path):

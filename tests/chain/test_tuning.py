@@ -25,7 +25,7 @@ from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec
 from dvpo_lib.experiments.specs.training import TrainSpec
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import tuning as tuning_report
-from dvpo_lib.reporting.names import spelled
+from dvpo_lib.reporting.names import setting_text
 from dvpo_lib.rl.config import with_changes
 from dvpo_lib.rl.methods import METHODS
 
@@ -249,7 +249,7 @@ def test_winners_that_cannot_be_written_leave_the_files_alone(copies):
     ],
 )
 def test_numbers_are_spelled_as_in_params_yaml(value, text):
-    assert spelled(value) == text and float(text) == value
+    assert setting_text(value) == text and float(text) == value
 
 
 # ---- a small grid, trained ----
@@ -339,8 +339,10 @@ def test_sentences_say_what_the_tables_say():
     nowhere = won.assign(stood=np.nan)
     assert "median over methods" not in tuning_report.tuning_findings(table, nowhere, tuning.MARGIN)
     assert "not on the grid" in tuning_report.winner_table(nowhere).to_string()
-    assert "Points a method: 9." in tuning_report.effort(table) and "6,144" in tuning_report.effort(table)
-    assert "not equal" in tuning_report.effort(table[:-1])
+    assert "Points a method: 9." in tuning_report.effort_findings(table) and "6,144" in tuning_report.effort_findings(
+        table
+    )
+    assert "not equal" in tuning_report.effort_findings(table[:-1])
 
 
 def test_every_cell_of_the_grid_is_drawn_on_one_scale():

@@ -25,7 +25,8 @@ from dvpo_lib.experiments import run_store as store
 from dvpo_lib.experiments.real import data, download, report, runs, study
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting import figures
-from dvpo_lib.reporting.statistics import cluster_bootstrap, weighted_auc
+from dvpo_lib.reporting.prediction_quality import weighted_auc
+from dvpo_lib.reporting.statistics import cluster_bootstrap
 
 HERE = Path(os.environ.get("DVPO_REAL_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -435,8 +436,8 @@ def test_report_and_figures_of_a_study(twice, tmp_path):
     assert set(pair["correct"]) == {0.0, 1.0} and pair["problem"].nunique() == 1
     read = study.values_of(done, "quantile", 0.4, 0, pair)
     assert [len(r["tokens"]) == len(r["quantiles"]) for r in read] == [True, True]
-    figures.save(figures.auc_against_noise(done.scores), tmp_path / "a.png")
-    figures.save(figures.value_over_text(read, 0.4), tmp_path / "b.png")
+    figures.save_figure(figures.auc_against_noise(done.scores), tmp_path / "a.png")
+    figures.save_figure(figures.value_over_text(read, 0.4), tmp_path / "b.png")
     shown = [*done.files.columns, *done.files.astype(str).to_numpy().flatten(), text]
     assert not any(str(tmp_path.parent) in t or "/a/" in t for t in shown), "results never name a path"
 

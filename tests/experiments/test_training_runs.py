@@ -178,5 +178,5 @@ def test_a_dialogue_is_shown_turn_by_turn():
     assert shown["counts"].tolist() == ["right acts: 1", "", "needless acts: 1", "", "booked"]
     assert shown["says"][1] == "<user> hour noon rather day tue price ?"
     samples = pd.DataFrame([{**record, "completion": text, "reward": 0.8}, {**record, "completion": "", "reward": 0.0}])
-    assert talks.verdict(talks.telling_dialogue(samples)) == "TCR 1.00, ACR 0.33, GCR 1.00: reward 0.78"
+    assert talks.verdict_text(talks.telling_dialogue(samples)) == "TCR 1.00, ACR 0.33, GCR 1.00: reward 0.78"
     assert talks.turn_by_turn(record, "ask ask <eos>")["counts"].tolist() == ["not understood"]

@@ -323,7 +323,7 @@ def test_tables_words_and_figure_of_a_study(done, tmp_path):
     figure = figures.task_intervals(tasks)
     drawn = np.concatenate([line.get_ydata() for line in figure.axes[0].get_lines()[1:]])
     assert sorted(drawn) == sorted(own["success"])
-    figures.save(figure, tmp_path / "a.png")
+    figures.save_figure(figure, tmp_path / "a.png")
     shown = [*done.file.astype(str).to_numpy().flatten(), text, trajectory_study.data_findings(done)]
     assert not any("real/" in t for t in shown), "results never name a path"
 

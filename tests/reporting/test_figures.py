@@ -106,8 +106,6 @@ def drawings(frames) -> dict:
     quantiles = np.sort(rng.normal(size=(len(tokens), 8)), -1)
     level = (2 * np.arange(1, 21) - 1) / 40
     tails = pd.concat([pd.DataFrame({"variant": v, "level": level, "value": level * k}) for k, v in enumerate("ab", 1)])
-    cells = list(itertools.product(["ppo", "dvpo"], [0.0, 0.2, 0.4], [0, 1]))
-    decay = pd.DataFrame(cells, columns=["method", "rate", "seed"])
     change = pd.DataFrame(
         {
             "row": ["core", "core"],
@@ -142,24 +140,23 @@ def drawings(frames) -> dict:
     weights = pd.DataFrame({"readout": "mean", "level": level, "weight": 1.0})
     band = pd.DataFrame({"level": [0.0, 0.0, 0.1, 0.1], "reward": [-1, 1, -1, 1], "used": [-1, 1, 0, 1]})
     return {
-        "kappa": figures.kappa_curves(steps),
+        "kappa": figures.kappa_panels(steps),
         "terms": figures.term_curves(terms, truth, truth.assign(form="previous")),
-        "walk": figures.walk_widths(walk, 1),
-        "readouts": figures.readouts(weights, band),
+        "walk": figures.walk_panels(walk, 1),
+        "readouts": figures.readout_panels(weights, band),
         "lab": figures.lab_curve(truth.assign(truth=truth["value"]), "n"),
         "learning": figures.learning_curves(curves, base={"math": 0.4}, smooth=2),
         "final": figures.final_comparison(final, base={"ID": 0.4}, overall=True),
         "final of one method": figures.final_comparison(final[final["method"] == "dvpo"]),
-        "improvement": figures.improvement_intervals(statistics.improvement(final, "grpo"), "grpo"),
-        "diagnostics": figures.diagnostics(curves[curves["method"] == "dvpo"]),
-        "breakdown": figures.breakdown(decay.assign(value=1 - decay["rate"]), base=0.4),
+        "improvement": figures.improvement_intervals(statistics.improvement_table(final, "grpo"), "grpo"),
+        "diagnostics": figures.diagnostic_panels(curves[curves["method"] == "dvpo"]),
         "base": figures.base_skill({"math_id": base}, ("careful", "careless")),
         "confusion": figures.confusion_bars(confusion),
         "rewards": figures.reward_histograms(rewards),
         "rewards of many sources": figures.reward_histograms(sources),
         "votes": figures.vote_quality(votes),
         "reward model": figures.reward_model_quality(looks, tenths, 0.718),
-        "calibration": figures.calibration(pits),
+        "calibration": figures.calibration_panels(pits),
         "along": figures.value_along_response(quantiles, tokens, 1.0, quantiles.mean(1), marks=[3]),
         "text": figures.token_text([{"tokens": tokens, "values": rng.normal(size=len(tokens)), "title": "t"}]),
         "quantiles": figures.quantile_curves(tails),
@@ -173,9 +170,9 @@ def test_every_figure_draws_without_a_warning_and_with_equal_bytes(frames, tmp_p
         for turn in ("first", "second"):
             (tmp_path / turn).mkdir()
             for name, figure in drawings(frames).items():
-                style.save(figure, tmp_path / turn / f"{name}.png")
-        style.save(drawings(frames)["final"], tmp_path / "first" / "final.svg")
-        style.save(drawings(frames)["final"], tmp_path / "second" / "final.svg")
+                style.save_figure(figure, tmp_path / turn / f"{name}.png")
+        style.save_figure(drawings(frames)["final"], tmp_path / "first" / "final.svg")
+        style.save_figure(drawings(frames)["final"], tmp_path / "second" / "final.svg")
     for path in (tmp_path / "first").iterdir():
         assert path.stat().st_size > 2_000, path.name
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
@@ -199,26 +196,26 @@ def distance(one: str, other: str, matrix) -> float:
 def test_default_methods_differ_in_colour_for_every_reader_and_all_methods_in_marker(reader):
     matrix = np.array(BLINDNESS[reader])
     for one, other in itertools.combinations(DEFAULT, 2):
-        assert distance(style.METHODS[one].color, style.METHODS[other].color, matrix) > 20, (one, other)
-    for one, other in itertools.combinations(style.METHODS, 2):
-        assert distance(style.METHODS[one].color, style.METHODS[other].color, matrix) > 10, (one, other)
-    assert len({s.marker for s in style.METHODS.values()}) == len(style.METHODS)
+        assert distance(style.METHOD_LOOKS[one].color, style.METHOD_LOOKS[other].color, matrix) > 20, (one, other)
+    for one, other in itertools.combinations(style.METHOD_LOOKS, 2):
+        assert distance(style.METHOD_LOOKS[one].color, style.METHOD_LOOKS[other].color, matrix) > 10, (one, other)
+    assert len({s.marker for s in style.METHOD_LOOKS.values()}) == len(style.METHOD_LOOKS)
 
 
 def test_all_methods_of_the_comparison_have_a_look():
     from dvpo_lib.rl.methods import METHODS
 
-    assert set(METHODS) <= set(style.METHODS)
+    assert set(METHODS) <= set(style.METHOD_LOOKS)
 
 
 def test_a_method_keeps_its_colour_whatever_else_is_drawn(frames):
     curves, final = frames
     both, one = figures.learning_curves(curves), figures.learning_curves(curves[curves["method"] == "grpo"])
-    wanted = mc.to_hex(style.METHODS["grpo"].color)
+    wanted = mc.to_hex(style.METHOD_LOOKS["grpo"].color)
     for figure in (both, one):
         assert wanted in {mc.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
     rows = ["core", "+ consistency", "+ mean shift"]
-    looks = [style.look(r, rows) for r in rows]
+    looks = [style.look_of(r, rows) for r in rows]
     assert len({k.color for k in looks}) == len({k.marker for k in looks}) == 3
 
 

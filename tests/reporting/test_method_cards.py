@@ -3,15 +3,15 @@
 from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.reporting import method_cards as compositions
+from dvpo_lib.reporting.method_cards import advantage_unit, method_card, methods_table
 from dvpo_lib.rl.config import DVPOConfig, MethodSettings
 from dvpo_lib.rl.methods import METHODS
 
 
 def test_method_card_says_what_a_method_is_made_of():
-    card = compositions.method_card("grpo", DVPOConfig(method="grpo"))
+    card = method_card("grpo", DVPOConfig(method="grpo"))
     assert "critic: none" in card and "in the loss (k3)" in card and "groups of 8" in card
-    assert "quantiles" in compositions.method_card("ppo_clip_reward", DVPOConfig(method="ppo_clip_reward"))
+    assert "quantiles" in method_card("ppo_clip_reward", DVPOConfig(method="ppo_clip_reward"))
 
 
 def test_settings_of_a_row_show_in_its_composition():
@@ -21,7 +21,7 @@ def test_settings_of_a_row_show_in_its_composition():
         "grpo": MethodSettings("none", {"beta": 0.0}),
         "dr_grpo": MethodSettings("none"),
     }
-    table = compositions.methods_table(DVPOConfig(), rows).set_index("method")
+    table = methods_table(DVPOConfig(), rows).set_index("method")
     assert "KL penalty 0.01 in the loss (k2)" in table.loc["PPO", "policy loss"]
     assert table.loc["GRPO", "policy loss"].endswith("no KL") and table.loc["GRPO", "own settings"] == "beta 0.0"
     assert "constant length; KL penalty 0.01 in the loss (k3)" in table.loc["Dr. GRPO", "policy loss"]
@@ -30,9 +30,9 @@ def test_settings_of_a_row_show_in_its_composition():
 
 def test_every_method_of_the_large_profile_is_described():
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles/full.yaml")
-    table = compositions.methods_table(params.training, params.methods)
+    table = methods_table(params.training, params.methods)
     assert len(table) == len(METHODS) and (table != "").all().all()
-    assert {compositions.advantage_unit(m) for m in ("cql", "grpo", "reinforce_pp")} == {
+    assert {advantage_unit(m) for m in ("cql", "grpo", "reinforce_pp")} == {
         "advantage Q - V (reward units)",
         "advantage, relative to its group",
         "advantage, whitened over the batch",

@@ -6,10 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dvpo_lib.reporting import prose as words
 from dvpo_lib.reporting import tables
-from dvpo_lib.reporting.findings import after_training as run_findings
-from dvpo_lib.reporting.findings import before_training as world_findings
+from dvpo_lib.reporting.findings.after_training import (
+    ablation_findings,
+    budget_findings,
+    clip_cost,
+    comparison_findings,
+    failure_findings,
+    noise_strength,
+    report_findings,
+    step_findings,
+    training_findings,
+)
+from dvpo_lib.reporting.findings.before_training import base_findings, noise_findings
+from dvpo_lib.reporting.prose import interval_text, join_words, percent_text, signed_points
 
 BASE = {"ID": 0.40, "OOD": 0.20, "transfer": 0.30, "ALL": 0.30}
 
@@ -26,10 +36,10 @@ def final_frame(scores: dict) -> pd.DataFrame:
 
 
 def test_small_pieces():
-    assert words.percent(0.415) == "42 %" and words.points(-0.034) == "-3 points"
-    assert words.interval(0.5, 0.4, 0.6).replace("\N{NO-BREAK SPACE}", " ") == "50 % [40, 60]"
-    assert words.interval(0.5, np.nan, np.nan, unit="") == "50"
-    assert words.listing(["a"]) == "a" and words.listing("abc") == "a, b and c" and words.listing([]) == "none"
+    assert percent_text(0.415) == "42 %" and signed_points(-0.034) == "-3 points"
+    assert interval_text(0.5, 0.4, 0.6).replace("\N{NO-BREAK SPACE}", " ") == "50 % [40, 60]"
+    assert interval_text(0.5, np.nan, np.nan, unit="") == "50"
+    assert join_words(["a"]) == "a" and join_words("abc") == "a, b and c" and join_words([]) == "none"
 
 
 def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
@@ -40,18 +50,18 @@ def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
             ("grpo", "none"): [0.20, 0.21, 0.22, 0.23],
         }
     )
-    text = run_findings.comparison_findings(clear)
+    text = comparison_findings(clear)
     assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse than PPO: GRPO (P = 0.00)" in text
     assert "Intervals of 4 seeds are too short" in text
     tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
-    assert "None differs" in run_findings.comparison_findings(tie)
+    assert "None differs" in comparison_findings(tie)
 
 
 def test_a_control_that_cut_nothing_is_named():
     """Equal in every run and metric: the comparison then holds the same runs twice."""
 
     def compared(control: list[float]) -> str:
-        return run_findings.comparison_findings(
+        return comparison_findings(
             final_frame(
                 {("grpo", "flip"): [0.7, 0.8], ("grpo_clip_reward", "flip"): control, ("ppo", "flip"): [0.5, 0.6]}
             )
@@ -63,42 +73,42 @@ def test_a_control_that_cut_nothing_is_named():
 
 def test_training_findings_report_the_share_of_the_gain_that_noise_leaves():
     final = final_frame({("ppo", "none"): [0.80] * 4, ("ppo", "spikes"): [0.50] * 4})
-    text = run_findings.training_findings(final, BASE)
+    text = training_findings(final, BASE)
     assert "25 % of the noise-free gain" in text  # 0.1 of 0.4
     assert "+40 points" in text
-    worse = run_findings.training_findings(final_frame({("ppo", "none"): [0.3] * 2, ("ppo", "flip"): [0.3] * 2}), BASE)
+    worse = training_findings(final_frame({("ppo", "none"): [0.3] * 2, ("ppo", "flip"): [0.3] * 2}), BASE)
     assert "no noise-free gain" in worse
 
 
 @pytest.mark.parametrize(("under_noise", "verdict"), [(0.75, "too weak"), (0.6, "as intended"), (0.45, "too strong")])
 def test_strength_of_the_noise_is_judged_by_what_ppo_loses(under_noise, verdict):
     final = final_frame({("ppo", "none"): [0.8] * 3, ("ppo", "spikes"): [under_noise] * 3})
-    assert f"({verdict})" in run_findings.noise_strength(final, BASE)
+    assert f"({verdict})" in noise_strength(final, BASE)
 
 
 def test_cost_of_clipping_is_said_where_there_is_nothing_to_clip():
     final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
-    text = run_findings.clip_cost(final, 0.1)
+    text = clip_cost(final, 0.1)
     assert "ends 5 points behind PPO" in text and "fewer than 10 %" in text
     final = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.9] * 3})
-    assert "loses nothing" in run_findings.clip_cost(final, 0.1)
-    assert run_findings.clip_cost(final[final["method"] == "ppo"], 0.1) == ""
+    assert "loses nothing" in clip_cost(final, 0.1)
+    assert clip_cost(final[final["method"] == "ppo"], 0.1) == ""
 
 
 def test_findings_hold_comparison_failures_and_ablation():
     final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
     ablation = final_frame({("core", "spikes"): [0.5] * 3, ("+ consistency", "spikes"): [0.6] * 3})
-    text = run_findings.findings(final, BASE, ablation, 0.1)
+    text = report_findings(final, BASE, ablation, 0.1)
     assert text.count("**Comparison**") == 1 and "has 40 % ID" in text and "ends 5 points behind" in text
     assert "under heavy-tailed spikes, each row against" in text and "+10.0 points" in text
 
 
 def test_failures_are_said_and_their_absence_too():
     bad = final_frame({("ppo", "spikes"): [0.6] * 3, ("dvpo", "spikes"): [0.40] * 3})
-    text = run_findings.failures(bad, BASE)
+    text = failure_findings(bad, BASE)
     assert "do not improve on the base policy (ID): DVPO" in text and "DVPO is 20 points behind PPO" in text
     good = final_frame({("ppo", "none"): [0.6], ("dvpo", "none"): [0.7]})
-    assert "Nothing of this kind" in run_findings.failures(good, BASE)
+    assert "Nothing of this kind" in failure_findings(good, BASE)
 
 
 def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
@@ -111,7 +121,7 @@ def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
             ("without mean shift", "spikes"): core,
         }
     )
-    text = run_findings.ablation_findings(final)
+    text = ablation_findings(final)
     assert re.search(r"\+ consistency\*\*: \+5\.0 points \[\+5\.0, \+5\.0\] over all test sets\.", text)
     assert re.search(r"\+ mean shift\*\*: [+-]0\.0 points .*not separable", text)
     assert "without mean shift" in text and "In all, 1 of 3" in text
@@ -120,9 +130,9 @@ def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
 def test_budget_says_when_it_is_not_equal():
     curves = pd.DataFrame({"method": ["ppo", "grpo"], "rollouts": [6144, 6144]})
     final = final_frame({("ppo", "none"): [0.5] * 4, ("grpo", "none"): [0.5] * 4})
-    said = run_findings.budget(curves, final)
+    said = budget_findings(curves, final)
     assert "6,144 scored rollouts" in said and "4 seeds" in said
-    unequal = run_findings.budget(curves.assign(rollouts=[6144, 5120]), final)
+    unequal = budget_findings(curves.assign(rollouts=[6144, 5120]), final)
     assert "**not equal**" in unequal and "GRPO 5,120" in unequal
 
 
@@ -136,10 +146,10 @@ def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
             "sample": [0, 1] * 4,
         }
     )
-    text = world_findings.base_findings({"math_id": table}, ("careful", "average", "careless"))
+    text = base_findings({"math_id": table}, ("careful", "average", "careless"))
     assert "careful style get 75 %" in text and "best of 2: 75 %" in text and "50 % of the time" in text
     untrained = {"math_id": table.assign(completion="x")}
-    assert "too little training" in world_findings.base_findings(untrained, ("careful", "careless"))
+    assert "too little training" in base_findings(untrained, ("careful", "careless"))
 
 
 def test_noise_findings_give_rates_among_right_and_wrong():
@@ -153,11 +163,11 @@ def test_noise_findings_give_rates_among_right_and_wrong():
         "length_error": 0.02,
     }
     rewards = pd.DataFrame({"noise": "flip", "received": [0.0, 1.0]})
-    text = world_findings.noise_findings(pd.DataFrame([row]), rewards)
+    text = noise_findings(pd.DataFrame([row]), rewards)
     assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
     assert "no reward" not in text and "length" not in text
-    text = world_findings.noise_findings(pd.DataFrame([{**row, "missing": 0.3, "length_error": -0.5}]), rewards)
-    nothing = world_findings.noise_findings(pd.DataFrame([{**row, "missing": 1.0, "accuracy": float("nan")}]), rewards)
+    text = noise_findings(pd.DataFrame([{**row, "missing": 0.3, "length_error": -0.5}]), rewards)
+    nothing = noise_findings(pd.DataFrame([{**row, "missing": 1.0, "accuracy": float("nan")}]), rewards)
     assert nothing.endswith("no response gets a reward.")
     assert "30.0 % of all responses get no reward" in text and "(correlation -0.50)" in text
 
@@ -167,7 +177,7 @@ def test_noise_findings_give_rates_among_right_and_wrong():
     [(-0.01, 0.3, "judges by the style"), (-0.01, 0.01, "sees neither"), (-0.4, 0.3, "sees that something went wrong")],
 )
 def test_step_findings_follow_the_numbers(wrong, style, verdict):
-    text = run_findings.step_findings({"quantile": {"wrong": wrong, "style": style, "count": 7}}, "none")
+    text = step_findings({"quantile": {"wrong": wrong, "style": style, "count": 7}}, "none")
     assert verdict in text and "7 held-out" in text and "without noise" in text
 
 
@@ -235,17 +245,17 @@ def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
 
 def test_tables_are_the_same_html_every_time_and_carry_no_index():
     frame = pd.DataFrame({"noise": ["none"], "value": [0.123456]}, index=[7])
-    page = tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
-    assert page == tables.show(frame, "A caption", {"value": "{:.1%}"}).to_html()
+    page = tables.show_table(frame, "A caption", {"value": "{:.1%}"}).to_html()
+    assert page == tables.show_table(frame, "A caption", {"value": "{:.1%}"}).to_html()
     assert "12.3%" in page and "A caption" in page and ">7<" not in page
-    assert "&lt;user&gt; day mon" in tables.show(pd.DataFrame({"says": ["<user> day mon"]}), "").to_html().replace(
-        "\N{NO-BREAK SPACE}", " "
-    )  # a word of dialogues, no tag
+    assert "&lt;user&gt; day mon" in tables.show_table(
+        pd.DataFrame({"says": ["<user> day mon"]}), ""
+    ).to_html().replace("\N{NO-BREAK SPACE}", " ")  # a word of dialogues, no tag
 
 
 def test_index_links_every_page_once():
-    pages = tables.pages(["dvpo", "ppo"])
+    pages = tables.page_addresses(["dvpo", "ppo"])
     html = tables.index_page(pages)
     for address in [*pages.values(), "notebook.html"]:
         assert html.count(f'href="{address}"') == 1
-    assert tables.page_list(pages).count("\n") == len(pages) - 1
+    assert tables.page_links(pages).count("\n") == len(pages) - 1

@@ -5,18 +5,18 @@ import dataclasses
 from conftest import ROOT
 
 from dvpo_lib.common.settings_tree import read_yaml, to_builtins
-from dvpo_lib.reporting import setting_sources as defaults
+from dvpo_lib.reporting.setting_sources import SETTING_SECTIONS, SETTING_SOURCES, settings_table
 
 
 def test_every_setting_has_a_meaning_and_a_source():
-    table = defaults.table()
+    table = settings_table()
     assert not table.isna().any().any() and (table != "").all().all()
-    for section, cls in defaults.SECTIONS.items():
-        assert set(defaults.SOURCES[section]) == {f.name for f in dataclasses.fields(cls)}
+    for section, cls in SETTING_SECTIONS.items():
+        assert set(SETTING_SOURCES[section]) == {f.name for f in dataclasses.fields(cls)}
 
 
 def test_params_spell_out_the_defaults():
     """The table would mislead where the chain used other values than the classes' own."""
-    training = to_builtins(read_yaml(ROOT / "params.yaml"))["training"]
-    own = {f.name: f.default for f in dataclasses.fields(defaults.SECTIONS["training"])}
+    training = plain(read_yaml(ROOT / "params.yaml"))["training"]
+    own = {f.name: f.default for f in dataclasses.fields(SETTING_SECTIONS["training"])}
     assert {k: own[k] for k in training} == training

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dvpo_lib.reporting import statistics as st
+from dvpo_lib.reporting import statistics
+from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
 
 
 def final_frame(scores: dict, suites=(("math_id", "ID"),), noise="none", family="math") -> pd.DataFrame:
@@ -18,53 +19,55 @@ def final_frame(scores: dict, suites=(("math_id", "ID"),), noise="none", family=
 
 
 def test_iqm_by_hand():
-    assert st.iqm([0, 1, 2, 100]) == 1.5  # one value is cut at either end
-    assert st.iqm([5, 1, 3]) == 3  # fewer than four: nothing is cut
-    assert st.iqm([-50, 1, 2, 3, 4, 5, 6, 90]) == 3.5  # two at either end
-    np.testing.assert_allclose(st.iqm([[0, 1, 2, 100], [4, 4, 4, 4]]), [1.5, 4])
+    assert statistics.interquartile_mean([0, 1, 2, 100]) == 1.5  # one value is cut at either end
+    assert statistics.interquartile_mean([5, 1, 3]) == 3  # fewer than four: nothing is cut
+    assert statistics.interquartile_mean([-50, 1, 2, 3, 4, 5, 6, 90]) == 3.5  # two at either end
+    np.testing.assert_allclose(statistics.interquartile_mean([[0, 1, 2, 100], [4, 4, 4, 4]]), [1.5, 4])
 
 
 def test_interval_is_seeded_contains_the_point_and_is_missing_for_one_run():
     x = [0.2, 0.5, 0.4, 0.9, 0.7]
-    a, b = st.bootstrap_interval(x, seed=1), st.bootstrap_interval(x, seed=1)
+    a, b = statistics.bootstrap_interval(x, seed=1), statistics.bootstrap_interval(x, seed=1)
     assert a == b and a.low < a.point < a.high and a.n == 5
-    few = [st.bootstrap_interval(x, statistic=np.mean, resamples=20, seed=s) for s in (1, 2)]
+    few = [statistics.bootstrap_interval(x, statistic=np.mean, resamples=20, seed=s) for s in (1, 2)]
     assert few[0] != few[1]
-    one = st.bootstrap_interval([0.3])
+    one = statistics.bootstrap_interval([0.3])
     assert one.point == 0.3 and np.isnan(one.low) and np.isnan(one.high)
-    assert st.bootstrap_interval([0.3, 0.3, 0.3])[:3] == pytest.approx((0.3, 0.3, 0.3))
+    assert statistics.bootstrap_interval([0.3, 0.3, 0.3])[:3] == pytest.approx((0.3, 0.3, 0.3))
 
 
 def test_strata_are_resampled_by_themselves():
     """Two strata far apart: pooled resampling would let their shares vary, stratified resampling does not."""
     low, high = np.zeros(6), np.ones(6)
-    kept = st.bootstrap_interval([low, high], statistic=np.mean)
+    kept = statistics.bootstrap_interval([low, high], statistic=np.mean)
     assert kept.low == kept.high == 0.5
-    pooled = st.bootstrap_interval(np.concatenate([low, high]), statistic=np.mean)
+    pooled = statistics.bootstrap_interval(np.concatenate([low, high]), statistic=np.mean)
     assert pooled.high - pooled.low > 0.3
 
 
 @pytest.mark.parametrize("bad", [[], [[]], [[0.1, np.nan]], [[0.1], []]])
 def test_bad_scores_are_refused(bad):
     with pytest.raises(ValueError, match="bootstrap_interval"):
-        st.bootstrap_interval(bad)
+        statistics.bootstrap_interval(bad)
 
 
 def test_probability_of_improvement_by_hand():
-    assert st.probability_of_improvement([3, 4], [1, 2]).point == 1
-    assert st.probability_of_improvement([1, 1], [1, 1]).point == 0.5
+    assert statistics.probability_of_improvement([3, 4], [1, 2]).point == 1
+    assert statistics.probability_of_improvement([1, 1], [1, 1]).point == 0.5
     # Pairs of {1, 3} against {1, 2, 3}: 1 ties 1; 3 beats 1 and 2 and ties 3; wins 2, ties 2 of 6.
-    assert st.probability_of_improvement([1, 3], [1, 2, 3]).point == pytest.approx(3 / 6)
+    assert statistics.probability_of_improvement([1, 3], [1, 2, 3]).point == pytest.approx(3 / 6)
     # Two strata count equally whatever their sizes: (1 + 0) / 2.
-    assert st.probability_of_improvement([[2], [0, 0, 0]], [[1], [1]]).point == 0.5
+    assert statistics.probability_of_improvement([[2], [0, 0, 0]], [[1], [1]]).point == 0.5
     with pytest.raises(ValueError, match="strata"):
-        st.probability_of_improvement([[1], [2]], [[1]])
+        statistics.probability_of_improvement([[1], [2]], [[1]])
 
 
 def test_exchanging_the_sides_mirrors_the_probability():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=6).round(1), rng.normal(size=7).round(1)
-    assert st.probability_of_improvement(x, y).point + st.probability_of_improvement(y, x).point == pytest.approx(1)
+    assert statistics.probability_of_improvement(x, y).point + statistics.probability_of_improvement(
+        y, x
+    ).point == pytest.approx(1)
 
 
 def test_cover_of_the_intervals_in_simulations():
@@ -73,8 +76,8 @@ def test_cover_of_the_intervals_in_simulations():
     mean_hits = better_hits = 0
     for i in range(300):
         x, y = rng.normal(0.5, 1, 8), rng.normal(0, 1, 8)
-        e = st.bootstrap_interval(x, resamples=300, seed=i)
-        p = st.probability_of_improvement(x, y, resamples=300, seed=i)
+        e = statistics.bootstrap_interval(x, resamples=300, seed=i)
+        p = statistics.probability_of_improvement(x, y, resamples=300, seed=i)
         mean_hits += e.low <= 0.5 <= e.high
         better_hits += p.low <= 0.63816 <= p.high  # Phi(0.5/sqrt(2))
     assert 0.88 < mean_hits / 300 < 0.99
@@ -84,7 +87,7 @@ def test_cover_of_the_intervals_in_simulations():
 def test_suites_of_a_role_are_averaged_inside_the_run_before_the_interval():
     suites = (("math_id", "ID"), ("math_ood", "OOD"), ("science_ood", "OOD"))
     frame = final_frame({"ppo": {0: [0.8, 0.2, 0.4], 1: [0.6, 0.0, 0.2]}}, suites)
-    table = st.summary(frame, overall=True).set_index("role")
+    table = statistics.summarise_scores(frame, overall=True).set_index("role")
     assert table.loc["ID", "iqm"] == pytest.approx(0.7)
     assert table.loc["OOD", "iqm"] == pytest.approx(0.2)  # (0.3 + 0.1) / 2, two runs and not four values
     assert table.loc["OOD", "n"] == 2
@@ -96,17 +99,17 @@ def test_suites_of_a_role_are_averaged_inside_the_run_before_the_interval():
 def test_wrong_frames_are_refused_by_name():
     frame = final_frame({"ppo": {0: 0.5}})
     with pytest.raises(ValueError, match="suite"):
-        st.summary(frame.drop(columns="suite"))
+        statistics.summarise_scores(frame.drop(columns="suite"))
     with pytest.raises(ValueError, match="greedy"):
-        st.summary(frame, metric="greedy")
+        statistics.summarise_scores(frame, metric="greedy")
     with pytest.raises(ValueError, match="two values"):
-        st.summary(pd.concat([frame, frame]))
+        statistics.summarise_scores(pd.concat([frame, frame]))
 
 
 def test_improvement_table_compares_within_the_same_noise():
     none = final_frame({"ppo": {0: 0.5, 1: 0.6}, "dvpo": {0: 0.7, 1: 0.8}})
     spikes = final_frame({"ppo": {0: 0.9, 1: 0.9}, "dvpo": {0: 0.1, 1: 0.9}}, noise="spikes")
-    table = st.improvement(pd.concat([none, spikes])).set_index("noise")
+    table = statistics.improvement_table(pd.concat([none, spikes])).set_index("noise")
     assert table["method"].tolist() == ["dvpo", "dvpo"]
     assert table.loc["none", "probability"] == 1
     assert table.loc["spikes", "probability"] == pytest.approx(0.25)  # one loses to both, one ties both
@@ -115,9 +118,9 @@ def test_improvement_table_compares_within_the_same_noise():
 def test_pairing_cancels_what_the_seed_does_to_both():
     base = {s: v for s, v in enumerate([0.1, 0.5, 0.9, 0.3])}
     frame = final_frame({"ppo": base, "dvpo": {s: v + 0.05 for s, v in base.items()}})
-    row = st.paired_differences(frame).iloc[0]
+    row = statistics.paired_differences(frame).iloc[0]
     assert row["difference"] == pytest.approx(0.05) and row["high"] - row["low"] == pytest.approx(0, abs=1e-12)
-    unpaired = st.improvement(frame).iloc[0]
+    unpaired = statistics.improvement_table(frame).iloc[0]
     assert unpaired["low"] < 0.5 < unpaired["high"]
 
 
@@ -132,21 +135,21 @@ def test_curve_bands_leave_missing_values_out():
             "reward_true": [0.1, 0.3, 0.5, np.nan],
         }
     )
-    bands = st.curve_bands(curves, "reward_true").set_index("iteration")
+    bands = statistics.curve_bands(curves, "reward_true").set_index("iteration")
     assert bands.loc[0, "iqm"] == pytest.approx(0.2) and bands.loc[0, "n"] == 2
     assert bands.loc[1, "n"] == 1 and np.isnan(bands.loc[1, "low"])
 
 
 def test_explained_variance_by_hand():
-    assert st.explained_variance([1, 2, 3], [1, 2, 3]) == 1
-    assert st.explained_variance([2, 2, 2], [1, 2, 3]) == 0
-    assert st.explained_variance([3, 2, 1], [1, 2, 3]) == pytest.approx(-3)
-    assert np.isnan(st.explained_variance([1, 2], [1, 1]))
+    assert explained_variance([1, 2, 3], [1, 2, 3]) == 1
+    assert explained_variance([2, 2, 2], [1, 2, 3]) == 0
+    assert explained_variance([3, 2, 1], [1, 2, 3]) == pytest.approx(-3)
+    assert np.isnan(explained_variance([1, 2], [1, 1]))
 
 
 def test_coverage_by_hand_and_for_the_uniform():
-    table = st.coverage([0.05, 0.3, 0.5, 0.74, 0.99], levels=[0.5, 0.95])
+    table = interval_coverage([0.05, 0.3, 0.5, 0.74, 0.99], levels=[0.5, 0.95])
     assert table["covered"].tolist() == [0.6, 0.8]
-    uniform = st.coverage((np.arange(1000) + 0.5) / 1000)
+    uniform = interval_coverage((np.arange(1000) + 0.5) / 1000)
     np.testing.assert_allclose(uniform["covered"], uniform["level"], atol=0.002)
     assert ((uniform["low"] < uniform["level"]) & (uniform["level"] < uniform["high"])).all()

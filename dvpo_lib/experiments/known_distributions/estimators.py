@@ -23,7 +23,7 @@ from dvpo_lib.functional.advantages import (
 )
 from dvpo_lib.functional.quantile_huber import quantile_huber
 from dvpo_lib.functional.quantiles import distortion_weights, interpolate, levels, monotone
-from dvpo_lib.reporting.prose import listing, percent
+from dvpo_lib.reporting.prose import join_words, percent_text
 
 # ---- kappa ----
 
@@ -239,7 +239,7 @@ def kappa_findings(table: pd.DataFrame) -> str:
         first, last = own.iloc[0], own.iloc[-1]
         parts.append(
             f"for p = {p:g} it is {first['found']:.3f} at kappa = {first['kappa']:g} and {last['found']:.3f} "
-            f"at kappa = {last['kappa']:g}, off by {percent(last['found'] / p - 1)}"
+            f"at kappa = {last['kappa']:g}, off by {percent_text(last['found'] / p - 1)}"
         )
     off = (table["found"] - table["closed"]).abs().max()
     parts = "; ".join(parts).replace(" %", "\N{NO-BREAK SPACE}%")
@@ -249,8 +249,8 @@ def kappa_findings(table: pd.DataFrame) -> str:
 def identity_findings(identity: pd.DataFrame) -> str:
     """The float error of the mean of distributional GAE."""
     worst = identity.groupby("precision", sort=False)["difference"].max()
-    lams = listing(f"{x:g}" for x in identity["lambda"].unique())
-    parts = listing(f"{value:.1e} in {precision}" for precision, value in worst.items())
+    lams = join_words(f"{x:g}" for x in identity["lambda"].unique())
+    parts = join_words(f"{value:.1e} in {precision}" for precision, value in worst.items())
     return f"For lambda = {lams} the two sides differ by at most {parts}."
 
 
@@ -263,15 +263,15 @@ def walk_findings(widths: pd.DataFrame) -> str:
         off = std[kind] / std["true"] - 1
         worst = off.abs().idxmax()
         parts.append(f"with *{kind}* targets its width is off by up to {100 * off[worst]:+.0f} % (at lambda {worst:g})")
-    return "What a critic without error learns of the first state, for 0 < lambda < 1: " + listing(parts) + "."
+    return "What a critic without error learns of the first state, for 0 < lambda < 1: " + join_words(parts) + "."
 
 
 def spike_findings(spikes: pd.DataFrame) -> str:
     """What is left of the distance between right and wrong at the largest scale, by the batch and by the group."""
     clean, last = spikes.iloc[0], spikes.iloc[-1]
-    left = {name: percent(last[name] / clean[name]) for name in ("whitened", "groups")}
+    left = {name: percent_text(last[name] / clean[name]) for name in ("whitened", "groups")}
     text = (
-        f"With {percent(last['share of spikes'])} of spikes at scale {last['scale']:g}, whitening over the batch "
+        f"With {percent_text(last['share of spikes'])} of spikes at scale {last['scale']:g}, whitening over the batch "
         f"leaves {left['whitened']} of the distance, normalising in groups {left['groups']}."
     )
     return text.replace(" %", "\N{NO-BREAK SPACE}%")

@@ -15,7 +15,7 @@ import torch
 from dvpo_lib.experiments.known_distributions.term_bias import DISTRIBUTIONS, MASSES, K, M, core, statistics_of, weight
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.quantiles import monotone
-from dvpo_lib.reporting.prose import listing
+from dvpo_lib.reporting.prose import join_words
 
 STRENGTHS = (0.01, 0.1, 1.0)  # of the default weights
 TERMS = ("tail_shape", "tail_curvature")
@@ -104,5 +104,5 @@ def drift_findings(runs: pd.DataFrame) -> str:
                 error = change.std(ddof=1) / len(change) ** 0.5
                 if abs(change.mean()) > max(3 * error, 0.1 * abs(base[tail].mean())):
                     found.append(f"{term.replace('_', ' ')} at {w:g} moves the {title} by {change.mean():+.2f}")
-        lines.append(f"- **{name}**: {listing(found) if found else 'no weight makes a tail drift'}.")
+        lines.append(f"- **{name}**: {join_words(found) if found else 'no weight makes a tail drift'}.")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.quantiles import ensemble, levels, lower_tail_mean, monotone, upper_tail_mean
-from dvpo_lib.reporting.prose import listing
+from dvpo_lib.reporting.prose import join_words
 
 DEFAULTS = CriticLossSettings()
 MASSES = (DEFAULTS.lower_mass, DEFAULTS.upper_mass)
@@ -267,10 +267,10 @@ def bias_findings(bias: pd.DataFrame, name: str = SHOWN, tolerance: float = 0.03
             if abs(r[f"{k}_change"]) > (least / 5 if k == "mean" else least)
         ]
         if parts:
-            lines.append(f"- **{title}** (weight {r['weight']:g}) {listing(parts)}.")
+            lines.append(f"- **{title}** (weight {r['weight']:g}) {join_words(parts)}.")
         else:
             idle.append(title)
-    return "\n".join([*lines, f"- No bias to speak of: {listing(f'*{title}*' for title in idle)}."])
+    return "\n".join([*lines, f"- No bias to speak of: {join_words(f'*{title}*' for title in idle)}."])
 
 
 def bias_metrics(bias: pd.DataFrame) -> dict:
@@ -301,4 +301,6 @@ def lab(kappa: float, weights: Mapping[tuple[str, str], float], name: str = SHOW
     found, right = statistics_of(q), statistics_of(truth)
     titles = {"mean": "mean", "lower": "lower tail", "upper": "upper tail"}
     parts = [f"{title} {found[k]:.2f} (truth {right[k]:.2f})" for k, title in titles.items()]
-    return pd.DataFrame({"level": levels(M, dtype=q.dtype), "value": q, "truth": truth}), f"Learned: {listing(parts)}."
+    return pd.DataFrame(
+        {"level": levels(M, dtype=q.dtype), "value": q, "truth": truth}
+    ), f"Learned: {join_words(parts)}."

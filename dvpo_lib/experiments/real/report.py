@@ -7,8 +7,8 @@ import pandas as pd
 
 from dvpo_lib.experiments.real.data import HOW
 from dvpo_lib.experiments.real.study import BASELINES, RealStudy
-from dvpo_lib.reporting.figures.style import look
-from dvpo_lib.reporting.prose import listing, percent
+from dvpo_lib.reporting.figures.style import look_of
+from dvpo_lib.reporting.prose import join_words, percent_text
 
 NAMES = {
     "auc": "AUC",
@@ -36,7 +36,7 @@ def generator_table(study: RealStudy) -> pd.DataFrame:
         parts = {}
         for part, table in (("training", study.training), ("held out", study.held)):
             own = table.loc[table["generator"] == name, "correct"]
-            parts |= {f"{part}: solutions": f"{len(own):,}", f"{part}: right": percent(own.mean(), 1)}
+            parts |= {f"{part}: solutions": f"{len(own):,}", f"{part}: right": percent_text(own.mean(), 1)}
         rows.append({"generator": name, **parts})
     return pd.DataFrame(rows)
 
@@ -59,14 +59,16 @@ def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
     """One row per noise and critic at one position, baselines included: metrics with intervals, one coverage."""
     own = study.scores[study.scores["at"].isin([at, "any"])].copy()
     own["cell"] = [
-        percent(r["value"]) if r["metric"].startswith("cover") else number(r, 2 if r["metric"].startswith("auc") else 3)
+        percent_text(r["value"])
+        if r["metric"].startswith("cover")
+        else number(r, 2 if r["metric"].startswith("auc") else 3)
         for _, r in own.iterrows()
     ]
     names = list(dict.fromkeys(own["critic"]))
     order = {name: (name in BASELINES) * len(names) + i for i, name in enumerate(names)}
     wide = own.pivot(index=["noise", "critic"], columns="metric", values="cell").reset_index()
     wide = wide.sort_values(["noise", "critic"], key=lambda c: c.map(order) if c.name == "critic" else c)
-    wide["noise"], wide["critic"] = wide["noise"].map(percent), [look(c).name for c in wide["critic"]]
+    wide["noise"], wide["critic"] = wide["noise"].map(percent_text), [look_of(c).name for c in wide["critic"]]
     columns = {m: text for m, text in NAMES.items() if m in wide and m not in ("cover50", "cover90")}
     wide = wide[["noise", "critic", *columns]].astype(object).fillna("")
     return wide.rename(columns={"noise": "labels turned over", **columns})
@@ -105,7 +107,7 @@ def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[
         gain = d.loc[f"{n}: last - first"]
         gains.append(gain["low"] > 0)
         parts.append(
-            f"{number(s.loc[n, rate, 'last', 'auc'])} ({look(n).name}; {gain['value']:+.2f} since the first token)"
+            f"{number(s.loc[n, rate, 'last', 'auc'])} ({look_of(n).name}; {gain['value']:+.2f} since the first token)"
         )
     read = (
         "Reading the solution helps"
@@ -114,22 +116,25 @@ def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[
         if any(gains)
         else "What reading the solution adds is not beyond its interval"
     )
-    return f"- **{percent(rate)} of the labels turned over.** The AUC at the last token is {listing(parts)}. {read}."
+    return (
+        f"- **{percent_text(rate)} of the labels turned over.** The AUC at the last token is {join_words(parts)}. "
+        f"{read}."
+    )
 
 
 def _recognition(s: pd.DataFrame, rate: float, names: list[str]) -> str:
     known = s.loc[("generator", rate, "any", "auc")]
-    inside = [f"{number(s.loc[n, rate, 'last', 'auc_within'])} ({look(n).name})" for n in names]
+    inside = [f"{number(s.loc[n, rate, 'last', 'auc_within'])} ({look_of(n).name})" for n in names]
     places = [*((n, "last") for n in names), ("generator", "any"), ("constant", "any")]
     brier = [
-        f"{s.loc[(n, rate, at, 'brier'), 'value']:.3f} ({look(n).name.removesuffix(' (no critic)')})"
+        f"{s.loc[(n, rate, at, 'brier'), 'value']:.3f} ({look_of(n).name.removesuffix(' (no critic)')})"
         for n, at in places
     ]
     shown = [s.loc[(n, rate, "last", "auc_within"), "low"] > 0.5 for n in names]
     verdict = "they see more than who wrote it" if all(shown) else "not all are shown to see more than who wrote it"
     return (
         f"- **Who wrote it?** Knowing the generator alone gives an AUC of {number(known)}. Among the solutions of one "
-        f"generator the AUC at the last token is {listing(inside)}: {verdict}. Brier scores: {listing(brier)}."
+        f"generator the AUC at the last token is {join_words(inside)}: {verdict}. Brier scores: {join_words(brier)}."
     )
 
 
@@ -138,18 +143,18 @@ def _noise(s: pd.DataFrame, study: RealStudy, rates: list[float], names: list[st
         return "- **Noise.** One noise rate only: nothing to compare."
     kept = [
         f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {number(s.loc[n, rates[-1], 'last', 'auc'])} "
-        f"({look(n).name})"
+        f"({look_of(n).name})"
         for n in names
     ]
     text = (
-        f"- **Noise.** From {percent(rates[0])} to {percent(rates[-1])} of the training labels turned over, the AUC at "
-        f"the last token goes from {listing(kept)}."
+        f"- **Noise.** From {percent_text(rates[0])} to {percent_text(rates[-1])} of the training labels turned over, "
+        f"the AUC at the last token goes from {join_words(kept)}."
     )
     d = study.differences[study.differences["contrast"] == "quantile - scalar"]
     d = d[(d["metric"] == "auc") & (d["at"] == "last")].sort_values("noise")
-    clear = [f"{percent(r.noise)} ({r.value:+.3f})" for r in d.itertuples() if r.low > 0 or r.high < 0]
+    clear = [f"{percent_text(r.noise)} ({r.value:+.3f})" for r in d.itertuples() if r.low > 0 or r.high < 0]
     if clear:
-        return f"{text} The quantile critic's AUC less the scalar one's is beyond its interval at {listing(clear)}."
+        return f"{text} The quantile critic's AUC less the scalar one's is beyond its interval at {join_words(clear)}."
     return f"{text} At no noise rate do the two differ beyond the interval of their difference." if len(d) else text
 
 
@@ -160,8 +165,8 @@ def _distribution(s: pd.DataFrame, rates: list[float], names: list[str]) -> list
     for rate in rates:
         crps, brier, inside = (s.loc[("quantile", rate, "last", m), "value"] for m in ("crps", "brier", "cover80"))
         cells.append(
-            f"{percent(rate)} turned over: CRPS {crps:.3f}, Brier score {brier:.3f}, {percent(inside)} of the "
-            f"outcomes inside the 80 % interval"
+            f"{percent_text(rate)} turned over: CRPS {crps:.3f}, Brier score {brier:.3f}, {percent_text(inside)} of "
+            f"the outcomes inside the 80 % interval"
         )
     return [
         "- **The distribution.** Outcomes are 0 or 1, and so the CRPS of a coin with the predicted mean is its Brier "

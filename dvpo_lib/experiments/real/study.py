@@ -31,7 +31,8 @@ from dvpo_lib.experiments.run_store import execute
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.models.policy import load_policy
-from dvpo_lib.reporting.statistics import Estimate, cluster_bootstrap, weighted_auc
+from dvpo_lib.reporting.prediction_quality import weighted_auc
+from dvpo_lib.reporting.statistics import Estimate, cluster_bootstrap
 
 METRICS = ("auc", "auc_within", "brier", "crps", "cover50", "cover80", "cover90")
 BASELINES = ("constant", "generator")  # predictions without a critic

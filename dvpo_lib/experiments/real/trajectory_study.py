@@ -30,8 +30,8 @@ from dvpo_lib.experiments.run_store import collect, execute
 from dvpo_lib.functional.quantiles import levels
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import load_policy
-from dvpo_lib.reporting.figures.style import look
-from dvpo_lib.reporting.prose import listing, percent
+from dvpo_lib.reporting.figures.style import look_of
+from dvpo_lib.reporting.prose import join_words, percent_text
 from dvpo_lib.reporting.statistics import Estimate
 
 METRICS = ("auc_within", "brier", "crps", "cover50", "cover80", "cover90")
@@ -207,12 +207,14 @@ def score_cells(study: TrajectoryStudy) -> pd.DataFrame:
     """One row per critic and position, the constant last: metrics with intervals, coverage as a share."""
     own = study.scores.copy()
     own["cell"] = [
-        percent(r["value"]) if r["metric"].startswith("cover") else number(r, 2 if r["metric"].startswith("auc") else 3)
+        percent_text(r["value"])
+        if r["metric"].startswith("cover")
+        else number(r, 2 if r["metric"].startswith("auc") else 3)
         for _, r in own.iterrows()
     ]
     wide = own.pivot(index=["critic", "at"], columns="metric", values="cell")
     wide = wide.loc[list(dict.fromkeys(zip(own["critic"], own["at"])))].reset_index()
-    wide["critic"] = [look(c).name for c in wide["critic"]]
+    wide["critic"] = [look_of(c).name for c in wide["critic"]]
     names = {**NAMES, "auc_within": "AUC inside folds", "at": "token"}
     return wide[["critic", "at", *METRICS]].astype(object).fillna("").rename(columns=names)
 
@@ -232,12 +234,12 @@ def data_findings(study: TrajectoryStudy) -> str:
     mixed = int(((share > 0) & (share < 1)).sum())
     known = number(dict(value=study.siblings.point, low=study.siblings.low, high=study.siblings.high))
     return (
-        f"{len(table)} conversations on {len(share)} tasks; the agent succeeds in {percent(table['correct'].mean())} "
-        f"of them: in {int((share == 1).sum())} tasks every time, in {int((share == 0).sum())} never, in {mixed} now "
-        f"and then. So the task says much: how its *other* trials went predicts a trial with an AUC of {known}. "
-        f"{study.cut} conversations were longer than {study.max_tokens:,} tokens and lost their beginning. The "
-        f"backbones ({models['parameters'].mean() / 1e6:.2f} M parameters) end at a loss of "
-        f"{models['train_loss'].mean():.2f} nats a token on the conversations of their training tasks and at "
+        f"{len(table)} conversations on {len(share)} tasks; the agent succeeds in "
+        f"{percent_text(table['correct'].mean())} of them: in {int((share == 1).sum())} tasks every time, in "
+        f"{int((share == 0).sum())} never, in {mixed} now and then. So the task says much: how its *other* trials went "
+        f"predicts a trial with an AUC of {known}. {study.cut} conversations were longer than {study.max_tokens:,} "
+        f"tokens and lost their beginning. The backbones ({models['parameters'].mean() / 1e6:.2f} M parameters) end at "
+        f"a loss of {models['train_loss'].mean():.2f} nats a token on the conversations of their training tasks and at "
         f"{models['test_loss'].mean():.2f} on those of the held-out ones (means over folds)."
     )
 
@@ -272,14 +274,14 @@ def _discrimination(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str:
         rows = {at: s.loc[(n, at, "auc_within")] for at in POSITIONS}
         told = [f"{number(row, 3)} at the {at} token" for at, row in rows.items()]
         beyond = [
-            f"{word} chance at the {listing(found)} token"
+            f"{word} chance at the {join_words(found)} token"
             for word, found in (
                 ("above", [at for at, row in rows.items() if row["low"] > 0.5]),
                 ("below", [at for at, row in rows.items() if row["high"] < 0.5]),
             )
             if found
         ]
-        verdict = listing(beyond) if beyond else "every interval contains 0.5: not told apart from chance"
+        verdict = join_words(beyond) if beyond else "every interval contains 0.5: not told apart from chance"
         gain = d.loc[(f"{n}: last - first", "last", "auc_within")]
         adds = _beside(
             gain["low"],
@@ -291,7 +293,7 @@ def _discrimination(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str:
                 "what reading to the end adds is not beyond its interval",
             ),
         )
-        parts.append(f"{look(n).name} {listing(told)} ({verdict}); {adds} ({number(gain)})")
+        parts.append(f"{look_of(n).name} {join_words(told)} ({verdict}); {adds} ({number(gain)})")
     return (
         f"- **Is a success told from a failure?** The AUC is, for the {'; for the '.join(parts)}. These are "
         f"{len(names) * len(POSITIONS)} intervals, each for itself: one that only just leaves 0.5 out says little."
@@ -304,32 +306,32 @@ def _against_constant(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> str
         gap = d.loc[(f"{n} - constant", "last", "brier")]
         verdict = _beside(gap["low"], gap["high"], 0, ("worse", "better", "no clear difference"))
         parts.append(
-            f"{s.loc[(n, 'last', 'brier'), 'value']:.3f} ({look(n).name}; less the constant's "
+            f"{s.loc[(n, 'last', 'brier'), 'value']:.3f} ({look_of(n).name}; less the constant's "
             f"{number(gap, 3)}: {verdict})"
         )
     base = s.loc[("constant", "any", "brier"), "value"]
     return (
         f"- **Against knowing only how often training tasks succeed.** That alone has a Brier score of {base:.3f}; at "
-        f"the last token the critics' is {listing(parts)}."
+        f"the last token the critics' is {join_words(parts)}."
     )
 
 
 def _distribution(study: TrajectoryStudy, s: pd.DataFrame) -> str:
     q = s.xs("quantile", level="critic")
     inside = [
-        f"{percent(q.loc[('last', f'cover{level}'), 'value'])} in the {level} % interval" for level in (50, 80, 90)
+        f"{percent_text(q.loc[('last', f'cover{level}'), 'value'])} in the {level} % interval" for level in (50, 80, 90)
     ]
-    plain = percent(s.loc[("constant", "any", "cover80"), "value"])
+    plain = percent_text(s.loc[("constant", "any", "cover80"), "value"])
     tasks = by_task(study)
     tasks = tasks[tasks["at"] == "last"].set_index("task")[["mean", "success"]]
     fold = study.table.groupby("task")["fold"].first()
     spread = tasks.groupby(fold).std().mean()  # inside folds: between them the training tasks differ as well
     crps, brier = (q.loc[("last", metric), "value"] for metric in ("crps", "brier"))
     return (
-        f"- **The distribution.** At the last token there are {listing(inside)}. Outcomes are 0 or 1, and an interval "
-        f"holds a part of either by lot (the randomised transform), so that coverage says whether the predicted "
-        f"*share* of successes is right, not whether tasks are told apart: the constant has {plain} in its 80 % "
-        f"interval. The CRPS is {crps:.3f}; that of a coin with the predicted mean would be the Brier score, "
+        f"- **The distribution.** At the last token there are {join_words(inside)}. Outcomes are 0 or 1, and an "
+        f"interval holds a part of either by lot (the randomised transform), so that coverage says whether the "
+        f"predicted *share* of successes is right, not whether tasks are told apart: the constant has {plain} in its "
+        f"80 % interval. The CRPS is {crps:.3f}; that of a coin with the predicted mean would be the Brier score, "
         f"{brier:.3f}. Inside a fold the predicted means of tasks have a standard deviation of {spread['mean']:.4f}, "
         f"their shares of successes {spread['success']:.2f}."
     )

@@ -1,28 +1,22 @@
-"""Figures: functions of tidy frames and arrays that return matplotlib Figures, equal bytes for equal input.
+"""Figures: functions of tidy frames and arrays that return matplotlib Figures, with equal bytes for equal input.
 
-`theme()` once in a notebook; colours and markers of methods come from one table (`style.METHODS`), everywhere the same.
+Call `set_figure_theme()` once in a notebook. All figures take colours and markers of methods from `style.METHOD_LOOKS`.
 """
 
 from dvpo_lib.reporting.figures.comparison import (
-    breakdown,
     final_comparison,
     improvement_intervals,
     learning_curves,
     paper_beside_ours,
 )
 from dvpo_lib.reporting.figures.critic import (
-    calibration,
-    explained_variance,
+    calibration_panels,
+    explained_variance_panels,
     quantile_curves,
     token_text,
     value_along_response,
 )
-from dvpo_lib.reporting.figures.diagnostics import diagnostics
-from dvpo_lib.reporting.figures.method import kappa_curves, lab_curve, readouts, term_curves, walk_widths
-from dvpo_lib.reporting.figures.real import auc_against_noise, task_intervals, value_over_text
-from dvpo_lib.reporting.figures.style import look, save, theme
-from dvpo_lib.reporting.figures.tuning import tuning_grid
-from dvpo_lib.reporting.figures.world import (
+from dvpo_lib.reporting.figures.data_and_noise import (
     base_skill,
     confusion_bars,
     loss_curve,
@@ -30,38 +24,42 @@ from dvpo_lib.reporting.figures.world import (
     reward_model_quality,
     vote_quality,
 )
-from dvpo_lib.reporting.names import NAMES, label
+from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels
+from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
+from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
+from dvpo_lib.reporting.figures.style import look_of, save_figure, set_figure_theme
+from dvpo_lib.reporting.figures.tuning import tuning_grid
+from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 
 __all__ = [
-    "NAMES",
+    "DISPLAY_NAMES",
     "auc_against_noise",
     "base_skill",
-    "breakdown",
-    "calibration",
+    "calibration_panels",
     "confusion_bars",
-    "diagnostics",
-    "explained_variance",
+    "diagnostic_panels",
+    "display_name",
+    "explained_variance_panels",
     "final_comparison",
     "improvement_intervals",
-    "kappa_curves",
+    "kappa_panels",
     "lab_curve",
-    "label",
     "learning_curves",
-    "look",
+    "look_of",
     "loss_curve",
     "paper_beside_ours",
     "quantile_curves",
-    "readouts",
+    "readout_panels",
     "reward_histograms",
     "reward_model_quality",
-    "save",
+    "save_figure",
+    "set_figure_theme",
     "task_intervals",
     "term_curves",
-    "theme",
     "token_text",
     "tuning_grid",
     "value_along_response",
     "value_over_text",
     "vote_quality",
-    "walk_widths",
+    "walk_panels",
 ]

@@ -7,13 +7,19 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dvpo_lib.reporting.figures.style import BASE, caption, jitter, legend_above, look, new
-from dvpo_lib.reporting.names import label
-from dvpo_lib.reporting.statistics import curve_bands, run_scores, summary
-
-PERCENT = PercentFormatter(1.0, decimals=0)
+from dvpo_lib.reporting.figures.style import (
+    BASE_LOOK,
+    PERCENT_AXIS,
+    add_caption,
+    jitter_offsets,
+    legend_above,
+    look_of,
+    new_figure,
+)
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.statistics import curve_bands, run_scores, summarise_scores
 
 
 def _in_order(values) -> list:
@@ -40,7 +46,7 @@ def learning_curves(
     curves[y] = runs.transform(lambda s: s.rolling(smooth, min_periods=1).mean())
     families, noises, methods = (_in_order(curves[c]) for c in ("family", "noise", "method"))
     width = min(3.9, 9.6 / len(noises)) if len(noises) > 1 else 5.6
-    figure, axes = new(
+    figure, axes = new_figure(
         width * len(noises) + 0.4, 0.9 + 2.8 * len(families), len(families), len(noises), sharex=True, sharey="row"
     )
     handles = []
@@ -50,7 +56,7 @@ def learning_curves(
             own = cell[cell["method"] == method]
             if own[y].isna().all():
                 continue
-            style = look(method, methods)
+            style = look_of(method, methods)
             for _, run in own.groupby("seed"):
                 ax.plot(run[x], run[y], color=style.color, lw=0.6, alpha=0.35)
             band = curve_bands(own, y, by=["method"], x=x)
@@ -67,19 +73,19 @@ def learning_curves(
                 label=style.name,
             )
         if base is not None and family in base:
-            handles.append(ax.axhline(base[family], color=BASE.color, ls="--", lw=1.2, label=BASE.name))
+            handles.append(ax.axhline(base[family], color=BASE_LOOK.color, ls="--", lw=1.2, label=BASE_LOOK.name))
         if family == families[0]:
-            ax.set_title(label(noise))
+            ax.set_title(display_name(noise))
         if family == families[-1]:
-            ax.set_xlabel(label(x))
+            ax.set_xlabel(display_name(x))
         if noise == noises[0]:
-            ax.set_ylabel(label(y) + (f", trained on {family}" if len(families) > 1 else ""))
+            ax.set_ylabel(display_name(y) + (f", trained on {family}" if len(families) > 1 else ""))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.7))
     seeds = curves["seed"].nunique()
     spread = f", bands: 95 % bootstrap intervals over {seeds} seeds" if seeds > 1 else " (one seed: no interval)"
     running = f" Running mean over {smooth} iterations." if smooth > 1 else ""
-    return caption(figure, f"Thin lines: single seeds. Thick lines: interquartile means{spread}.{running} {note}")
+    return add_caption(figure, f"Thin lines: single seeds. Thick lines: interquartile means{spread}.{running} {note}")
 
 
 def _interval(ax, low: float, point: float, high: float, height: float, style) -> None:
@@ -101,11 +107,11 @@ def _grid(roles: list, noises: list, methods: list, height: float):
         figure, axes (R, C) and for each panel row the list of (noise, method, row name).
     """
     if len(methods) == 1:
-        rows = [[(n, methods[0], label(n)) for n in noises]]
+        rows = [[(n, methods[0], display_name(n)) for n in noises]]
     else:
-        rows = [[(n, m, look(m, methods).name) for m in methods] for n in noises]
+        rows = [[(n, m, look_of(m, methods).name) for m in methods] for n in noises]
     tall = sum(0.55 + height * len(r) for r in rows)
-    figure, axes = new(
+    figure, axes = new_figure(
         2.0 + min(2.7 * len(roles), 8.0),
         1.15 + tall,
         len(rows),
@@ -115,12 +121,14 @@ def _grid(roles: list, noises: list, methods: list, height: float):
         height_ratios=[0.6 + len(r) for r in rows],
     )
     for ax, role in zip(axes[0], roles, strict=True):
-        ax.set_title(label(role), fontsize=11 if len(roles) < 4 else 9)
+        ax.set_title(display_name(role), fontsize=11 if len(roles) < 4 else 9)
     for row, panels in zip(rows, axes, strict=True):
         for ax in panels:
             _rows(ax, [name for _, _, name in row])
         if len(methods) > 1:
-            panels[-1].annotate(label(row[0][0]), (1.03, 0.5), xycoords="axes fraction", rotation=-90, va="center")
+            panels[-1].annotate(
+                display_name(row[0][0]), (1.03, 0.5), xycoords="axes fraction", rotation=-90, va="center"
+            )
     return figure, axes, rows
 
 
@@ -139,7 +147,7 @@ def final_comparison(
         overall: a further column over all test sets.
     """
     keys = ["noise", "method", "role"]
-    table = summary(final, metric, overall).set_index(keys)
+    table = summarise_scores(final, metric, overall).set_index(keys)
     runs = run_scores(final, metric, overall).set_index(keys)["value"].sort_index()
     methods, noises, roles = (_in_order(table.index.get_level_values(c)) for c in ("method", "noise", "role"))
     figure, axes, rows = _grid(roles, noises, methods, 0.27)
@@ -148,20 +156,20 @@ def final_comparison(
             for k, (noise, method, _) in enumerate(row):
                 if (noise, method, role) not in table.index:
                     continue
-                style, p = look(method, methods), table.loc[(noise, method, role)]
+                style, p = look_of(method, methods), table.loc[(noise, method, role)]
                 dots = runs.loc[[(noise, method, role)]]
-                heights = [k + 0.24 + d for d in jitter(len(dots), 0.16)]
+                heights = [k + 0.24 + d for d in jitter_offsets(len(dots), 0.16)]
                 ax.scatter(dots, heights, s=11, color=style.color, alpha=0.55, lw=0, zorder=2)
                 _interval(ax, p["low"], p["iqm"], p["high"], k - 0.08, style)
             if base and role in base:
-                ax.axvline(base[role], color=BASE.color, ls="--", lw=1.2)
+                ax.axvline(base[role], color=BASE_LOOK.color, ls="--", lw=1.2)
     for ax in axes[-1]:
-        ax.set_xlabel(f"{label(metric)} score")
-        ax.xaxis.set_major_formatter(PERCENT)
+        ax.set_xlabel(f"{display_name(metric)} score")
+        ax.xaxis.set_major_formatter(PERCENT_AXIS)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
     dashed = " Dashed: the base policy." if base else ""
-    return caption(
+    return add_caption(
         figure,
         "Symbols: interquartile mean over runs with its stratified bootstrap 95 % interval; "
         f"small dots: every seed.{dashed} {note}",
@@ -172,58 +180,26 @@ def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str 
     """Probability that a run beats one of the baseline, with intervals; columns are roles, rows noises.
 
     Args:
-        table: of `statistics.improvement`.
+        table: of `statistics.improvement_table`.
     """
     methods, noises, roles = (_in_order(table[c]) for c in ("method", "noise", "role"))
     cells = table.set_index(["noise", "method", "role"])
     figure, axes, rows = _grid(roles, noises, methods, 0.23)
     for row, panels in zip(rows, axes, strict=True):
         for role, ax in zip(roles, panels, strict=True):
-            ax.axvline(0.5, color=BASE.color, lw=1.2, ls="--")
+            ax.axvline(0.5, color=BASE_LOOK.color, lw=1.2, ls="--")
             ax.set_xlim(-0.04, 1.04)
             for k, key in enumerate(row):
                 if (*key[:2], role) in cells.index:
                     p = cells.loc[(*key[:2], role)]
-                    _interval(ax, p["low"], p["probability"], p["high"], k, look(key[1], methods))
+                    _interval(ax, p["low"], p["probability"], p["high"], k, look_of(key[1], methods))
     for ax in axes[-1]:
-        ax.set_xlabel(f"P(a run beats one of {label(baseline)})")
-    return caption(
+        ax.set_xlabel(f"P(a run beats one of {display_name(baseline)})")
+    return add_caption(
         figure,
         "Probability of improvement with its stratified bootstrap 95 % interval; dashed: 0.5, "
         f"no better and no worse. {note}",
     )
-
-
-def breakdown(
-    frame: pd.DataFrame,
-    x: str = "rate",
-    by: str = "method",
-    base: float | None = None,
-    xlabel: str = "",
-    note: str = "",
-) -> Figure:
-    """Score against the strength of the noise: where each method (or winsorising level) breaks down.
-
-    Args:
-        frame: columns `by`, x (0..1), seed, value (0..1).
-    """
-    names = _in_order(frame[by])
-    figure, axes = new(6.2, 3.8)
-    ax, handles = axes[0, 0], []
-    for name in names:
-        own = frame[frame[by] == name].sort_values(x)
-        style = look(str(name), [str(n) for n in names])
-        band = curve_bands(own.assign(group=0), "value", by=["group"], x=x)
-        ax.scatter(own[x], own["value"], s=10, color=style.color, alpha=0.4, lw=0)
-        ax.fill_between(band[x], band["low"], band["high"], color=style.color, alpha=0.15, lw=0)
-        handles += ax.plot(band[x], band["iqm"], color=style.color, marker=style.marker, lw=2, ms=6, label=style.name)
-    if base is not None:
-        handles.append(ax.axhline(base, color=BASE.color, ls="--", lw=1.2, label=BASE.name))
-    ax.set(xlabel=xlabel or "share of corrupted rewards", ylabel="sampled score")
-    ax.xaxis.set_major_formatter(PERCENT)
-    ax.yaxis.set_major_formatter(PERCENT)
-    legend_above(figure, handles, columns=3)
-    return caption(figure, f"Interquartile mean over seeds (dots: each seed), bands: bootstrap 95 % intervals. {note}")
 
 
 def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
@@ -233,7 +209,7 @@ def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
         table: columns row, source ("paper" | "here"), change (points), low, high (NaN where none are given).
     """
     rows, sources = _in_order(table["row"]), ["paper", "here"]
-    figure, axes = new(9, 1.3 + 0.3 * len(rows), 1, 2, sharey=True)
+    figure, axes = new_figure(9, 1.3 + 0.3 * len(rows), 1, 2, sharey=True)
     for ax, source in zip(axes[0], sources, strict=True):
         own = table[table["source"] == source].set_index("row")
         for k, row in enumerate(rows):
@@ -246,6 +222,6 @@ def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
         ax.axvline(0, color="black", lw=0.8)
         ax.set(title="paper (taken from summaries)" if source == "paper" else "here", ylim=(len(rows) - 0.4, -0.6))
         ax.set(yticks=range(len(rows)), xlabel="change over the base (points)")
-        ax.set_yticklabels([look(r).name if r == "dvpo" else label(r) for r in rows])
+        ax.set_yticklabels([look_of(r).name if r == "dvpo" else display_name(r) for r in rows])
         ax.grid(axis="y", visible=False)
-    return caption(figure, note)
+    return add_caption(figure, note)

@@ -10,16 +10,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from dvpo_lib.reporting.figures.style import CRITICS, RIGHT, WRONG, caption, legend_above, look, new
-from dvpo_lib.reporting.names import label
-from dvpo_lib.reporting.statistics import bootstrap_interval, coverage
+from dvpo_lib.reporting.figures.style import (
+    CRITIC_LOOKS,
+    PERCENT_AXIS,
+    RIGHT,
+    WRONG,
+    add_caption,
+    legend_above,
+    look_of,
+    new_figure,
+)
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prediction_quality import interval_coverage
+from dvpo_lib.reporting.statistics import bootstrap_interval
 
-PERCENT = PercentFormatter(1.0, decimals=0)
 
-
-def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
+def calibration_panels(frame: pd.DataFrame, note: str = "") -> Figure:
     """Is the predicted distribution right? Coverage against level, histogram of the PIT, CRPS.
 
     Args:
@@ -27,15 +34,15 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
             that predicts a point), crps (reward units).
     """
     names = list(dict.fromkeys(frame["critic"]))
-    figure, axes = new(9.8, 3.7, 1, 3, width_ratios=[1, 1.1, 0.9])
+    figure, axes = new_figure(9.8, 3.7, 1, 3, width_ratios=[1, 1.1, 0.9])
     cover, hist, bars = axes[0]
     cover.plot([0, 1], [0, 1], color="black", lw=0.9, ls=":")
     drawn = []
     for name in names:
-        pit, style = frame.loc[frame["critic"] == name, "pit"].dropna(), look(name, names)
+        pit, style = frame.loc[frame["critic"] == name, "pit"].dropna(), look_of(name, names)
         if pit.empty:
             continue
-        c = coverage(pit)
+        c = interval_coverage(pit)
         cover.fill_between(c["level"], c["low"], c["high"], color=style.color, alpha=0.18, lw=0)
         drawn += cover.plot(c["level"], c["covered"], color=style.color, marker=style.marker, ms=4, label=style.name)
         density, edges = np.histogram(pit, np.linspace(0, 1, 11), density=True)
@@ -43,19 +50,21 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
         hist.stairs(density, edges, color=style.color, alpha=0.12, fill=True)
     cover.set(xlabel="level of the central interval", ylabel="outcomes inside", title="coverage")
     cover.set(xlim=(0, 1), ylim=(0, 1))
-    cover.xaxis.set_major_formatter(PERCENT)
-    cover.yaxis.set_major_formatter(PERCENT)
+    cover.xaxis.set_major_formatter(PERCENT_AXIS)
+    cover.yaxis.set_major_formatter(PERCENT_AXIS)
     hist.axhline(1, color="black", lw=0.9, ls=":")
     hist.set(xlabel="randomised PIT of the outcome", ylabel="density", title="where outcomes fall")
     hist.set(xlim=(0, 1), ylim=(0, None))
     for k, name in enumerate(names):
-        values, style = frame.loc[frame["critic"] == name, "crps"].to_numpy(), look(name, names)
+        values, style = frame.loc[frame["critic"] == name, "crps"].to_numpy(), look_of(name, names)
         e = bootstrap_interval(values, statistic=np.mean, resamples=500)
         bars.bar(k, e.point, color=style.color, width=0.6)
         bars.plot([k, k], [e.low, e.high], color="black", lw=1.3)
         bars.text(k, max(e.point, np.nan_to_num(e.high)), f" {e.point:.3f}\n", ha="center", va="bottom", fontsize=9)
     bars.set(xticks=range(len(names)), title="CRPS (smaller is better)", ylabel="reward units")
-    bars.set_xticklabels([textwrap.fill(look(n, names).name, 11) for n in names], fontsize=8 if len(names) < 4 else 7)
+    bars.set_xticklabels(
+        [textwrap.fill(look_of(n, names).name, 11) for n in names], fontsize=8 if len(names) < 4 else 7
+    )
     bars.margins(y=0.18)
     bars.grid(axis="x", visible=False)
     legend_above(figure, drawn)
@@ -64,10 +73,10 @@ def calibration(frame: pd.DataFrame, note: str = "") -> Figure:
         "flat histogram (a hump: predicted too wide; a U: too narrow; a slope: biased). The CRPS of a point prediction "
         "is its mean absolute error."
     )
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")
 
 
-def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
+def explained_variance_panels(scores: pd.DataFrame, note: str = "") -> Figure:
     """Explained variance of the received and of the true reward at three positions of a response; dots are seeds.
 
     Args:
@@ -75,12 +84,12 @@ def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
     """
     scores = scores[scores["critic"] != "constant"]
     noises, names, places = (list(dict.fromkeys(scores[c])) for c in ("noise", "critic", "at"))
-    figure, axes = new(1.2 + min(2.6 * 2 * len(noises), 8.6), 3.3, 1, 2 * len(noises), sharey=True)
+    figure, axes = new_figure(1.2 + min(2.6 * 2 * len(noises), 8.6), 3.3, 1, 2 * len(noises), sharey=True)
     handles = []
     panels = [(n, c) for n in noises for c in ("ev_received", "ev_true")]
     for ax, (noise, column) in zip(axes[0], panels, strict=True):
         for k, name in enumerate(names):
-            own, style = scores[(scores["noise"] == noise) & (scores["critic"] == name)], look(name, names)
+            own, style = scores[(scores["noise"] == noise) & (scores["critic"] == name)], look_of(name, names)
             at = np.array([places.index(p) for p in own["at"]]) + 0.16 * (k - (len(names) - 1) / 2)
             ax.scatter(at, own[column], s=14, color=style.color, alpha=0.45, lw=0)
             mean = own.groupby("at", sort=False)[column].mean()[places]
@@ -89,13 +98,13 @@ def explained_variance(scores: pd.DataFrame, note: str = "") -> Figure:
         ax.set(xticks=range(len(places)), xlim=(-0.5, len(places) - 0.5), xlabel="token")
         ax.set_xticklabels(places)
         ax.set_title(
-            f"{label(noise)}\n{'reward as received' if column == 'ev_received' else 'true reward'}",
+            f"{display_name(noise)}\n{'reward as received' if column == 'ev_received' else 'true reward'}",
             fontsize=11 if len(panels) < 5 else 8.5,
         )
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("explained variance")
     legend_above(figure, handles)
-    return caption(figure, f"1: perfect, 0: no better than a constant. Dots: seeds, lines: their means. {note}")
+    return add_caption(figure, f"1: perfect, 0: no better than a constant. Dots: seeds, lines: their means. {note}")
 
 
 def value_along_response(
@@ -120,8 +129,8 @@ def value_along_response(
     """
     q = np.sort(np.asarray(quantiles, dtype=float), axis=-1)
     steps, m = np.arange(len(q)), q.shape[1]
-    figure, axes = new(min(11, max(6.5, 2.5 + 0.33 * len(q))), 3.8)
-    ax, color, handles = axes[0, 0], CRITICS["quantile"].color, []
+    figure, axes = new_figure(min(11, max(6.5, 2.5 + 0.33 * len(q))), 3.8)
+    ax, color, handles = axes[0, 0], CRITIC_LOOKS["quantile"].color, []
     at = (2 * np.arange(1, m + 1) - 1) / (2 * m)
     for tail, shade in ((0.05, 0.14), (0.1, 0.2), (0.25, 0.28)):
         low, high = (np.array([np.interp(p, at, row) for row in q]) for p in (tail, 1 - tail))
@@ -129,7 +138,7 @@ def value_along_response(
         handles.append(ax.fill_between(steps, low, high, color=color, alpha=shade, lw=0, label=name))
     handles += ax.plot(steps, q.mean(1), color=color, marker="o", ms=4, lw=2, label="mean of the quantiles")
     if scalar is not None:
-        style = CRITICS["scalar"]
+        style = CRITIC_LOOKS["scalar"]
         handles += ax.plot(steps, scalar, color=style.color, marker=style.marker, ms=3.5, lw=1.2, label=style.name)
     if reward is not None:
         handles.append(
@@ -152,7 +161,7 @@ def value_along_response(
     beyond = limits is not None and (q.min() < limits[0] or q.max() > limits[1])
     cut = " The bands go on beyond the axis." if beyond else ""
     legend_above(figure, handles)
-    return caption(figure, f"The value stands over the token it comes before.{cut} {note}")
+    return add_caption(figure, f"The value stands over the token it comes before.{cut} {note}")
 
 
 def token_text(
@@ -180,7 +189,7 @@ def token_text(
     reach = max(float(np.quantile(np.abs(values), 0.98)), least, 1e-9)
     norm, colors = TwoSlopeNorm(0, -reach, reach), mpl.colormaps["PuOr"]
     size = 9.5  # points; a letter of the monospaced font is 0.602 of its size wide, a point is 1/72 inch
-    figure, axes = new(width * size * 0.602 / 72 + 0.4, 0.27 * len(lines) + 1.0)
+    figure, axes = new_figure(width * size * 0.602 / 72 + 0.4, 0.27 * len(lines) + 1.0)
     ax = axes[0, 0]
     for k, (heading, row) in enumerate(lines):
         if heading is not None:
@@ -211,7 +220,7 @@ def token_text(
         shrink=0.6,
     )
     bar.set_label(title, fontsize=9)
-    return caption(figure, note) if note else figure
+    return add_caption(figure, note) if note else figure
 
 
 def quantile_curves(
@@ -229,7 +238,7 @@ def quantile_curves(
         received: rewards whose own quantile curve is drawn dotted.
     """
     variants = list(dict.fromkeys(curves["variant"]))
-    figure, axes = new(9.8, 3.9, 1, 3, width_ratios=[1.3, 1, 1])
+    figure, axes = new_figure(9.8, 3.9, 1, 3, width_ratios=[1.3, 1, 1])
     parts, handles = (("whole distribution", 0, 1), ("lower tail", 0, tail), ("upper tail", 1 - tail, 1)), []
     for ax, (title, start, end) in zip(axes[0], parts, strict=True):
         if received is not None:
@@ -237,7 +246,7 @@ def quantile_curves(
             handles += ax.plot(at, np.quantile(received, at), color="black", lw=1.3, ls=":", label="rewards received")
         inside = curves[(curves["level"] >= start - 0.01) & (curves["level"] <= end + 0.01)]
         for variant in variants:
-            own, style = inside[inside["variant"] == variant], look(variant, variants)
+            own, style = inside[inside["variant"] == variant], look_of(variant, variants)
             if "seed" in own:
                 for _, run in own.groupby("seed"):
                     ax.plot(run["level"], run["value"], color=style.color, lw=0.5, alpha=0.3)
@@ -255,7 +264,7 @@ def quantile_curves(
             )
             handles += line if ax is axes[0, 0] else []
         ax.set(title=title, xlabel="quantile level", xlim=(start, end))
-        ax.xaxis.set_major_formatter(PERCENT)
+        ax.xaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].set_ylabel(ylabel)
     legend_above(figure, handles, columns=3)
-    return caption(figure, note) if note else figure
+    return add_caption(figure, note) if note else figure

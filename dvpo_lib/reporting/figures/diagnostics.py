@@ -8,11 +8,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from dvpo_lib.reporting.figures.style import caption, legend_above, new
-from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.figures.style import add_caption, legend_above, new_figure
+from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.statistics import curve_bands
 
-COLUMNS = (
+DIAGNOSTIC_COLUMNS = (
     "reward_noisy",
     "reward_true",
     "kl",
@@ -28,14 +28,16 @@ COLUMNS = (
 DASHES = ("-", "--", ":", "-.")
 
 
-def tint(color: str, step: int) -> tuple[float, float, float]:
+def noise_shade(color: str, step: int) -> tuple[float, float, float]:
     """A method's own colour (step 0), and shades of it for further noises: towards black, or white where it is dark."""
     rgb = np.array(to_rgb(color))
     other = np.zeros(3) if rgb.mean() > 0.25 else np.ones(3)
     return tuple(rgb + (other - rgb) * min(0.55 * step, 0.8))
 
 
-def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", note: str = "") -> Figure:
+def diagnostic_panels(
+    curves: pd.DataFrame, columns=DIAGNOSTIC_COLUMNS, color: str = "#0072B2", note: str = ""
+) -> Figure:
     """Small panels, one per diagnostic, of one method: a line style for each noise, thin lines for seeds.
 
     Args:
@@ -45,19 +47,19 @@ def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", n
     noises = list(dict.fromkeys(curves["noise"]))
     wide = min(4, len(columns))
     tall = -(-len(columns) // wide)
-    figure, axes = new(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
+    figure, axes = new_figure(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
     handles = []
     for ax, column in zip(axes.flat, columns, strict=False):
         for noise, dash in zip(noises, DASHES * len(noises), strict=False):
             own = curves[curves["noise"] == noise].dropna(subset=[column])
             if own.empty:
                 continue
-            shade = tint(color, noises.index(noise))
+            shade = noise_shade(color, noises.index(noise))
             for _, run in own.groupby(["family", "seed"]):
                 ax.plot(run["rollouts"], run[column], color=shade, lw=0.5, alpha=0.3)
             band = curve_bands(own, column, by=["noise"], x="rollouts")
-            handles += ax.plot(band["rollouts"], band["iqm"], color=shade, ls=dash, lw=1.9, label=label(noise))
-        ax.set_title(label(column), fontsize=9.5)
+            handles += ax.plot(band["rollouts"], band["iqm"], color=shade, ls=dash, lw=1.9, label=display_name(noise))
+        ax.set_title(display_name(column), fontsize=9.5)
         if column == "explained_variance":
             ax.set_ylim(max(-1.0, ax.get_ylim()[0]), min(1.0, ax.get_ylim()[1]))  # the first steps may lie far below
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -65,6 +67,6 @@ def diagnostics(curves: pd.DataFrame, columns=COLUMNS, color: str = "#0072B2", n
     for ax in axes.flat[len(columns) :]:
         ax.set_visible(False)
     for ax in axes[-1]:
-        ax.set_xlabel(label("rollouts"), fontsize=9)
+        ax.set_xlabel(display_name("rollouts"), fontsize=9)
     legend_above(figure, handles)
-    return caption(figure, f"Thin lines: single seeds; thick lines: interquartile means. {note}")
+    return add_caption(figure, f"Thin lines: single seeds; thick lines: interquartile means. {note}")

@@ -7,26 +7,24 @@ import math
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from scipy.stats import norm
 
-from dvpo_lib.reporting.figures.style import caption, legend_above, new
-from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.figures.style import PERCENT_AXIS, add_caption, legend_above, new_figure
+from dvpo_lib.reporting.names import display_name
 
-PERCENT = PercentFormatter(1.0, decimals=0)
-TRUTH = {"color": "black", "lw": 1.4, "ls": ":"}
+TRUTH_LINE = {"color": "black", "lw": 1.4, "ls": ":"}
 WEAK, STRONG, CORE = "#56B4E9", "#D55E00", "#8C8C8C"
-KINDS = {"true": "black", "comonotone": "#D55E00", "mixture": "#0072B2"}
+TARGET_COLORS = {"true": "black", "comonotone": "#D55E00", "mixture": "#0072B2"}
 
 
-TICKS = (0.01, 0.1, 0.5, 0.9, 0.99)
+LEVEL_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def _probability_axis(ax) -> None:
     """An x axis on which a Gaussian's quantile curve is a straight line: the tails get room."""
     ax.set_xscale("function", functions=(norm.ppf, norm.cdf))
-    ax.set(xlim=(0.007, 0.993), xticks=TICKS)
-    ax.set_xticklabels([f"{100 * t:g}" for t in TICKS])
+    ax.set(xlim=(0.007, 0.993), xticks=LEVEL_TICKS)
+    ax.set_xticklabels([f"{100 * t:g}" for t in LEVEL_TICKS])
     ax.set_xticks([], minor=True)
     for start, end in ((0.007, 0.1), (0.9, 0.993)):
         ax.axvspan(start, end, color="0.5", alpha=0.08, lw=0)
@@ -36,26 +34,26 @@ def _shades(count: int) -> list[str]:
     return sns.color_palette("viridis", count + 1).as_hex()[:count]
 
 
-def kappa_curves(curves: pd.DataFrame, note: str = "") -> Figure:
+def kappa_panels(curves: pd.DataFrame, note: str = "") -> Figure:
     """Learned quantile curves of 0/1 rewards for several Huber thresholds, beside the true curve.
 
     Args:
         curves: p, kappa, level, value, truth (return units).
     """
     ps, kappas = (list(dict.fromkeys(curves[c])) for c in ("p", "kappa"))
-    figure, axes = new(9.6, 3.9, 1, len(ps), sharey=True)
+    figure, axes = new_figure(9.6, 3.9, 1, len(ps), sharey=True)
     handles = []
     for ax, p in zip(axes[0], ps):
         own = curves[curves["p"] == p]
         for kappa, color in zip(kappas, _shades(len(kappas))):
             line = own[own["kappa"] == kappa]
             handles += ax.plot(line["level"], line["value"], color=color, lw=2.2, label=f"kappa = {kappa:g}")
-        handles += ax.plot(line["level"], line["truth"], **TRUTH, label="truth")
+        handles += ax.plot(line["level"], line["truth"], **TRUTH_LINE, label="truth")
         ax.set(title=f"right in {p:.0%} of cases", xlabel="quantile level", xlim=(0.5, 1))
-        ax.xaxis.set_major_formatter(PERCENT)
+        ax.xaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].set_ylabel("return (reward units)")
     legend_above(figure, handles, columns=6)
-    return caption(
+    return add_caption(
         figure,
         "The area under a curve is its mean read-out. The larger kappa, the more of the step turns "
         f"into a slope that starts far too early. {note}",
@@ -74,7 +72,7 @@ def term_curves(
     cells = [(t, f) for t, f in dict.fromkeys(zip(curves["term"], curves["form"])) if t != "core"]
     columns = 4
     rows = math.ceil(len(cells) / columns)
-    figure, axes = new(10.4, 0.9 + 2.3 * rows, rows, columns, sharex=True, sharey=True)
+    figure, axes = new_figure(10.4, 0.9 + 2.3 * rows, rows, columns, sharex=True, sharey=True)
     core, handles = curves[curves["term"] == "core"], []
     for ax in axes.flat[len(cells) :]:
         ax.axis("off")
@@ -94,8 +92,8 @@ def term_curves(
                 lw=(2.2, 1.7)[k],
                 label=("default weight", "stronger weight")[k],
             )
-        handles += ax.plot(truth["level"], truth["value"], **TRUTH, label="truth")
-        ax.set_title(f"{label(term)}\n{form}" if form else label(term), fontsize=9)
+        handles += ax.plot(truth["level"], truth["value"], **TRUTH_LINE, label="truth")
+        ax.set_title(f"{display_name(term)}\n{form}" if form else display_name(term), fontsize=9)
         ax.text(
             0.03,
             0.95,
@@ -114,23 +112,23 @@ def term_curves(
             ax.set_xlabel("quantile level (%)")
             ax.tick_params(labelbottom=True)
     legend_above(figure, handles, columns=5)
-    return caption(
+    return add_caption(
         figure,
         "A term is harmless where its curve lies on the dotted one and biased where it leaves it: "
         f"look at both ends. The axis stretches the tails; shaded: 10 % each. {note}",
     )
 
 
-def walk_widths(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
+def walk_panels(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
     """What a critic learns from comonotone and from mixture targets: quantile curves at one lambda, width against it.
 
     Args:
         widths: kind (true, comonotone, mixture), lambda, level, value (return units).
     """
-    figure, axes = new(9.6, 3.9, 1, 2)
+    figure, axes = new_figure(9.6, 3.9, 1, 2)
     curve, spread = axes[0]
     handles = []
-    for kind, color in KINDS.items():
+    for kind, color in TARGET_COLORS.items():
         own = widths[widths["kind"] == kind]
         line = {"lw": 2, "color": color, "label": kind, "ls": ":" if kind == "true" else "-"}
         one = own[own["lambda"] == lam]
@@ -138,19 +136,21 @@ def walk_widths(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
         std = own.groupby("lambda")["value"].std(ddof=0)
         handles += spread.plot(std.index, std, **line, marker={"comonotone": "o", "mixture": "s"}.get(kind), ms=5)
     curve.set(title=f"lambda = {lam:g}", xlabel="quantile level", ylabel="return of the first state")
-    curve.xaxis.set_major_formatter(PERCENT)
+    curve.xaxis.set_major_formatter(PERCENT_AXIS)
     spread.set(title="width", xlabel="lambda", ylabel="standard deviation (return units)", ylim=(0, None))
     legend_above(figure, handles)
-    return caption(figure, f"Look at the lines between lambda 0 and 1: which of them keeps the dotted width? {note}")
+    return add_caption(
+        figure, f"Look at the lines between lambda 0 and 1: which of them keeps the dotted width? {note}"
+    )
 
 
-def readouts(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") -> Figure:
+def readout_panels(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") -> Figure:
     """Weights that read-outs give to quantile levels, and the reward that winsorising lets through.
 
     Args:
         weights: readout, level, weight (1: that of the mean). band: level (0: no bound), reward, used (reward units).
     """
-    figure, axes = new(10.2, 4.1, 1, 2)
+    figure, axes = new_figure(10.2, 4.1, 1, 2)
     left, right = axes[0]
     names, bands = list(dict.fromkeys(weights["readout"])), list(dict.fromkeys(band["level"]))
     palette = ["black", "#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73"]
@@ -158,14 +158,14 @@ def readouts(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") -> Figur
         own = weights[weights["readout"] == name]
         left.plot(own["level"], own["weight"], color=color, ls=dash, lw=2, label=name)
     left.set(title="weight of a quantile", xlabel="quantile level", ylabel="weight (1: that of the mean)", ylim=(0, 6))
-    left.xaxis.set_major_formatter(PERCENT)
+    left.xaxis.set_major_formatter(PERCENT_AXIS)
     left.legend(loc="upper center", ncols=2)
     for level, color in zip(bands, _shades(len(bands))):
         own = band[band["level"] == level]
         right.plot(own["reward"], own["used"], color=color, lw=2.2, label=f"level {level:.0%}" if level else "no bound")
     right.set(title="winsorised: reward in, reward used", xlabel="reward received", ylabel="reward used by the actor")
     right.legend()
-    return caption(figure, note)
+    return add_caption(figure, note)
 
 
 def lab_curve(found: pd.DataFrame, note: str = "") -> Figure:
@@ -174,11 +174,11 @@ def lab_curve(found: pd.DataFrame, note: str = "") -> Figure:
     Args:
         found: level, value, truth (return units).
     """
-    figure, axes = new(6.4, 3.6)
+    figure, axes = new_figure(6.4, 3.6)
     ax = axes[0, 0]
     ax.plot(found["level"], found["value"], color=STRONG, lw=2.2, label="learned")
-    ax.plot(found["level"], found["truth"], **TRUTH, label="truth")
+    ax.plot(found["level"], found["truth"], **TRUTH_LINE, label="truth")
     ax.set(xlabel="quantile level (%)", ylabel="return (reward units)")
     _probability_axis(ax)
     ax.legend(loc="upper left")
-    return caption(figure, note) if note else figure
+    return add_caption(figure, note) if note else figure

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from dvpo_lib.reporting.names import NAMES, label
+from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 
 
 class Look(NamedTuple):
@@ -23,27 +24,28 @@ class Look(NamedTuple):
 
 
 # After Okabe-Ito and Tol's muted palette; tests/test_figures.py holds them apart for colour-blind readers too.
-METHODS = {
-    "dvpo": Look("#0072B2", "o", NAMES["dvpo"]),
-    "dvpo_winsorised": Look("#D55E00", "D", NAMES["dvpo_winsorised"]),
-    "ppo": Look("#222222", "s", NAMES["ppo"]),
-    "ppo_clip_reward": Look("#CC79A7", "p", NAMES["ppo_clip_reward"]),
-    "robust_ppo": Look("#7F7F3F", "P", NAMES["robust_ppo"]),
-    "grpo": Look("#11B070", "^", NAMES["grpo"]),
-    "grpo_clip_reward": Look("#8DD3A8", "v", NAMES["grpo_clip_reward"]),
-    "dr_grpo": Look("#56B4E9", "<", NAMES["dr_grpo"]),
-    "reinforce_pp": Look("#E69F00", ">", NAMES["reinforce_pp"]),
-    "cql": Look("#882255", "X", NAMES["cql"]),
-    "rfqi": Look("#4B3F9E", "h", NAMES["rfqi"]),
+METHOD_LOOKS = {
+    "dvpo": Look("#0072B2", "o", DISPLAY_NAMES["dvpo"]),
+    "dvpo_winsorised": Look("#D55E00", "D", DISPLAY_NAMES["dvpo_winsorised"]),
+    "ppo": Look("#222222", "s", DISPLAY_NAMES["ppo"]),
+    "ppo_clip_reward": Look("#CC79A7", "p", DISPLAY_NAMES["ppo_clip_reward"]),
+    "robust_ppo": Look("#7F7F3F", "P", DISPLAY_NAMES["robust_ppo"]),
+    "grpo": Look("#11B070", "^", DISPLAY_NAMES["grpo"]),
+    "grpo_clip_reward": Look("#8DD3A8", "v", DISPLAY_NAMES["grpo_clip_reward"]),
+    "dr_grpo": Look("#56B4E9", "<", DISPLAY_NAMES["dr_grpo"]),
+    "reinforce_pp": Look("#E69F00", ">", DISPLAY_NAMES["reinforce_pp"]),
+    "cql": Look("#882255", "X", DISPLAY_NAMES["cql"]),
+    "rfqi": Look("#4B3F9E", "h", DISPLAY_NAMES["rfqi"]),
 }
-BASE = Look("#8C8C8C", "|", "base policy")
-CRITICS = {
+BASE_LOOK = Look("#8C8C8C", "|", "base policy")
+CRITIC_LOOKS = {
     "quantile": Look("#0072B2", "o", "quantile critic"),
     "scalar": Look("#222222", "s", "scalar critic"),
     "quantile_increments": Look("#56B4E9", "v", "quantile critic, increments"),
     "constant": Look("#8C8C8C", "d", "training rewards (no critic)"),
     "generator": Look("#CC79A7", "^", "generator's own rewards (no critic)"),
 }
+PERCENT_AXIS = PercentFormatter(1.0, decimals=0)  # axes of shares: 0.4 -> 40%
 RIGHT, WRONG = "#4477AA", "#EE6677"  # answers that are truly right, truly wrong
 THEME = {
     "figure.dpi": 110,
@@ -62,19 +64,19 @@ THEME = {
 }
 
 
-def look(name: str, among: Iterable[str] = ()) -> Look:
+def look_of(name: str, among: Iterable[str] = ()) -> Look:
     """The look of a method or critic; any other (an ablation row) has a place on a sequential scale of `among`."""
-    if name in METHODS or name in CRITICS:
-        return METHODS.get(name) or CRITICS[name]
-    rows = [n for n in dict.fromkeys(among) if n not in METHODS]
+    if name in METHOD_LOOKS or name in CRITIC_LOOKS:
+        return METHOD_LOOKS.get(name) or CRITIC_LOOKS[name]
+    rows = [n for n in dict.fromkeys(among) if n not in METHOD_LOOKS]
     if name not in rows:
-        return Look("#555555", "o", label(name))
+        return Look("#555555", "o", display_name(name))
     place = rows.index(name)
     scale = sns.color_palette("viridis", len(rows) + 1).as_hex()  # the palest one is left out
-    return Look(scale[place], "os^DvP<X>p*h"[place % 12], label(name))
+    return Look(scale[place], "os^DvP<X>p*h"[place % 12], display_name(name))
 
 
-def theme() -> None:
+def set_figure_theme() -> None:
     """Sets seaborn's theme and, inside a notebook, pictures with equal bytes for equal figures."""
     sns.set_theme(context="notebook", style="whitegrid", rc=THEME)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -84,14 +86,14 @@ def theme() -> None:
         select_figure_formats(shell, {"png"}, metadata={"Software": None}, bbox_inches="tight")
 
 
-def new(width: float, height: float, rows: int = 1, columns: int = 1, **axes):
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **axes):
     """(Figure, 2-D array of axes), sizes in inches; unknown to pyplot, so nothing is drawn twice or kept alive."""
     with mpl.rc_context({**sns.axes_style("whitegrid"), **THEME}):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False, **axes)
 
 
-def caption(figure: Figure, text: str) -> Figure:
+def add_caption(figure: Figure, text: str) -> Figure:
     """Writes a caption below the figure: what is shown, and what to look at."""
     width = int(figure.get_figwidth() * 17)
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.005, ha="left", fontsize=8.5, color="0.35")
@@ -107,12 +109,12 @@ def legend_above(figure: Figure, handles, columns: int = 6) -> None:
         )
 
 
-def jitter(count: int, width: float = 0.2):
+def jitter_offsets(count: int, width: float = 0.2):
     """Fixed small offsets that keep equal dots apart."""
     return [width * (((i * 0.618034) % 1) - 0.5) for i in range(count)]
 
 
-def save(figure: Figure, path) -> None:
+def save_figure(figure: Figure, path) -> None:
     """Writes PNG or SVG without dates and version numbers: equal figures give equal bytes."""
     metadata = {"Date": None} if str(path).endswith(".svg") else {"Software": None}
     with mpl.rc_context({"svg.hashsalt": "dvpo"}):

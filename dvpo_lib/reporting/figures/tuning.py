@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dvpo_lib.reporting.figures.style import caption, legend_above, look, new
-from dvpo_lib.reporting.names import spelled
+from dvpo_lib.reporting.figures.style import add_caption, legend_above, look_of, new_figure
+from dvpo_lib.reporting.names import setting_text
 
-SETTINGS = {
+SETTING_NAMES = {
     "training.lam": "λ of the advantages",
     "training.epsilon": "clip range ε",
     "training.beta": "KL weight β",
@@ -21,7 +21,7 @@ SETTINGS = {
     "critic.q.conservatism": "conservatism α",
     "critic.q.radius": "radius of the worst case",
 }
-FRAMES = {  # of a cell: (label, inset in cells, style)
+CELL_FRAMES = {  # of a cell: (label, inset in cells, style)
     "stood": ("where params.yaml stood", 0.13, dict(lw=1.6, ls=(0, (2, 1.5)))),
     "winner": ("winner", 0.04, dict(ec="#D55E00", lw=2.8)),
 }
@@ -29,7 +29,7 @@ FRAMES = {  # of a cell: (label, inset in cells, style)
 
 def setting_name(dotted: str) -> str:
     """What people read for a setting that is tuned."""
-    return SETTINGS.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
+    return SETTING_NAMES.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
 
 
 def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Figure:
@@ -41,7 +41,7 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     methods = list(dict.fromkeys(grid["method"]))
     wide = min(4, len(methods))
     tall = -(-len(methods) // wide)
-    figure, axes = new(2.35 * wide + 1.1, 2.05 * tall + 0.9, tall, wide)
+    figure, axes = new_figure(2.35 * wide + 1.1, 2.05 * tall + 0.9, tall, wide)
     cells = grid.groupby(["method", "learning_rate", "value"], sort=False)["score"].mean()
     scale, colours = Normalize(cells.min(), cells.max()), mpl.colormaps["cividis"]
     handles: list = []
@@ -69,16 +69,16 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
             "stood": (won["stood_learning_rate"], won["stood_value"]),
             "winner": (won["learning_rate"], won["value"]),
         }
-        for name, (text, inset, frame) in FRAMES.items():
+        for name, (text, inset, frame) in CELL_FRAMES.items():
             rate, value = places[name]
             if rate in table.index and value in table.columns:
                 corner = (table.columns.get_loc(value) + inset, table.index.get_loc(rate) + inset)
                 side = 1 - 2 * inset
                 ax.add_patch(Rectangle(corner, side, side, **{"ec": ink(table.loc[rate, value]), **frame}, fill=False))
                 handles.append(Rectangle((0, 0), 1, 1, **{"ec": "black", **frame}, fill=False, label=text))
-        ax.set_title(look(method).name, fontsize=10)
-        ax.set_xticks([k + 0.5 for k in range(len(table.columns))], [spelled(v) for v in table.columns])
-        ax.set_yticks([k + 0.5 for k in range(len(table.index))], [spelled(v) for v in table.index])
+        ax.set_title(look_of(method).name, fontsize=10)
+        ax.set_xticks([k + 0.5 for k in range(len(table.columns))], [setting_text(v) for v in table.columns])
+        ax.set_yticks([k + 0.5 for k in range(len(table.index))], [setting_text(v) for v in table.index])
         ax.set_xlabel(setting_name(won["setting"]), fontsize=9)
         ax.grid(visible=False)
         ax.tick_params(length=0, labelsize=8)
@@ -93,7 +93,7 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     legend_above(figure, handles)
     seeds = grid.groupby(["method", "learning_rate", "value"])["seed"].nunique().max()
     each = f"means over {seeds} development seeds" if seeds > 1 else "one development seed each"
-    return caption(
+    return add_caption(
         figure,
         f"In each cell: true reward over the last quarter of training in per cent, {each}. The "
         f"colour scale is the same in all panels. {note}",

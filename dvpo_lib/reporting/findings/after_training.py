@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting import statistics
-from dvpo_lib.reporting.figures.style import look
-from dvpo_lib.reporting.names import label
-from dvpo_lib.reporting.prose import interval, listing, percent, points, sentence, under
+from dvpo_lib.reporting.figures.style import look_of
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prose import interval_text, join_words, noise_phrase, percent_text, signed_points
 
-WHERE = {
+ROLE_PHRASES = {
     "ID": "in distribution (ID)",
     "OOD": "on longer problems (OOD)",
     "ALL": "over all test sets",
@@ -35,10 +35,11 @@ def critic_findings(scores: pd.DataFrame) -> str:
         q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
         knows = "more than" if q["crps"] < c["crps"] else "no more than"
         lines.append(
-            f"- **{sentence(under(noise))}** the quantile critic explains, at the last token, {q['ev_true']:.2f} of "
-            f"the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. Its distribution has a CRPS of "
-            f"{q['crps']:.3f}, against {c['crps']:.3f} of the rewards' overall distribution (no critic): it knows "
-            f"{knows} that. Of the received rewards, {percent(q['cover80'])} fall inside the predicted 80 % interval."
+            f"- **{noise_phrase(noise, capital=True)}** the quantile critic explains, at the last token, "
+            f"{q['ev_true']:.2f} of the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. Its "
+            f"distribution has a CRPS of {q['crps']:.3f}, against {c['crps']:.3f} of the rewards' overall distribution "
+            f"(no critic): it knows {knows} that. Of the received rewards, {percent_text(q['cover80'])} fall inside "
+            "the predicted 80 % interval."
         )
     return "\n".join(lines)
 
@@ -50,12 +51,14 @@ def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str
         changes: {critic: `inspection.change_at_error`}.
     """
     parts = [
-        f"the {look(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the style word)"
+        f"the {look_of(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the style word)"
         for c, d in changes.items()
     ]
     count = next(iter(changes.values()))["count"]
-    text = f"Over {count} held-out responses with a wrong step, {under(noise)}, the predicted mean moves at the first "
-    text += f"wrong word: {listing(parts)}. "
+    text = (
+        f"Over {count} held-out responses with a wrong step, {noise_phrase(noise)}, the predicted mean moves at the "
+        f"first wrong word: {join_words(parts)}. "
+    )
     quantile = changes.get("quantile", next(iter(changes.values())))
     if quantile["wrong"] > -0.1 and quantile["style"] > 0.1:
         text += "The quantile critic judges by the style and does not check the steps."
@@ -68,21 +71,23 @@ def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str
 
 def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> str:
     """What one method reached under each noise, against the base policy and against its own noise-free result."""
-    s = statistics.summary(final, metric).set_index(["noise", "role"])
-    name = look(final["method"].iloc[0]).name
+    s = statistics.summarise_scores(final, metric).set_index(["noise", "role"])
+    name = look_of(final["method"].iloc[0]).name
     lines = []
     for noise in dict.fromkeys(final["noise"]):
         parts = []
         for role in dict.fromkeys(final["role"]):
             r = s.loc[(noise, role)]
-            parts.append(f"{interval(r['iqm'], r['low'], r['high'])} {WHERE[role]} ({points(r['iqm'] - base[role])})")
-        lines.append(f"- **{sentence(under(noise))}** {name} reaches {listing(parts)}.")
+            score, change = interval_text(r["iqm"], r["low"], r["high"]), signed_points(r["iqm"] - base[role])
+            parts.append(f"{score} {ROLE_PHRASES[role]} ({change})")
+        lines.append(f"- **{noise_phrase(noise, capital=True)}** {name} reaches {join_words(parts)}.")
     if "none" in s.index and len(set(final["noise"])) > 1:
         free = s.loc[("none", "ID"), "iqm"] - base["ID"]
         for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
             kept = s.loc[(noise, "ID"), "iqm"] - base["ID"]
+            under = noise_phrase(noise, capital=True)
             if free > 0.02:
-                lines.append(f"- {sentence(under(noise))} {percent(kept / free)} of the noise-free gain (ID) is left.")
+                lines.append(f"- {under} {percent_text(kept / free)} of the noise-free gain (ID) is left.")
             else:
                 lines.append("- There is no noise-free gain of which a share could be kept.")
     n = int(s["n"].min())
@@ -93,22 +98,22 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
 
 def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
     """The order of methods under each noise (ID), and which of them differ from the baseline beyond their intervals."""
-    s, p = statistics.summary(final, metric), statistics.improvement(final, baseline, metric)
+    s, p = statistics.summarise_scores(final, metric), statistics.improvement_table(final, baseline, metric)
     lines = []
     for noise in dict.fromkeys(s["noise"]):
         own = s[(s["noise"] == noise) & (s["role"] == "ID")].sort_values("iqm", ascending=False)
-        order = listing(f"{label(r.method)} {interval(r.iqm, r.low, r.high)}" for r in own.itertuples())
+        order = join_words(f"{display_name(r.method)} {interval_text(r.iqm, r.low, r.high)}" for r in own.itertuples())
         versus = p[(p["noise"] == noise) & (p["role"] == "ID")]
-        up = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
-        down = [f"{label(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
-        text = f"- **{sentence(under(noise))}** (ID): {order}. "
+        up = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
+        down = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
+        text = f"- **{noise_phrase(noise, capital=True)}** (ID): {order}. "
         if up:
-            text += f"Better than {label(baseline)} beyond the interval: {listing(up)}. "
+            text += f"Better than {display_name(baseline)} beyond the interval: {join_words(up)}. "
         if down:
-            text += f"Worse than {label(baseline)}: {listing(down)}. "
+            text += f"Worse than {display_name(baseline)}: {join_words(down)}. "
         if not up and not down:
-            text += f"None differs from {label(baseline)} beyond its interval."
-        text += "".join(f" {listing(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
+            text += f"None differs from {display_name(baseline)} beyond its interval."
+        text += "".join(f" {join_words(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
         lines.append(text.strip())
     if (n := final["seed"].nunique()) < 8:
         lines.append(f"- Intervals of {n} seed{'s' * (n > 1)} are too short: read them with the dots.")
@@ -120,25 +125,34 @@ def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
     keys = ["method", "family", "seed", "suite", "metric"]
     own = final[final["noise"] == noise].set_index(keys)["value"].sort_index()
     pairs = [(m, f"{m}_clip_reward") for m in dict.fromkeys(own.index.get_level_values("method"))]
-    return [(label(m), label(control)) for m, control in pairs if control in own and own[m].equals(own[control])]
+    return [
+        (display_name(m), display_name(control))
+        for m, control in pairs
+        if control in own and own[m].equals(own[control])
+    ]
 
 
-def failures(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled") -> str:
+def failure_findings(
+    final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled"
+) -> str:
     """What did not work: no gain over the base, behind the baseline, behind the simple control of clipped rewards."""
-    s = statistics.summary(final, metric).set_index(["noise", "method", "role"])["iqm"]
+    s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     methods, lines = list(dict.fromkeys(final["method"])), []
     for noise in dict.fromkeys(final["noise"]):
-        idle = [label(m) for m in methods if (noise, m, "ID") in s.index and s[noise, m, "ID"] < base["ID"] + 0.02]
+        idle = [
+            display_name(m) for m in methods if (noise, m, "ID") in s.index and s[noise, m, "ID"] < base["ID"] + 0.02
+        ]
+        under = noise_phrase(noise, capital=True)
         if idle:
-            lines.append(f"- {sentence(under(noise))} these do not improve on the base policy (ID): {listing(idle)}.")
+            lines.append(f"- {under} these do not improve on the base policy (ID): {join_words(idle)}.")
         for method in ("dvpo", "dvpo_winsorised"):
             for other in (baseline, "ppo_clip_reward"):
                 if {(noise, method, "ID"), (noise, other, "ID")} <= set(s.index):
                     behind = s[noise, other, "ID"] - s[noise, method, "ID"]
                     if behind > 0.01:
                         lines.append(
-                            f"- {sentence(under(noise))} {label(method)} is {100 * behind:.0f} points behind "
-                            f"{label(other)} (ID)."
+                            f"- {under} {display_name(method)} is {100 * behind:.0f} points behind "
+                            f"{display_name(other)} (ID)."
                         )
     return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
 
@@ -149,26 +163,27 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
     Args:
         level: the batch quantile at which rewards are cut.
     """
-    s = statistics.summary(final, metric).set_index(["noise", "method", "role"])["iqm"]
+    s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     keys = [("none", m, "ID") for m in (baseline, "ppo_clip_reward")]
     if not set(keys) <= set(s.index):
         return ""
     cost = s[keys[0]] - s[keys[1]]
     if cost < 0.01:
-        return f"- Without noise {label('ppo_clip_reward')} loses nothing against {label(baseline)} (ID)."
+        return f"- Without noise {display_name('ppo_clip_reward')} loses nothing against {display_name(baseline)} (ID)."
     return (
-        f"- Without noise {label('ppo_clip_reward')} ends {100 * cost:.0f} points behind {label(baseline)} (ID). "
-        f"Rewards are cut at the batch's {percent(level)} quantiles: once fewer than {percent(level)} of a batch are "
-        "wrong, all its clipped rewards are equal, and nothing more is learned."
+        f"- Without noise {display_name('ppo_clip_reward')} ends {100 * cost:.0f} points behind "
+        f"{display_name(baseline)} (ID). Rewards are cut at the batch's {percent_text(level)} quantiles: once fewer "
+        f"than {percent_text(level)} of a batch are wrong, all its clipped rewards are equal, and nothing more is "
+        "learned."
     )
 
 
-def findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd.DataFrame, reward_clip: float) -> str:
+def report_findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd.DataFrame, reward_clip: float) -> str:
     """The report in a few lines of Markdown, for README.md."""
-    noise = under(ablation["noise"].iloc[0])
-    failed = "\n".join(filter(None, [failures(final, base), clip_cost(final, reward_clip)]))
+    noise = noise_phrase(ablation["noise"].iloc[0])
+    failed = "\n".join(filter(None, [failure_findings(final, base), clip_cost(final, reward_clip)]))
     return (
-        f"**Comparison** (sampled score; the base policy has {percent(base['ID'])} ID)\n\n"
+        f"**Comparison** (sampled score; the base policy has {percent_text(base['ID'])} ID)\n\n"
         f"{comparison_findings(final)}\n\n**What did not work**\n\n{failed}\n\n"
         f"**Terms of the critic's loss** {noise}, each row against the one before it\n\n{ablation_findings(ablation)}\n"
     )
@@ -194,16 +209,16 @@ def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
     return "\n".join(lines)
 
 
-def budget(curves: pd.DataFrame, final: pd.DataFrame) -> str:
+def budget_findings(curves: pd.DataFrame, final: pd.DataFrame) -> str:
     """How many scored rollouts every method got, and over how many seeds; unequal budgets are said plainly."""
     spent = curves.groupby("method", sort=False)["rollouts"].max()
     seeds = final.groupby("method", sort=False)["seed"].nunique()
     if spent.nunique() == 1:
         text = f"**Budget.** Every method got {spent.iloc[0]:,} scored rollouts a run, critic pretraining included"
     else:
-        each = listing(f"{label(m)} {n:,}" for m, n in spent.items())
+        each = join_words(f"{display_name(m)} {n:,}" for m, n in spent.items())
         text = f"**Budget.** The scored rollouts a run, critic pretraining included, are **not equal**: {each}"
-    each = listing(f"{label(m)} {n} seeds" for m, n in seeds.items())
+    each = join_words(f"{display_name(m)} {n} seeds" for m, n in seeds.items())
     runs = f"{seeds.iloc[0]} seeds" if seeds.nunique() == 1 else each
     return (
         f"{text}; {runs} for each noise. All start from the same base policy and share one trainer and its "
@@ -213,14 +228,17 @@ def budget(curves: pd.DataFrame, final: pd.DataFrame) -> str:
 
 def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo") -> str:
     """Whether each noise is as strong as it should be: the baseline loses one to two thirds of its noise-free gain."""
-    s = statistics.summary(final[final["method"] == baseline]).set_index(["noise", "role"])["iqm"]
+    s = statistics.summarise_scores(final[final["method"] == baseline]).set_index(["noise", "role"])["iqm"]
     if ("none", "ID") not in s.index:
         return ""
     gain, lines = s["none", "ID"] - base["ID"], []
     for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
         if gain <= 0.02:
-            return f"{label(baseline)} gains nothing without noise, so no strength of noise can be judged."
+            return f"{display_name(baseline)} gains nothing without noise, so no strength of noise can be judged."
         lost = 1 - (s[noise, "ID"] - base["ID"]) / gain
         verdict = "as intended" if 1 / 3 <= lost <= 2 / 3 else "too weak" if lost < 1 / 3 else "too strong"
-        lines.append(f"{label(noise)} cost {label(baseline)} {percent(lost)} of its noise-free gain ({verdict})")
-    return f"**Strength of the noise** (a third to two thirds separates best): {listing(lines)}." if lines else ""
+        lines.append(
+            f"{display_name(noise)} cost {display_name(baseline)} {percent_text(lost)} of its noise-free gain "
+            f"({verdict})"
+        )
+    return f"**Strength of the noise** (a third to two thirds separates best): {join_words(lines)}." if lines else ""

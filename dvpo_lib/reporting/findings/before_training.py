@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dvpo_lib.reporting.names import label
-from dvpo_lib.reporting.prose import listing, percent
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prose import join_words, percent_text
 
 
 def greedy_findings(base: pd.DataFrame) -> str:
@@ -21,7 +21,7 @@ def greedy_findings(base: pd.DataFrame) -> str:
     """
     wide = base.pivot(index="suite", columns="metric", values="value")
     sampled, greedy = wide["sampled"].mean(), wide["greedy"].mean()
-    text = f"Decoded greedily, it gets {percent(greedy)} of the possible reward, sampled {percent(sampled)}. "
+    text = f"Decoded greedily, it gets {percent_text(greedy)} of the possible reward, sampled {percent_text(sampled)}. "
     if greedy > sampled + 0.1:
         text += (
             "A wrong step lands anywhere, so the likeliest word is mostly a right one even where most of the "
@@ -36,19 +36,19 @@ def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) 
     parts = []
     for name, s in samples.items():
         solved = s.groupby("prompt")["reward"].max().mean()
-        parts.append(f"{label(name)} {percent(s['reward'].mean())} (best of {k}: {percent(solved)})")
+        parts.append(f"{display_name(name)} {percent_text(s['reward'].mean())} (best of {k}: {percent_text(solved)})")
     every = pd.concat(samples.values())
     by = every.groupby(every["completion"].str.split().str[0].fillna(""))["reward"].agg(["mean", "size"])
     by = by.reindex([s for s in styles if s in by.index])
-    text = f"Sampled at temperature 1, the base policy gets these shares of the possible reward: {listing(parts)}. "
+    text = f"Sampled at temperature 1, the base policy gets these shares of the possible reward: {join_words(parts)}. "
     if len(by) < 2:
         return text + "It does not open its answers with an annotator's style: too little training for that to show."
-    best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent(by["mean"].max())
+    best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent_text(by["mean"].max())
     return text + (
         f"Answers in the {best} style get {top}, those in the {worst} style "
-        f"{percent(by['mean'].min())}; it chooses the {best} style {percent(by['size'][best] / len(every))} of the "
-        f"time. Choosing it always would lift the sampled reward from {percent(every['reward'].mean())} to about "
-        f"{top}, averaged over these suites: that is what can be elicited, and transferred."
+        f"{percent_text(by['mean'].min())}; it chooses the {best} style {percent_text(by['size'][best] / len(every))} "
+        f"of the time. Choosing it always would lift the sampled reward from {percent_text(every['reward'].mean())} to "
+        f"about {top}, averaged over these suites: that is what can be elicited, and transferred."
     )
 
 
@@ -64,14 +64,15 @@ def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
         if row.corrupted == 0:
             continue
         if row.missing == 1:
-            lines.append(f"- **{label(row.noise)}**: no response gets a reward.")
+            lines.append(f"- **{display_name(row.noise)}**: no response gets a reward.")
             continue
         lines.append(
-            f"- **{label(row.noise)}**: {percent(row.corrupted, 1)} of the rewards are not the true ones; read as a "
-            f"label, the reward is right in {percent(row.accuracy, 1)} of all cases: {percent(row.false_negatives)} of "
-            f"the right answers go unrewarded and {percent(row.false_positives)} of the wrong ones are rewarded. The "
-            f"standard deviation of the reward is {spread[row.noise]:.2f}."
-            + (f" {percent(row.missing, 1)} of all responses get no reward." if row.missing else "")
+            f"- **{display_name(row.noise)}**: {percent_text(row.corrupted, 1)} of the rewards are not the true ones; "
+            f"read as a label, the reward is right in {percent_text(row.accuracy, 1)} of all cases: "
+            f"{percent_text(row.false_negatives)} of the right answers go unrewarded and "
+            f"{percent_text(row.false_positives)} of the wrong ones are rewarded. The standard deviation of the "
+            f"reward is {spread[row.noise]:.2f}."
+            + (f" {percent_text(row.missing, 1)} of all responses get no reward." if row.missing else "")
             + (
                 f" Its error goes with the length of the response (correlation {row.length_error:+.2f})."
                 if abs(row.length_error) >= 0.1
@@ -88,15 +89,15 @@ def vote_findings(votes: pd.DataFrame, k: int) -> str:
         votes: of `supervision.votes_on`. k: answers to each prompt.
     """
     sure, wrong = votes["agreement"] >= 0.75, 1 - votes["right"].astype(float)
-    text = f"The majority of {k} answers is wrong on {percent(wrong.mean(), 1)} of the prompts. "
+    text = f"The majority of {k} answers is wrong on {percent_text(wrong.mean(), 1)} of the prompts. "
     if 0 < sure.mean() < 1:
         text += (
-            f"Where at least three quarters of the answers agree ({percent(sure.mean())} of the prompts) it is wrong "
-            f"on {percent(wrong[sure].mean(), 1)}, elsewhere on {percent(wrong[~sure].mean(), 1)}. "
+            f"Where at least three quarters of the answers agree ({percent_text(sure.mean())} of the prompts) it is "
+            f"wrong on {percent_text(wrong[sure].mean(), 1)}, elsewhere on {percent_text(wrong[~sure].mean(), 1)}. "
         )
     by = wrong.groupby(votes["steps"]).mean()
     if len(by) > 1:
-        text += f"By steps of the problem: {listing(f'{s} steps {percent(e)}' for s, e in by.items())}. "
+        text += f"By steps of the problem: {join_words(f'{s} steps {percent_text(e)}' for s, e in by.items())}. "
     return text + (
         "Unlike the other label noises, this one is the same whenever a prompt is answered: no average over "
         "visits removes it."
@@ -115,10 +116,10 @@ def reward_model_findings(predictions: pd.DataFrame, search: pd.DataFrame, targe
     best = search["accuracy"].max()
     gap = float((predictions["probability"] - predictions["right"]).mean())
     return (
-        f"Asked for: {percent(target, 1)}. Measured on {len(predictions)} answers used neither for training nor for "
-        f"the search: **{percent(accuracy, 1)}**, {100 * off:.1f} points off"
+        f"Asked for: {percent_text(target, 1)}. Measured on {len(predictions)} answers used neither for training nor "
+        f"for the search: **{percent_text(accuracy, 1)}**, {100 * off:.1f} points off"
         f"{'' if off <= 0.015 else ', **more than the 1.5 points that are allowed**'}. On its way it reached "
-        f"{percent(best, 1)}. It calls {percent(called.mean())} of the answers right, where "
-        f"{percent(predictions['right'].mean())} are; its probabilities are on average {100 * abs(gap):.1f} points too "
-        f"{'high' if gap > 0 else 'low'}."
+        f"{percent_text(best, 1)}. It calls {percent_text(called.mean())} of the answers right, where "
+        f"{percent_text(predictions['right'].mean())} are; its probabilities are on average {100 * abs(gap):.1f} "
+        f"points too {'high' if gap > 0 else 'low'}."
     )

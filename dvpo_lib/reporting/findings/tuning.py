@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from dvpo_lib.reporting.figures.tuning import setting_name
-from dvpo_lib.reporting.names import label, spelled
-from dvpo_lib.reporting.prose import listing, percent
+from dvpo_lib.reporting.names import display_name, setting_text
+from dvpo_lib.reporting.prose import join_words, percent_text
 
 
 def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
@@ -14,12 +14,12 @@ def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "method": label(w.method),
+                "method": display_name(w.method),
                 "tuned beside the learning rate": setting_name(w.setting),
-                "winner": f"{spelled(w.learning_rate)}, {spelled(w.value)}",
-                "its score": percent(w.score, 1),
-                "stood": f"{spelled(w.stood_learning_rate)}, {spelled(w.stood_value)}",
-                "score of what stood": "not on the grid" if pd.isna(w.stood) else percent(w.stood, 1),
+                "winner": f"{setting_text(w.learning_rate)}, {setting_text(w.value)}",
+                "its score": percent_text(w.score, 1),
+                "stood": f"{setting_text(w.stood_learning_rate)}, {setting_text(w.stood_value)}",
+                "score of what stood": "not on the grid" if pd.isna(w.stood) else percent_text(w.stood, 1),
                 "changed": "yes" if w.changed else "no",
             }
             for w in winners.itertuples()
@@ -27,7 +27,7 @@ def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def effort(table: pd.DataFrame) -> str:
+def effort_findings(table: pd.DataFrame) -> str:
     """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
     by = table.groupby("method", sort=False)
     points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
@@ -38,10 +38,12 @@ def effort(table: pd.DataFrame) -> str:
             "scored rollouts a run": by["rollouts"].max(),
         }
     )
-    text = f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {listing(table['family'].unique())}. "
+    text = (
+        f"**Effort.** {len(table)} runs of {len(counts)} methods, trained on {join_words(table['family'].unique())}. "
+    )
     for name, column in counts.items():
         same = column.nunique() == 1
-        each = f"{column.iloc[0]:,}" if same else listing(f"{label(m)} {n:,}" for m, n in column.items())
+        each = f"{column.iloc[0]:,}" if same else join_words(f"{display_name(m)} {n:,}" for m, n in column.items())
         text += f"{name[0].upper()}{name[1:]}: {each}{'' if same else ' (**not equal**)'}. "
     return text + "Critic pretraining is part of the rollouts."
 
@@ -56,7 +58,7 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
     def points(share: float) -> str:
         return f"{100 * share:.1f} points"
 
-    changed = [label(m) for m in winners.loc[winners["changed"], "method"]]
+    changed = [display_name(m) for m in winners.loc[winners["changed"], "method"]]
     text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
     if len(changed) < len(winners):
         text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {points(margin)}"
@@ -69,11 +71,11 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
     if len(ahead):
         text += (
             f"the best point is ahead of the one that stood by {points(ahead.median())} (median over methods; at "
-            f"most {points(ahead.max())}, {label(ahead.idxmax())}). "
+            f"most {points(ahead.max())}, {display_name(ahead.idxmax())}). "
         )
     lines.append(
         f"{text}From the worst point to the best it is {points(spread.median())} (median; at most "
-        f"{points(spread.max())}, {label(spread.idxmax())})."
+        f"{points(spread.max())}, {display_name(spread.idxmax())})."
     )
     low, high = table["learning_rate"].min(), table["learning_rate"].max()
     top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))

@@ -9,13 +9,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
-from dvpo_lib.reporting.figures.style import RIGHT, WRONG, caption, legend_above, new
-from dvpo_lib.reporting.names import label
+from dvpo_lib.reporting.figures.style import PERCENT_AXIS, RIGHT, WRONG, add_caption, legend_above, new_figure
+from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.statistics import bootstrap_interval
-
-PERCENT = PercentFormatter(1.0, decimals=0)
 
 
 def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
@@ -28,7 +26,7 @@ def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
         ax.plot([k, k], [e.low, e.high], color="black", lw=1.3)
     shares = [f"{g}\n{(frame[by] == g).mean():.0%}" for g in groups]
     ax.set(xticks=range(len(groups)), xticklabels=shares, ylim=(0, 1.02))
-    ax.yaxis.set_major_formatter(PERCENT)
+    ax.yaxis.set_major_formatter(PERCENT_AXIS)
     ax.grid(axis="x", visible=False)
 
 
@@ -38,13 +36,13 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
     Args:
         losses: columns step, loss (nats a token).
     """
-    figure, axes = new(6.5, 3)
+    figure, axes = new_figure(6.5, 3)
     ax = axes[0, 0]
     ax.plot(losses["step"], losses["loss"], color=RIGHT, lw=0.5, alpha=0.4)
     smooth = losses["loss"].rolling(max(1, len(losses) // 50), min_periods=1).mean()
     ax.plot(losses["step"], smooth, color=RIGHT, lw=2)
     ax.set(xlabel="optimiser step", ylabel="loss (nats a token)", ylim=(0, None))
-    return caption(figure, f"Thin: every step; thick: running mean. {note}")
+    return add_caption(figure, f"Thin: every step; thick: running mean. {note}")
 
 
 def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
@@ -58,15 +56,15 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     first = table["completion"].str.split().str[0].fillna("")
     table["style"] = np.where(first.isin(list(styles)), first, "other")
     k = int(table["sample"].max()) + 1
-    figure, axes = new(11.5, 3.6, 1, 4, sharey=True, width_ratios=[0.42 * len(samples), 1.1, 1.1, 1.25])
+    figure, axes = new_figure(11.5, 3.6, 1, 4, sharey=True, width_ratios=[0.42 * len(samples), 1.1, 1.1, 1.25])
     suites = list(samples)
     each = table.groupby(["suite", "prompt"])["reward"]
     any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
     axes[0, 0].bar(np.arange(len(suites)) - 0.19, mean[suites], 0.36, color=RIGHT)
     axes[0, 0].bar(np.arange(len(suites)) + 0.19, any_[suites], 0.36, color="#BBCCEE")
-    names = [label(s).replace(", ", ",\n") for s in suites]
+    names = [display_name(s).replace(", ", ",\n") for s in suites]
     axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="mean reward", ylim=(0, 1.02))
-    axes[0, 0].yaxis.set_major_formatter(PERCENT)
+    axes[0, 0].yaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].grid(axis="x", visible=False)
     legend_above(figure, [Patch(color=RIGHT, label="sampled"), Patch(color="#BBCCEE", label=f"best of {k} samples")])
     order = [s for s in (*styles, "other") if (table["style"] == s).mean() > 0.005]
@@ -86,7 +84,7 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
         f"Sampled at temperature 1, {k} completions a prompt, all suites together in the three right panels. Black "
         "lines: bootstrap 95 % intervals over prompts. Under each bar: its share of all responses."
     )
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")
 
 
 def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
@@ -103,7 +101,7 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
         ("tn", WRONG, "wrong, not rewarded"),
         ("missing", "#D9D9D9", "no reward"),
     ]
-    figure, axes = new(9.6, 1.5 + 0.42 * len(table))
+    figure, axes = new_figure(9.6, 1.5 + 0.42 * len(table))
     ax = axes[0, 0]
     for k, row in enumerate(table.itertuples()):
         left = 0.0
@@ -124,15 +122,15 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
         text = f"label right {row.accuracy:.1%}, not the truth {row.corrupted:.1%}, by length {row.length_error:+.2f}"
         ax.text(1.01, k, text, va="center", fontsize=8.5)
     ax.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), xlim=(0, 1.62), xlabel="share of responses")
-    ax.set_yticklabels([label(n) for n in table["noise"]])
+    ax.set_yticklabels([display_name(n) for n in table["noise"]])
     ax.set_xticks(np.linspace(0, 1, 6))
-    ax.xaxis.set_major_formatter(PERCENT)
+    ax.xaxis.set_major_formatter(PERCENT_AXIS)
     ax.grid(visible=False)
     sns.despine(ax=ax, left=True, right=True, top=True)
     ax.spines["bottom"].set_bounds(0, 1)
     legend_above(figure, [Patch(color=c, label=n) for _, c, n in parts])
     text = "The reward read as a label at 0.5. By length: correlation of its error with the number of words."
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")
 
 
 def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: str = "") -> Figure:
@@ -145,14 +143,14 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
     noises = list(dict.fromkeys(rewards["noise"]))
     rows = -(-len(noises) // 5)
     columns = -(-len(noises) // rows)
-    figure, axes = new(min(10.0, max(6.0, 3.1 * columns)), 0.5 + 2.7 * rows, rows, columns, sharey=True)
+    figure, axes = new_figure(min(10.0, max(6.0, 3.1 * columns)), 0.5 + 2.7 * rows, rows, columns, sharey=True)
     for ax in axes.flat[len(noises) :]:
         ax.set_visible(False)
     for ax, noise in zip(axes.flat, noises, strict=False):
         every = rewards[rewards["noise"] == noise]
         own = every.dropna(subset="received")
         if own.empty:
-            ax.set_title(f"{label(noise)}\nno reward at all", fontsize=9.5)
+            ax.set_title(f"{display_name(noise)}\nno reward at all", fontsize=9.5)
             continue
         low, high = own["received"].quantile([0.002, 0.998])
         reach = max(0.25, limit if limit is not None else max(-low, high - 1))
@@ -163,13 +161,13 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
             ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(every)), color=color, alpha=0.75)
         mean, spread = own["received"].mean(), own["received"].std()
         ax.set(yscale="log")
-        ax.set_title(f"{label(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
+        ax.set_title(f"{display_name(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
     for ax in axes[-1]:
         ax.set_xlabel("received reward")
     figure.supylabel("share of responses (log scale)", fontsize=10)
     axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%"))
     legend_above(figure, [Patch(color=RIGHT, label="truly right"), Patch(color=WRONG, label="truly wrong")])
-    return caption(figure, note) if note else figure
+    return add_caption(figure, note) if note else figure
 
 
 def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
@@ -178,7 +176,7 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     Args:
         votes: of `supervision.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
     """
-    figure, axes = new(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
+    figure, axes = new_figure(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
     by_share = votes.sort_values("agreement", kind="stable")
     shown = by_share["agreement"].map("{:.0%}".format).astype(object)  # `_bars` keeps the order of what is no number
     _bars(axes[0, 0], by_share.assign(agreement=shown), "agreement", "right", RIGHT)
@@ -187,7 +185,7 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     _bars(axes[0, 1], votes, "steps", "right", RIGHT)
     axes[0, 1].set(xlabel="steps of the problem")
     text = f"{len(votes)} prompts. Black lines: bootstrap 95 % intervals. Under each bar: its share of all prompts."
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")
 
 
 def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target: float, note: str = "") -> Figure:
@@ -197,7 +195,7 @@ def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target:
         search: step, accuracy, taken. calibrated: of `reward_models.calibration_table`: predicted, right, count.
         target: the accuracy that was asked for.
     """
-    figure, axes = new(8.4, 3.4, 1, 2)
+    figure, axes = new_figure(8.4, 3.4, 1, 2)
     left, right = axes[0]
     looks = search.sort_values("step")
     left.plot(looks["step"], looks["accuracy"], color=RIGHT, marker="o", ms=3.5, lw=1.5)
@@ -205,7 +203,7 @@ def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target:
     [chosen] = search[search["taken"]].to_dict("records")
     left.plot(chosen["step"], chosen["accuracy"], marker="*", ms=13, color=WRONG)
     left.set(xlabel="optimiser step", ylabel="held-out accuracy", ylim=(min(0.4, looks["accuracy"].min()), 0.9))
-    left.yaxis.set_major_formatter(PERCENT)
+    left.yaxis.set_major_formatter(PERCENT_AXIS)
     deviation = np.sqrt(calibrated["right"] * (1 - calibrated["right"]) / calibrated["count"])
     right.plot([0, 1], [0, 1], color="0.4", ls="--", lw=1)
     right.errorbar(calibrated["predicted"], calibrated["right"], 1.96 * deviation, color=RIGHT, marker="o", ms=4, lw=1)
@@ -220,4 +218,4 @@ def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target:
         "used neither for training nor for the search, in tenths by predicted probability, with 95 % intervals; "
         "dashed, perfect calibration."
     )
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from dvpo_lib.reporting.figures.critic import token_text
-from dvpo_lib.reporting.figures.style import RIGHT, WRONG, caption, legend_above, look, new
+from dvpo_lib.reporting.figures.style import PERCENT_AXIS, RIGHT, WRONG, add_caption, legend_above, look_of, new_figure
 
-ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
+AUC_ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
 
 
 def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
@@ -26,14 +25,14 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
     names = list(dict.fromkeys(scores.loc[scores["at"] != "any", "critic"]))
     rates = np.array(sorted(scores["noise"].unique()))
     shift = 0.02 * max(np.ptp(rates), 0.1)
-    figure, axes = new(9.6, 5.2, len(ROWS), len(places), sharex=True, sharey="row")
+    figure, axes = new_figure(9.6, 5.2, len(AUC_ROWS), len(places), sharex=True, sharey="row")
     handles = []
-    for line, (metric, text) in zip(axes, ROWS.items(), strict=True):
+    for line, (metric, text) in zip(axes, AUC_ROWS.items(), strict=True):
         own = scores[scores["metric"] == metric]
         for ax, at in zip(line, places, strict=True):
             ax.axhline(0.5, color="black", lw=0.9, ls=":")
             for k, name in enumerate(names):
-                row, style = own[(own["critic"] == name) & (own["at"] == at)].sort_values("noise"), look(name)
+                row, style = own[(own["critic"] == name) & (own["at"] == at)].sort_values("noise"), look_of(name)
                 x = row["noise"] + shift * (k - (len(names) - 1) / 2)
                 ax.vlines(x, row["low"], row["high"], color=style.color, lw=1.6)
                 handles += ax.plot(
@@ -41,7 +40,7 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
                 )
             base = own[own["critic"] == "generator"].sort_values("noise")
             if metric == "auc" and len(base):
-                style = look("generator")
+                style = look_of("generator")
                 handles += ax.plot(
                     base["noise"],
                     base["value"],
@@ -53,8 +52,8 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
                     label=style.name,
                 )
             ax.set(xticks=rates)
-            ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            if metric == next(iter(ROWS)):
+            ax.xaxis.set_major_formatter(PERCENT_AXIS)
+            if metric == next(iter(AUC_ROWS)):
                 ax.set_title(f"{at} token")
             else:
                 ax.set_xlabel("training labels turned over")
@@ -64,7 +63,7 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
         "Clean labels of held-out problems; bars: 95 % bootstrap intervals over problems; dotted: chance. At the first "
         "token a critic has read the problem only; at the last one the whole solution."
     )
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")
 
 
 def value_over_text(responses: Sequence[dict], base: float, first: int = 150, note: str = "") -> Figure:
@@ -98,8 +97,8 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
             units). The middle token is left out.
     """
     places = [at for at in dict.fromkeys(tasks["at"]) if at != "middle"]
-    figure, axes = new(9.6, 5.6, len(places), 1, sharex=True, sharey=True)
-    color, handles = look("quantile").color, []
+    figure, axes = new_figure(9.6, 5.6, len(places), 1, sharex=True, sharey=True)
+    color, handles = look_of("quantile").color, []
     share = tasks["success"]
     kinds = [
         ("mostly successes", RIGHT, "o", share > 0.5),
@@ -144,4 +143,4 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
         "over its trials and seeds). A critic that knows tasks apart has its dots rise from left to right. Steps of "
         "the mean that many tasks share are folds: each knows only how its training tasks went."
     )
-    return caption(figure, f"{text} {note}")
+    return add_caption(figure, f"{text} {note}")

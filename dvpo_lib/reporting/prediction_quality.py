@@ -1,0 +1,58 @@
+"""Quality of predicted returns: explained variance, coverage of intervals, area under the ROC curve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+def explained_variance(predicted, outcome) -> float:
+    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN where all outcomes are equal."""
+    predicted, outcome = np.asarray(predicted, dtype=float), np.asarray(outcome, dtype=float)
+    spread = outcome.var()
+    return float(1 - (outcome - predicted).var() / spread) if spread > 0 else float("nan")
+
+
+def interval_coverage(pit, levels=None) -> pd.DataFrame:
+    """Share of outcomes inside the central prediction interval of each level, from (randomised) PIT values.
+
+    Args:
+        pit: (n,) values in [0, 1]; uniform where the predicted distribution is right.
+        levels: nominal levels; default 0.05, 0.10 ... 0.95.
+
+    Returns:
+        Columns level, covered, low, high (Wilson 95 % interval, outcomes taken as independent).
+    """
+    pit = np.asarray(pit, dtype=float)
+    levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
+    inside = [int((np.abs(pit - 0.5) <= level / 2).sum()) for level in levels]
+    ci = [stats.binomtest(k, pit.size).proportion_ci(method="wilson") for k in inside]
+    return pd.DataFrame(
+        {
+            "level": levels,
+            "covered": np.array(inside) / pit.size,
+            "low": [c.low for c in ci],
+            "high": [c.high for c in ci],
+        }
+    )
+
+
+def weighted_auc(score, outcome, weights: np.ndarray) -> np.ndarray:
+    """(R,) area under the ROC curve of n records under each row of weights: P(S1 > S0) + P(S1 = S0)/2.
+
+    The same as scikit-learn's `roc_auc_score(outcome, score, sample_weight=row)`, for all rows at once; NaN where a row
+    leaves only right or only wrong records.
+
+    Args:
+        score: (n,) predictions. outcome: (n,) 0 or 1. weights: (R, n), not negative.
+    """
+    score, right = np.asarray(score, dtype=float), np.asarray(outcome) >= 0.5
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # of groups of equal scores
+    ordered = weights[:, order]
+    won = np.add.reduceat(ordered * right[order], starts, axis=1)
+    lost = np.add.reduceat(ordered * ~right[order], starts, axis=1)
+    wins = (won * (lost.cumsum(1) - lost / 2)).sum(1)
+    with np.errstate(invalid="ignore"):
+        return wins / (won.sum(1) * lost.sum(1))
