@@ -17,6 +17,6 @@ def test_every_setting_has_a_meaning_and_a_source():
 
 def test_params_spell_out_the_defaults():
     """The table would mislead where the chain used other values than the classes' own."""
-    training = plain(read_yaml(ROOT / "params.yaml"))["training"]
+    training = to_builtins(read_yaml(ROOT / "params.yaml"))["training"]
     own = {f.name: f.default for f in dataclasses.fields(SETTING_SECTIONS["training"])}
     assert {k: own[k] for k in training} == training
