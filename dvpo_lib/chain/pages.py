@@ -1,7 +1,8 @@
-"""From an executed notebook to two files that are equal whenever the run was equal: notebook.ipynb and notebook.html.
+"""Turns an executed notebook into notebook.ipynb and notebook.html, equal bytes for equal runs.
 
-`clean` drops what differs from run to run (times, addresses, progress bars, widget state); `to_html` makes a page that
-loads nothing from a network: mathematics becomes MathML, pictures are inlined, HTML from cells is sanitised.
+`clean_notebook` drops what differs from run to run: times, addresses, progress bars, widget state. `render_page` makes
+one HTML file that loads nothing from a network: mathematics becomes MathML, pictures are inlined, HTML of cells is
+sanitised.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import re
 import unicodedata
 from pathlib import Path
 
-import bleach
 import jinja2
 import latex2mathml.converter
 import markupsafe
-from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
+import nh3
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
@@ -30,42 +30,39 @@ MATHML = (
     "mmultiscripts mtable mtr mtd mstyle mpadded mphantom menclose"
 ).split()
 TAGS = {
-    *bleach.ALLOWED_TAGS,
     *MATHML,
-    *"""div span p br hr pre h1 h2 h3 h4 h5 h6 table caption colgroup col thead tbody
-    tfoot tr th td sub sup del img dl dt dd details summary figure figcaption u s small mark""".split(),
+    *"""a abbr acronym b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3
+    h4 h5 h6 hr i img li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u
+    ul""".split(),
 }
 MATHML_ATTRIBUTES = """display mathvariant stretchy fence form lspace rspace movablelimits accent columnalign
     rowspacing columnspacing linethickness width height depth largeop minsize maxsize separator displaystyle scriptlevel
     notation"""
 ATTRIBUTES = {
-    **bleach.ALLOWED_ATTRIBUTES,
-    "*": ["class", "id", "style", "title"],
-    "img": ["src", "alt", "width", "height"],
-    "details": ["open"],
-    "th": ["colspan", "rowspan", "scope"],
-    "td": ["colspan", "rowspan"],
-    **dict.fromkeys(MATHML, MATHML_ATTRIBUTES.split()),
+    "*": {"class", "id", "style", "title"},
+    "a": {"href"},
+    "img": {"src", "alt", "width", "height"},
+    "details": {"open"},
+    "th": {"colspan", "rowspan", "scope"},
+    "td": {"colspan", "rowspan"},
+    **{tag: set(MATHML_ATTRIBUTES.split()) for tag in MATHML},
 }
-CSS = CSSSanitizer(
-    allowed_css_properties=[
-        *ALLOWED_CSS_PROPERTIES,
-        "margin",
-        "padding",
-        "border",
-        "border-left",
-        "border-bottom",
-        "border-radius",
-        "max-width",
-        "opacity",
-        "columns",
-    ]
+CSS_PROPERTIES = set(
+    """background-color border border-bottom border-bottom-color border-collapse border-color border-left
+    border-left-color border-radius border-right-color border-top-color clear color columns direction display float font
+    font-family font-size font-style font-variant font-weight height letter-spacing line-height margin max-width opacity
+    overflow padding text-align text-decoration text-indent vertical-align white-space width""".split()
 )
+LOADING_CSS = re.compile(r"[\\@]|url|image|expression", re.IGNORECASE)  # a backslash could spell the rest in escapes
 STYLE_BLOCK = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL | re.IGNORECASE)
+TABLE_SHEET = re.compile(
+    r"(\s*(#T_|\.dataframe )[^{}<,]*(,\s*(#T_|\.dataframe )[^{}<,]*)*\{[^{}<]*\}\s*)*"
+)  # pandas' rules
+TAG_START = re.compile(r"<(?=/?([a-z][^\s/>]*))", re.IGNORECASE)
 
 
-def clean(notebook: NotebookNode) -> NotebookNode:
-    """A copy of an executed notebook without anything that depends on when and where it ran."""
+def clean_notebook(notebook: NotebookNode) -> NotebookNode:
+    """Copies an executed notebook without anything that depends on when and where it ran."""
     nb = copy.deepcopy(notebook)
     widgets = nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
@@ -81,7 +78,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def _clean_outputs(outputs: list, widgets: dict) -> list:
-    """Without stderr, widgets replaced by the picture inside them, pieces of stdout joined, no memory addresses."""
+    """Drops stderr and memory addresses, joins pieces of stdout, replaces a widget by the picture inside it."""
     kept: list = []
     for output in outputs:
         data = output.get("data", {})
@@ -95,83 +92,105 @@ def _clean_outputs(outputs: list, widgets: dict) -> list:
             kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = _no_address(output.text)
+            output.text = _drop_address(output.text)
         for kind, value in output.get("data", {}).items():
             if kind.startswith("text/") and isinstance(value, str):
-                output["data"][kind] = _no_address(value)
+                output["data"][kind] = _drop_address(value)
     return kept
 
 
 def _inner_outputs(model_id: str, widgets: dict) -> list:
-    """What a widget (that of `interact`) last showed."""
+    """The outputs that a widget, such as `interact`, showed last."""
     state = widgets.get(model_id, {}).get("state", {})
     found = [NotebookNode(output) for output in state.get("outputs", [])]
     for child in state.get("children", []):
         found += _inner_outputs(child.removeprefix("IPY_MODEL_"), widgets)
-    return [_node(output) for output in found]
+    return [_as_nodes(output) for output in found]
 
 
-def _node(value):
+def _as_nodes(value):
     if isinstance(value, dict):
-        return NotebookNode({key: _node(item) for key, item in value.items()})
-    return [_node(item) for item in value] if isinstance(value, list) else value
+        return NotebookNode({key: _as_nodes(item) for key, item in value.items()})
+    return [_as_nodes(item) for item in value] if isinstance(value, list) else value
 
 
-def _no_address(text: str) -> str:
+def _drop_address(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 class _MathRenderer(IPythonRenderer):
-    """Markdown whose mathematics is MathML, which browsers show without a script."""
+    """Renders Markdown with MathML, which browsers show without a script."""
 
     def inline_math(self, body: str) -> str:
-        return to_mathml(body, "inline")
+        return latex_to_mathml(body, "inline")
 
     def block_math(self, body: str) -> str:
-        return to_mathml(body, "block")
+        return latex_to_mathml(body, "block")
 
     def latex_environment(self, name: str, body: str) -> str:
-        return to_mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+        return latex_to_mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
 
-def to_mathml(latex: str, display: str) -> str:
-    """MathML of a formula; one that cannot be converted is shown as it was written."""
-    # The library knows only one of the environments that set equations below each other.
+def latex_to_mathml(latex: str, display: str) -> str:
+    """Converts a LaTeX formula to MathML; if that fails, returns it as code.
+
+    Args:
+        latex: The formula, without dollar signs.
+        display: "inline" or "block".
+    """
+    # latex2mathml knows only one of the environments for equations below each other.
     latex = re.sub(r"\\(begin|end)\{(aligned|split|gathered)\}", r"\\\1{align*}", latex.strip())
     try:
         mathml = latex2mathml.converter.convert(latex, display=display)
-    except Exception:  # the library raises many kinds, none of them documented
+    except Exception:  # latex2mathml raises many undocumented kinds
         return f"<code>{markupsafe.escape(latex)}</code>"
-    return re.sub(r'<(mi|mn) mathvariant="(script|bold|fraktur)">(\w)</\1>', _letter, mathml)
+    return re.sub(r'<(mi|mn) mathvariant="(script|bold|fraktur)">(\w)</\1>', _styled_letter, mathml)
 
 
-def _letter(match: re.Match) -> str:
-    """A letter of a mathematical alphabet as the character of its own: browsers ignore the attribute `mathvariant`."""
+def _styled_letter(match: re.Match) -> str:
+    """Spells a script, bold or fraktur letter as its own character, because browsers ignore `mathvariant`."""
     tag, style, letter = match.groups()
     case = "DIGIT" if letter.isdigit() else "CAPITAL" if letter.isupper() else "SMALL"
     plain_name = unicodedata.name(letter).rpartition(" ")[2]
     for name in (f"MATHEMATICAL {style.upper()} {case} {plain_name}", f"{style.upper()} {case} {plain_name}"):
         try:
             return f"<{tag}>{unicodedata.lookup(name)}</{tag}>"
-        except KeyError:  # some letters got their names earlier, without "MATHEMATICAL"
+        except KeyError:  # older letters have names without "MATHEMATICAL"
             continue
     return match[0]
 
 
-def sanitize(html: str) -> str:
-    """HTML without scripts, foreign frames, handlers and foreign addresses of styles; tables and MathML stay.
+def sanitize_html(html: str) -> str:
+    """Removes scripts, frames, event handlers and addresses that load; keeps tables, MathML and inline styles.
 
-    The style sheets of pandas' Styler are kept, since they only speak of the ids of their own table; the page's content
-    security policy forbids whatever they might load."""
-    sheets = [sheet for sheet in STYLE_BLOCK.findall(str(html)) if not re.search(r"[<\\]|@import|url\(", sheet)]
-    body = bleach.clean(
-        STYLE_BLOCK.sub("", str(html)),
+    Unknown tags become text, because `<eos>` in a completion is a word. A style sheet of a pandas table is kept if
+    each of its rules is about a table. The page's content security policy forbids whatever might still load.
+    """
+    html = str(html)
+    sheets = [sheet for sheet in STYLE_BLOCK.findall(html) if _is_table_sheet(sheet)]
+    body = nh3.clean(
+        TAG_START.sub(lambda tag: "<" if tag[1].lower() in TAGS else "&lt;", STYLE_BLOCK.sub("", html)),
         tags=TAGS,
         attributes=ATTRIBUTES,
-        css_sanitizer=CSS,
-        protocols={"http", "https", "mailto", "data"},
+        attribute_filter=_filter_attribute,
+        filter_style_properties=CSS_PROPERTIES,
+        url_schemes={"http", "https", "mailto", "data"},
+        link_rel=None,
     )
     return "".join(f"<style>{sheet}</style>" for sheet in sheets) + body
+
+
+def _is_table_sheet(sheet: str) -> bool:
+    return not LOADING_CSS.search(sheet) and TABLE_SHEET.fullmatch(sheet) is not None
+
+
+def _filter_attribute(tag: str, attribute: str, value: str) -> str | None:
+    if attribute == "style" and LOADING_CSS.search(value):
+        return None
+    address = re.sub(r"[\x00-\x20]", "", value).lower()  # browsers skip these characters in a scheme
+    if address.startswith("data:") and not (tag == "img" and address.startswith("data:image/")):
+        return None
+    return value
 
 
 class _PageExporter(HTMLExporter):
@@ -182,12 +201,20 @@ class _PageExporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
-def to_html(notebook: NotebookNode, title: str) -> str:
-    """The page of a cleaned notebook, complete in one file."""
+def render_page(notebook: NotebookNode, title: str) -> str:
+    """Renders a notebook as one HTML page.
+
+    Args:
+        notebook: A notebook from `clean_notebook`.
+        title: The page's title, as plain text.
+
+    Returns:
+        The page, complete in one file.
+    """
     exporter = _PageExporter(
         raw_template=(Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"),
         sanitize_html=True,
-        filters={"clean_html": sanitize},
+        filters={"clean_html": sanitize_html},
     )
     resources = {"page_title": title, "code_css": HtmlFormatter(style="friendly").get_style_defs(".highlight")}
     page, _ = exporter.from_notebook_node(notebook, resources)

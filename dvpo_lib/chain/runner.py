@@ -164,12 +164,12 @@ def save_rendered(notebook: Any, folder: Path, title: str) -> None:
     """Writes notebook.ipynb and notebook.html, equal for equal runs."""
     import nbformat
 
-    from dvpo_lib.chain.pages import clean, to_html
+    from dvpo_lib.chain.pages import clean_notebook, render_page
 
-    notebook = clean(notebook)
+    notebook = clean_notebook(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / "notebook.ipynb")
-    (folder / "notebook.html").write_text(to_html(notebook, title), encoding="utf-8")
+    (folder / "notebook.html").write_text(render_page(notebook, title), encoding="utf-8")
 
 
 def move_into_place(spec: StageSpec, scratch: Path) -> None:

@@ -1,14 +1,14 @@
-"""What a notebook knows of the chain: its settings, where its inputs lie and where its outputs go.
+"""The chain as a notebook sees it: the settings that its stage tracks and the files that its stage writes.
 
-dvc.yaml is the one place that says which settings a stage tracks and which files it writes; `open_stage` reads it
-there, for JupyterLab and for the chain alike:
+dvc.yaml alone says which settings a stage tracks and which files it writes. `open_stage` reads it, in JupyterLab as in
+the chain:
 
     here = open_stage("train@dvpo")
-    here.params.methods                          # only what the stage tracks
-    here.save_table("curves.csv", frame)         # only what the stage declares
+    here.params.methods                          # refuses a section that the stage does not track
+    here.save_table("curves.csv", frame)         # refuses a file that the stage does not declare
 
-A notebook reads its inputs by their plain paths from the project's root (`data/base`), and writes under `out`
-(`work/lab` in JupyterLab); `chain.runner` moves the finished files from there into place.
+A notebook reads its inputs by paths from the project's root (`data/base`). It writes under `out`, in JupyterLab
+`work/lab`; in the chain, `chain.runner` moves the finished files from there to their places.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dvpo_lib.chain.params import Params, load_params
@@ -27,12 +27,12 @@ from dvpo_lib.common.settings_tree import ConfigError, read_yaml, set_dotted, to
 
 
 class StageError(RuntimeError):
-    """A stage that cannot run or did not finish; the message is all that the user needs."""
+    """A stage that cannot run or did not finish. The message stands alone: it is shown without a traceback."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage of dvc.yaml with its templates filled in. Paths are relative to the project's root."""
+    """A stage of dvc.yaml with its templates resolved. Paths are relative to the project's root."""
 
     name: str
     notebook: str
@@ -47,69 +47,92 @@ class StageSpec:
 
 
 def project_root(start: str | Path = ".") -> Path:
-    """The nearest folder at or above `start` that holds dvc.yaml and params.yaml; raises ConfigError without one."""
+    """Finds the nearest folder at or above `start` that holds dvc.yaml and params.yaml.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     start = Path(start).resolve()
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
             return folder
-    raise ConfigError(f"{start}: neither here nor above is there a folder with dvc.yaml and params.yaml")
+    raise ConfigError(f"{start}: no dvc.yaml with a params.yaml beside it, neither here nor in a folder above")
 
 
 def read_stages(root: str | Path = ".", changes: Mapping[str, Any] | None = None) -> dict[str, StageSpec]:
-    """All notebook stages of dvc.yaml by name; a `foreach` over a table of params.yaml gives a `stage@row` each."""
+    """Reads all stages of dvc.yaml, resolved by DVC.
+
+    Args:
+        root: The project's root.
+        changes: Settings by dotted name that replace those of params.yaml; templates and `foreach` see them.
+
+    Returns:
+        Stages by name; a `foreach` gives one `stage@row` for each row of its table.
+
+    Raises:
+        ConfigError: If a file cannot be read or a template names a setting that does not exist.
+    """
+    # Imported here because `import dvpo_lib` must not load DVC. Its resolver takes 0.3 s; `dvc.repo.Repo.index`, which
+    # calls the resolver, takes 2 s and cannot see `changes`.
+    from dvc.exceptions import DvcException
+    from dvc.fs import LocalFileSystem
+    from dvc.parsing import DataResolver
+
     root = Path(root)
     values = set_dotted(to_builtins(read_yaml(root / "params.yaml")), changes or {})
-    stages = {}
-    for name, entry in to_builtins(read_yaml(root / "dvc.yaml"))["stages"].items():
-        if "foreach" not in entry:
-            stages[name] = _spec(name, entry, values)
-            continue
-        for key, item in values[entry["foreach"].strip("${} ")].items():
-            stages[f"{name}@{key}"] = _spec(f"{name}@{key}", entry["do"], {**values, "key": key, "item": item})
-    return stages
+    definition = to_builtins(read_yaml(root / "dvc.yaml"))
+    repo = SimpleNamespace(fs=LocalFileSystem(), config={})  # all that the resolver reads of a repository
+    try:
+        resolver = DataResolver(repo, str(root), definition)
+        resolver.context.update(values)  # replaces the sections that it has read from params.yaml
+        resolved = resolver.resolve()["stages"]
+    except DvcException as error:
+        raise ConfigError(str(error)) from None  # names dvc.yaml, the stage and the expression
+    return {name: _stage_spec(name, entry) for name, entry in resolved.items()}
 
 
-def _spec(name: str, entry: dict, values: dict) -> StageSpec:
-    def fill(text: str) -> str:
-        return re.sub(r"\$\{\s*([\w.]+)\s*\}", lambda match: str(_lookup(values, match[1])), text)
-
-    def paths(field: str) -> tuple[str, ...]:
-        return tuple(fill(next(iter(item)) if isinstance(item, dict) else item) for item in entry.get(field, []))
+def _stage_spec(name: str, entry: Mapping[str, Any]) -> StageSpec:
+    def paths(field: str) -> tuple[str, ...]:  # an entry with options is a mapping of one key, its path
+        return tuple(next(iter(item)) if isinstance(item, dict) else item for item in entry.get(field, []))
 
     deps = paths("deps")
     notebook = next((dep for dep in deps if dep.endswith(".ipynb")), "")
     return StageSpec(name, notebook, paths("params"), deps, paths("outs") + paths("metrics") + paths("plots"))
 
 
-def _lookup(values: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        if part not in values:
-            raise ConfigError(f"dvc.yaml: `${{{dotted}}}` is not in params.yaml")
-        values = values[part]
-    return values
-
-
 class Stage:
-    """One stage as its notebook sees it (made by `open_stage`)."""
+    """A stage as its notebook sees it; `open_stage` makes it.
+
+    Attributes:
+        spec: The stage's entry in dvc.yaml.
+        out: The folder that stands for the project's root when the notebook writes.
+        params: The settings that the stage tracks.
+    """
 
     def __init__(self, spec: StageSpec, out: Path, params: Params):
         self.spec, self.out, self.params = spec, out, params
 
     @property
     def name(self) -> str:
+        """The stage's name in dvc.yaml."""
         return self.spec.name
 
     @property
     def results(self) -> Path:
-        """The folder for this notebook's own results."""
+        """The folder for metrics and tables of this notebook, made on first use."""
         folder = self.out / self.spec.results
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def path(self, declared: str) -> Path:
-        """Where to write an output (or a file in an output folder) that dvc.yaml declares by its path from the root.
+        """Returns the place to write an output to, and makes its parent folders.
 
-        Parent folders are made. Raises ConfigError where the stage declares no such output: DVC would lose it."""
+        Args:
+            declared: An output of the stage in dvc.yaml, or a file in one that is a folder, relative to the root.
+
+        Raises:
+            ConfigError: If the stage declares no such output; DVC would not keep it.
+        """
         if not any(Path(declared).is_relative_to(out) for out in self.spec.outs):
             raise ConfigError(f"dvc.yaml: stage {self.name} declares no output {declared}")
         path = self.out / declared
@@ -117,33 +140,41 @@ class Stage:
         return path
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Writes metrics.json (`dvc metrics show`): nested mappings of finite numbers, keys sorted."""
-        text = json.dumps(_numbers(metrics, "metrics"), indent=2, sort_keys=True) + "\n"
+        """Writes metrics.json, which `dvc metrics` shows: nested mappings of finite numbers, keys sorted."""
+        text = json.dumps(_finite_numbers(metrics, "metrics"), indent=2, sort_keys=True) + "\n"
         self.path(f"{self.spec.results}/metrics.json").write_text(text, encoding="utf-8")
 
     def save_table(self, name: str, frame: Any) -> None:
-        """Writes a DataFrame as CSV to `name` inside the results folder, without its index, to eight digits."""
+        """Writes a DataFrame to a CSV file of the results folder, without its index, with eight significant digits."""
         path = self.path(f"{self.spec.results}/{name}")
         frame.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
 
 
-def _numbers(value: Any, where: str) -> Any:
+def _finite_numbers(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _numbers(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _finite_numbers(item, f"{name}.{key}") for key, item in value.items()}
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, (int, float)) and math.isfinite(number):
         return number
-    raise ValueError(f"{where} is no finite number: {value!r}")
+    raise ValueError(f"{name}: expected a finite number, not {value!r}")
 
 
 def open_stage(stage: str, out: str = "work/lab", changes: Mapping[str, Any] | None = None) -> Stage:
-    """Opens a stage of dvc.yaml for its notebook and makes the project's root the working directory.
+    """Opens a stage for its notebook and changes the working directory to the project's root.
 
-    stage: its name, `train@dvpo` for a row of a `foreach`; out: the folder that stands for the root when writing;
-    changes: settings to try out, {"training.learning_rate": 3e-4}. Raises ConfigError for an unknown stage or a wrong
-    setting."""
+    Args:
+        stage: Its name in dvc.yaml; `train@dvpo` for a row of a `foreach`.
+        out: The folder to write under.
+        changes: Settings to try without editing params.yaml: {"training.learning_rate": 3e-4}.
+
+    Returns:
+        The stage, with its settings validated.
+
+    Raises:
+        ConfigError: If there is no such stage, or a setting is wrong.
+    """
     root = project_root()
-    os.chdir(root)  # notebooks/ in JupyterLab, the root already in the chain: the same paths in both
+    os.chdir(root)  # JupyterLab starts in notebooks/, the chain in the root: paths are the same in both
     stages = read_stages(root, changes)
     if stage not in stages:
         raise ConfigError(f"dvc.yaml: there is no stage {stage}; there are: {', '.join(stages)}")

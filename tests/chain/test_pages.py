@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import html
+import re
+from html.parser import HTMLParser
 
 import nbformat.v4 as nb
 import pytest
 
-from dvpo_lib.chain.pages import INJECTED_ID, WIDGET_STATE, WIDGET_VIEW, clean, sanitize, to_html, to_mathml
+from dvpo_lib.chain.pages import (
+    INJECTED_ID,
+    WIDGET_STATE,
+    WIDGET_VIEW,
+    clean_notebook,
+    latex_to_mathml,
+    render_page,
+    sanitize_html,
+)
 
 
 def notebook(*outputs, **metadata):
@@ -21,7 +31,9 @@ def stream(name, text):
 
 
 def test_clean_drops_what_differs_between_runs():
-    cleaned = clean(notebook(stream("stdout", "a "), stream("stderr", "50%"), stream("stdout", "<f at 0x7f12>")))
+    cleaned = clean_notebook(
+        notebook(stream("stdout", "a "), stream("stderr", "50%"), stream("stdout", "<f at 0x7f12>"))
+    )
     assert [output.text for output in cleaned.cells[0].outputs] == ["a <f>"]
     assert set(cleaned.metadata) == {"kernelspec", "language_info"} and cleaned.cells[0].metadata == {}
     assert [cell.id for cell in cleaned.cells] == ["a", INJECTED_ID]
@@ -34,14 +46,14 @@ def test_clean_keeps_the_picture_inside_a_widget():
         "out": {"state": {"outputs": [{"output_type": "display_data", "data": {"image/png": "AAAA"}, "metadata": {}}]}},
     }
     view = nb.new_output("display_data", data={WIDGET_VIEW: {"model_id": "box"}, "text/plain": "interactive(...)"})
-    cleaned = clean(notebook(view, widgets={WIDGET_STATE: {"state": state}}))
+    cleaned = clean_notebook(notebook(view, widgets={WIDGET_STATE: {"state": state}}))
     assert [output.data for output in cleaned.cells[0].outputs] == [{"image/png": "AAAA"}]
-    assert "data:image/png;base64,AAAA" in to_html(cleaned, "t")
+    assert "data:image/png;base64,AAAA" in render_page(cleaned, "t")
 
 
 def test_page_needs_no_network_and_runs_no_script():
     unsafe = nb.new_output("display_data", data={"text/html": "<b onclick='x()'>b</b><script>x()</script>"})
-    page = to_html(clean(notebook(unsafe, stream("stdout", "<i>"))), "A & B")
+    page = render_page(clean_notebook(notebook(unsafe, stream("stdout", "<i>"))), "A & B")
     assert "<script" not in page and "onclick" not in page
     assert "&lt;i&gt;" in page and "<title>A &amp; B</title>" in page
     assert "content=\"default-src 'none'" in page
@@ -52,10 +64,94 @@ def test_tables_with_styles_survive_the_sanitiser():
         "<style type='text/css'>#T_1 td {color: red}</style><table id='T_1'><thead><tr><th colspan='2'>A</th>"
         "</tr></thead><tbody><tr><td style='color: red'>1 &lt; 2</td></tr></tbody></table>"
     )
-    cleaned = sanitize(styled)
+    cleaned = sanitize_html(styled)
     assert "<style>#T_1 td {color: red}</style>" in cleaned
     assert '<th colspan="2">A</th>' in cleaned and "1 &lt; 2" in cleaned
-    assert "url" not in sanitize("<style>a {background: url(http://x)}</style>")
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "#T_1 td {background: url(http://x)}",
+        "#T_1 td {background: u\\72l(http://x)}",
+        "@import 'http://x';",
+        "body {display: none}",
+        "#T_1 td {color: red} body {display: none}",
+        "#T_1 td, body {display: none}",
+        "#T_1 td {color: red}</style><script>x()</script><style>",
+    ],
+)
+def test_style_sheets_that_load_or_reach_beyond_their_table_are_dropped(sheet):
+    cleaned = sanitize_html(f"<style>{sheet}</style><p>text</p>")
+    assert "http" not in cleaned and "display" not in cleaned and "<script" not in cleaned
+    assert cleaned.endswith("<p>text</p>")
+
+
+HOSTILE = {
+    "script": "<script>x()</script>",
+    "script in capitals": "<ScRiPt src=//evil.example/x.js></sCrIpT>",
+    "script with line feeds": "</b><script\n>x()</script\n>",
+    "unclosed script": "<script>x()",
+    "handler": "<img src=x onerror=x()>",
+    "handler after a slash": "<b/onclick=x()>b</b>",
+    "javascript link": "<a href='javascript:x()'>a</a>",
+    "javascript link with a tab": "<a href='java\tscript:x()'>a</a>",
+    "javascript link in entities": "<a href='&#106;avascript&colon;x()'>a</a>",
+    "data link": "<a href='data:text/html,<script>x()</script>'>a</a>",
+    "style that loads": "<p style='background: url(//evil.example)'>p</p>",
+    "style in escapes": "<p style='background-color: \\75rl(//evil.example)'>p</p>",
+    "style that covers the page": "<p style='position: fixed; top: 0'>p</p>",
+    "frame": "<iframe srcdoc='<script>x()</script>'></iframe>",
+    "object": "<object data='//evil.example/x.swf'></object>",
+    "form": "<form action='//evil.example'><input name=a></form>",
+    "vector image": "<svg onload=x()><script>x()</script></svg>",
+    "MathML link": "<math><mi href='javascript:x()' xlink:href='javascript:x()'>a</mi></math>",
+    "MathML with HTML inside": "<math><mtext><table><mglyph><style><img src=x onerror=x()></style></table></math>",
+    "page address": "<base href='//evil.example'><meta http-equiv=refresh content='0;url=//evil.example'>",
+    "comment": "<!-- --><img src=x onerror=x()>",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_text_of_a_model_cannot_act_in_a_page(text):
+    """As HTML output, as Markdown and as printed text of a notebook."""
+    output = nb.new_output("display_data", data={"text/html": f"<table><tr><td>{text}</td></tr></table>"})
+    page = notebook(output, stream("stdout", text))
+    page.cells += [nb.new_markdown_cell(f"before {text} after", id="m")]
+    assert acts(f"<td>{text}</td>"), "the example itself must be found"
+    assert acts(render_page(clean_notebook(page), text).partition("</head>")[2]) == []
+
+
+def acts(page: str) -> list:
+    """Everything in a page that runs, loads or covers: tags, attributes and addresses as a browser would find them."""
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag in "script style iframe object embed svg form input base meta link mglyph".split():
+                found.append(tag)
+            for name, value in attributes:
+                address = re.sub(r"[\x00-\x20]", "", value or "").lower()
+                if name.startswith("on") or address.startswith(("javascript:", "data:text")):
+                    found.append((tag, name, value))
+                if name == "style" and re.search(r"url|position|\\", address):
+                    found.append((tag, name, value))
+
+    Reader().feed(page)
+    return found
+
+
+def test_words_in_angle_brackets_stay_readable():
+    assert sanitize_html("<p>book <eos> 1 < 2 & 3</p>") == "<p>book &lt;eos&gt; 1 &lt; 2 &amp; 3</p>"
+
+
+def test_links_pictures_styles_and_mathematics_survive_the_sanitiser():
+    kept = (
+        '<a href="https://x.example/a">a</a><a href="../b.html">b</a><img src="data:image/png;base64,AAAA" alt="c">'
+        '<p style="color:red;text-align:right">d</p><details open=""><summary>e</summary></details>'
+        '<math display="block"><mfrac linethickness="0"><mi mathvariant="bold">x</mi><mn>2</mn></mfrac></math>'
+    )
+    assert sanitize_html(kept) == kept
 
 
 @pytest.mark.parametrize(
@@ -70,10 +166,10 @@ def test_tables_with_styles_survive_the_sanitiser():
     ],
 )
 def test_mathematics_becomes_mathml(latex, expected):
-    found = to_mathml(latex, "block")
+    found = latex_to_mathml(latex, "block")
     assert found.startswith("<math ") and 'display="block"' in found and expected in html.unescape(found)
     assert "\\" not in found and "&amp;" not in found
 
 
 def test_mathematics_that_cannot_be_converted_is_shown_as_written():
-    assert to_mathml(r"x^{a}^{b} <", "inline") == r"<code>x^{a}^{b} &lt;</code>"
+    assert latex_to_mathml(r"x^{a}^{b} <", "inline") == r"<code>x^{a}^{b} &lt;</code>"

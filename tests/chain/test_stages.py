@@ -111,11 +111,19 @@ def test_stage_knows_its_settings_and_outputs(project, monkeypatch):
         open_stage("rov@dvpo")
 
 
+def test_changes_reach_the_templates_of_dvc_yaml(project):
+    changed = read_stages(project, {"methods.dvpo.critic": "scalar", "methods.grpo": {"critic": "none"}})
+    assert list(changed) == ["tiny", "row@ppo", "row@dvpo", "row@grpo"]
+    assert changed["row@dvpo"].deps[1] == "results/scalar" and changed["row@grpo"].deps[1] == "results/none"
+    assert list(read_stages(project, {"methods": {"new": {"critic": "none"}}})) == ["tiny", "row@new"]
+    assert open_stage("row@dvpo", changes={"methods.dvpo.critic": "scalar"}).spec.deps[1] == "results/scalar"
+
+
 def test_saved_files_have_stable_bytes(project):
     here = open_stage("tiny")
     here.save_metrics({"b": {"y": math.pi}, "a": pd.Series([2]).sum()})
     assert (here.results / "metrics.json").read_text().startswith('{\n  "a": 2,\n  "b": {\n    "y": 3.14159')
-    with pytest.raises(ValueError, match="metrics.b.y is no finite number: nan"):
+    with pytest.raises(ValueError, match="metrics.b.y: expected a finite number, not nan"):
         here.save_metrics({"b": {"y": math.nan}})
     here.save_table("tables/x.csv", pd.DataFrame({"x": [1 / 3], "n": [1]}))
     assert (here.results / "tables/x.csv").read_text() == "x,n\n0.33333333,1\n"
@@ -123,7 +131,7 @@ def test_saved_files_have_stable_bytes(project):
 
 def test_template_without_its_setting_is_named(project):
     (project / "dvc.yaml").write_text((project / "dvc.yaml").read_text().replace("item.critic", "item.critc"))
-    with pytest.raises(ConfigError, match=r"dvc.yaml: `\$\{item.critc\}` is not in params.yaml"):
+    with pytest.raises(ConfigError, match=r"'stages.row@ppo.deps' in 'dvc.yaml': Could not find 'item.critc'"):
         read_stages(project)
 
 
