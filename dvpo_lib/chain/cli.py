@@ -29,13 +29,13 @@ from dvpo_lib.chain.runner import run
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.real.download import (
-    CONVERSATIONS,
-    CONVERSATIONS_SHA256,
-    SHA256,
-    SOURCE,
+    GSM8K_SHA256,
+    GSM8K_SOURCE,
+    TAUBENCH_SHA256,
+    TAUBENCH_SOURCE,
     DownloadError,
-    describe,
-    download,
+    describe_files,
+    download_files,
 )
 
 
@@ -117,9 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_arguments(commands.add_parser("tune", help="tune every method on the same grid"))
     command = commands.add_parser("download", help="download the real data sets and check them")
     command.add_argument("dir", metavar="DIR", help="the folder to fill; `make real-data` takes data/real")
-    names = ", ".join(Path(name).name for name in [*SHA256, *CONVERSATIONS_SHA256])
+    names = ", ".join(Path(name).name for name in [*GSM8K_SHA256, *TAUBENCH_SHA256])
     command.add_argument(
-        "--source", metavar="URL", help=f"one folder that serves {names} (default: {SOURCE} and {CONVERSATIONS})"
+        "--source",
+        metavar="URL",
+        help=f"one folder that serves {names} (default: {GSM8K_SOURCE} and {TAUBENCH_SOURCE})",
     )
     return parser
 
@@ -134,7 +136,7 @@ def _check(chosen: argparse.Namespace) -> int:
         print("params.yaml is valid")
         return 0
     try:
-        describe(Path(chosen.data))
+        describe_files(Path(chosen.data))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -142,8 +144,8 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _download(chosen: argparse.Namespace) -> None:
-    for source, hashes in ((SOURCE, SHA256), (CONVERSATIONS, CONVERSATIONS_SHA256)):
-        for name, state in download(chosen.dir, chosen.source or source, hashes).items():
+    for source, hashes in ((GSM8K_SOURCE, GSM8K_SHA256), (TAUBENCH_SOURCE, TAUBENCH_SHA256)):
+        for name, state in download_files(chosen.dir, chosen.source or source, hashes).items():
             print(f"{name}: {state}, SHA-256 as published")
     print(f"in params.yaml, `real: {{dir: {chosen.dir}}}` lets notebook 02 use them")
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field
 from dvpo_lib.chain.checks import contradictions
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean, merge_trees, read_yaml, set_dotted, to_builtins
 from dvpo_lib.experiments.ablation import AblationSettings
-from dvpo_lib.experiments.real.data import RealSettings
+from dvpo_lib.experiments.real.settings import RealSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings
 from dvpo_lib.noise.pseudo_labels import VoteSettings

@@ -22,7 +22,9 @@ from dvpo_lib.chain.cli import main
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments import run_store as store
-from dvpo_lib.experiments.real import data, download, report, runs, study
+from dvpo_lib.experiments.real import download, files, pretraining
+from dvpo_lib.experiments.real.settings import RealSettings
+from dvpo_lib.experiments.real.solutions import data, report, study
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.prediction_quality import weighted_auc
@@ -30,7 +32,7 @@ from dvpo_lib.reporting.statistics import cluster_bootstrap
 
 HERE = Path(os.environ.get("DVPO_REAL_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
-    not all((HERE / name).is_file() for name in data.FILES),
+    not all((HERE / name).is_file() for name in files.GSM8K_FILES),
     reason="the real data is not here: set DVPO_REAL_DATA to a folder that holds gsm8k/",
 )
 
@@ -53,7 +55,7 @@ def problems(count: int) -> dict[str, list[dict]]:
             right = bool(rng.random() < 0.3 + 0.15 * k)
             row[name] = {"solution": f"{a}+{b}={a + b + (not right)}\nA: {a + b + (not right)}", "is_correct": right}
         solved.append(row)
-    return {data.TRAIN: worked[count:], data.TEST: worked[:count], data.SOLUTIONS: solved}
+    return {files.TRAIN_FILE: worked[count:], files.TEST_FILE: worked[:count], files.SOLUTIONS_FILE: solved}
 
 
 def write(folder: Path, files: dict[str, list[dict]]) -> Path:
@@ -72,27 +74,27 @@ def folder(tmp_path):
 
 
 def test_files_are_read_as_the_study_needs_them(folder):
-    solutions = data.read_solutions(folder / data.SOLUTIONS)
+    solutions = data.read_solutions(folder / files.SOLUTIONS_FILE)
     assert len(solutions) == 24 and solutions["problem"].nunique() == 6 and set(solutions["correct"]) == {0.0, 1.0}
     assert solutions["prompt"][0].endswith("How many now?\n") and "\nA: " in solutions["completion"][0]
-    worked = data.read_worked(folder / data.TRAIN)
+    worked = data.read_worked_problems(folder / files.TRAIN_FILE)
     assert worked["completion"].str.contains("\nA: ").all() and not worked["completion"].str.contains("####").any()
 
 
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        (data.TRAIN, '{"question": "q"', "not valid JSON"),
-        (data.TRAIN, "", "not valid JSON"),
-        (data.TRAIN, "[1]", "a record is expected, not '[1]'"),
-        (data.TRAIN, '{"question": "q"}', "the field `answer` is missing"),
-        (data.TEST, '{"question": "q", "answer": 3}', "`answer` should be a text that is not empty, not 3"),
-        (data.TEST, '{"question": " ", "answer": "3"}', "`question` should be a text that is not empty"),
-        (data.TEST, b'{"question": "\xff", "answer": "3"}', "not valid UTF-8"),
-        (data.SOLUTIONS, '{"question": "q", "ground_truth": "g"}', "the field `6b_finetuning` is missing"),
-        (data.SOLUTIONS, "~solution", "175b_finetuning: the field `solution` is missing"),
-        (data.SOLUTIONS, "~is_correct", "175b_finetuning: `is_correct` should be true or false, not None"),
-        (data.SOLUTIONS, "~~", "175b_finetuning: a record is expected, not 'wrong'"),
+        (files.TRAIN_FILE, '{"question": "q"', "not valid JSON"),
+        (files.TRAIN_FILE, "", "not valid JSON"),
+        (files.TRAIN_FILE, "[1]", "a record is expected, not '[1]'"),
+        (files.TRAIN_FILE, '{"question": "q"}', "the field `answer` is missing"),
+        (files.TEST_FILE, '{"question": "q", "answer": 3}', "`answer` should be a text that is not empty, not 3"),
+        (files.TEST_FILE, '{"question": " ", "answer": "3"}', "`question` should be a text that is not empty"),
+        (files.TEST_FILE, b'{"question": "\xff", "answer": "3"}', "not valid UTF-8"),
+        (files.SOLUTIONS_FILE, '{"question": "q", "ground_truth": "g"}', "the field `6b_finetuning` is missing"),
+        (files.SOLUTIONS_FILE, "~solution", "175b_finetuning: the field `solution` is missing"),
+        (files.SOLUTIONS_FILE, "~is_correct", "175b_finetuning: `is_correct` should be true or false, not None"),
+        (files.SOLUTIONS_FILE, "~~", "175b_finetuning: a record is expected, not 'wrong'"),
     ],
 )
 def test_a_malformed_record_is_named_by_file_and_line(folder, name, line, message):
@@ -105,16 +107,16 @@ def test_a_malformed_record_is_named_by_file_and_line(folder, name, line, messag
     (folder / name).write_bytes(b"\n".join(lines))
     critics = {"scalar": CriticSettings(kind="scalar")}
     with pytest.raises(ValueError) as caught:
-        study.run(data.RealSettings(dir=str(folder)), critics, 0, progress=None)
+        study.run_solution_study(RealSettings(dir=str(folder)), critics, 0, progress=None)
     assert str(caught.value).startswith(f"{name}:2: {message}") and "\n" not in str(caught.value)
 
 
 def test_missing_and_empty_files_are_named(folder):
-    (folder / data.TRAIN).write_text("")
+    (folder / files.TRAIN_FILE).write_text("")
     with pytest.raises(ValueError, match="gsm8k/train.jsonl: the file is empty"):
-        data.read_worked(folder / data.TRAIN)
+        data.read_worked_problems(folder / files.TRAIN_FILE)
     with pytest.raises(ValueError, match="gsm8k/train.jsonl: no such file; `make real-data`"):
-        data.read_worked(folder / "absent.jsonl")
+        data.read_worked_problems(folder / "absent.jsonl")
 
 
 def params_with(folder: Path, dir_: str) -> Path:
@@ -138,7 +140,7 @@ def test_a_missing_folder_stops_everything_at_the_start(tmp_path, folder):
         )
     load_params(path, ["seed"])  # a stage that does not read it does not mind
     assert load_params(params_with(tmp_path, "real"), ["real"]).real.dir == "real"
-    (folder / data.TEST).unlink()
+    (folder / files.TEST_FILE).unlink()
     with pytest.raises(ConfigError, match=f"params.yaml:{line}: real.dir: real holds no file gsm8k/test.jsonl"):
         load_params(path, ["real"])
 
@@ -192,7 +194,7 @@ def server(folder):
 
 @pytest.fixture
 def hashes(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in data.FILES}
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files.GSM8K_FILES}
 
 
 def kept(folder: Path) -> set[str]:
@@ -202,18 +204,18 @@ def kept(folder: Path) -> set[str]:
 def test_download_brings_the_files_once(server, hashes, folder, tmp_path):
     address, requests = server
     target = tmp_path / "brought"
-    assert set(download.download(target, address, hashes, progress=False).values()) == {"downloaded"}
-    assert all((target / name).read_bytes() == (folder / name).read_bytes() for name in data.FILES)
-    assert kept(target) == set(data.FILES) and len(requests) == 3
-    assert set(download.download(target, address + "/", hashes, progress=False).values()) == {"present"}
-    (target / data.TEST).write_text("spoilt")
-    assert download.download(target, address, hashes, progress=False)[data.TEST] == "downloaded"
+    assert set(download.download_files(target, address, hashes, progress=False).values()) == {"downloaded"}
+    assert all((target / name).read_bytes() == (folder / name).read_bytes() for name in files.GSM8K_FILES)
+    assert kept(target) == set(files.GSM8K_FILES) and len(requests) == 3
+    assert set(download.download_files(target, address + "/", hashes, progress=False).values()) == {"present"}
+    (target / files.TEST_FILE).write_text("spoilt")
+    assert download.download_files(target, address, hashes, progress=False)[files.TEST_FILE] == "downloaded"
     assert len(requests) == 4, "what is there and right is not brought again"
 
 
 def test_an_interrupted_download_goes_on_with_what_is_missing(server, hashes, folder, tmp_path, monkeypatch):
     address, requests = server
-    fetch = download.fetch
+    fetch = download.fetch_address
 
     def interrupted(*arguments):
         if len(requests) == 1:
@@ -222,10 +224,10 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(server, hashes, fo
         return fetch(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download, "fetch", interrupted)
-        download.download(tmp_path / "brought", address, hashes, progress=False)
-    assert kept(tmp_path / "brought") == {data.TRAIN}
-    done = download.download(tmp_path / "brought", address, hashes, progress=False)
+        patch.setattr(download, "fetch_address", interrupted)
+        download.download_files(tmp_path / "brought", address, hashes, progress=False)
+    assert kept(tmp_path / "brought") == {files.TRAIN_FILE}
+    done = download.download_files(tmp_path / "brought", address, hashes, progress=False)
     assert list(done.values()) == ["present", "downloaded", "downloaded"]
 
 
@@ -235,7 +237,7 @@ def test_what_cannot_be_brought_leaves_nothing_and_says_why(server, hashes, tmp_
         closed.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{closed.getsockname()[1]}"
     cases = [
-        (address, hashes | {data.TRAIN: "0" * 64}, "/train.jsonl: this is another file than the published one"),
+        (address, hashes | {files.TRAIN_FILE: "0" * 64}, "/train.jsonl: this is another file than the published one"),
         (f"{address}/nowhere", hashes, "nowhere/train.jsonl: the server says 404"),
         (f"{address}/cut", hashes, "the connection broke off after 18 of 1000 bytes"),
         (refused, hashes, "cannot be reached: .*refused"),
@@ -243,11 +245,11 @@ def test_what_cannot_be_brought_leaves_nothing_and_says_why(server, hashes, tmp_
     ]
     for source, expected, message in cases:
         with pytest.raises(download.DownloadError, match=message) as caught:
-            download.download(tmp_path / "brought", source, expected, progress=False)
+            download.download_files(tmp_path / "brought", source, expected, progress=False)
         assert "\n" not in str(caught.value) and kept(tmp_path / "brought") == set()
     (tmp_path / "file").write_text("")
     with pytest.raises(download.DownloadError, match="cannot be written to"):
-        download.download(tmp_path / "file", address, hashes, progress=False)
+        download.download_files(tmp_path / "file", address, hashes, progress=False)
 
 
 def test_command_line(server, folder, tmp_path, capsys):
@@ -255,14 +257,14 @@ def test_command_line(server, folder, tmp_path, capsys):
     assert "error: http" in capsys.readouterr().err and not kept(tmp_path / "brought")
     assert main(["check", "--data", str(folder)]) == 0
     assert "6 problems, each solved by:\n  6b_finetuning: " in capsys.readouterr().out
-    (folder / data.TRAIN).write_text("{}\n")
+    (folder / files.TRAIN_FILE).write_text("{}\n")
     assert main(["check", "--data", str(folder)]) == 1
     assert capsys.readouterr().err == "error: gsm8k/train.jsonl:1: the field `question` is missing\n"
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
     assert "download DIR" in shown and "params.yaml" in shown
-    assert set(download.SHA256) == set(data.FILES)
+    assert set(download.GSM8K_SHA256) == set(files.GSM8K_FILES)
 
 
 # ---- splits, noise, texts ----
@@ -271,26 +273,26 @@ def test_command_line(server, folder, tmp_path, capsys):
 def test_problems_are_split_and_never_parted():
     solutions = pd.DataFrame({"problem": np.repeat(np.arange(2000), 2)})
     solutions["prompt"] = [f"problem {i}" for i in solutions["problem"]]
-    training, held = data.split(solutions, 0.3)
+    training, held = data.split_by_problem(solutions, 0.3)
     assert not set(training["prompt"]) & set(held["prompt"]) and len(training) + len(held) == 4000
     assert 0.27 < len(held) / 4000 < 0.33
-    more = data.split(solutions, 0.5)[1]
+    more = data.split_by_problem(solutions, 0.5)[1]
     assert set(held["prompt"]) <= set(more["prompt"])  # by hash: a larger share keeps the smaller one
     with pytest.raises(ValueError, match="real.held_out = 1e-09 leaves none of 2000 problems"):
-        data.split(solutions, 1e-9)
+        data.split_by_problem(solutions, 1e-9)
 
 
 def test_labels_are_turned_over_at_the_rate_and_nested():
     labels = np.tile([0.0, 1.0], 5000)
-    changed = {rate: data.flipped(labels, rate, 3) != labels for rate in (0.0, 0.2, 0.4)}
+    changed = {rate: data.flip_labels(labels, rate, 3) != labels for rate in (0.0, 0.2, 0.4)}
     assert not changed[0.0].any() and not (changed[0.2] & ~changed[0.4]).any()
     assert abs(changed[0.2].mean() - 0.2) < 0.02 and abs(changed[0.4].mean() - 0.4) < 0.02
-    assert (data.flipped(labels, 0.2, 3) != data.flipped(labels, 0.2, 4)).any()
+    assert (data.flip_labels(labels, 0.2, 3) != data.flip_labels(labels, 0.2, 4)).any()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return runs.byte_level_tokenizer([f"Ann has {i} plums\nA: {i}" for i in range(50)], 300)
+    return pretraining.byte_level_tokenizer([f"Ann has {i} plums\nA: {i}" for i in range(50)], 300)
 
 
 def test_tokenizer_writes_any_text(tokenizer):
@@ -301,16 +303,16 @@ def test_tokenizer_writes_any_text(tokenizer):
 
 def test_long_texts_are_cut_at_a_token(tokenizer):
     table = pd.DataFrame({"prompt": ["Ann has 3 plums and 8 pears", "x"], "completion": ["A: 3", "plums " * 40]})
-    short, count = runs.cut(table, tokenizer, 4)
+    short, count = data.truncate_texts(table, tokenizer, 4)
     lengths = [len(tokenizer(text).input_ids) for column in short[["prompt", "completion"]] for text in short[column]]
     assert max(lengths) <= 4 and count == 2
     assert table["prompt"][0].endswith(short["prompt"][0]) and table["completion"][1].startswith(short["completion"][1])
-    assert runs.cut(table, tokenizer, 400)[1] == 0
+    assert data.truncate_texts(table, tokenizer, 400)[1] == 0
 
 
 def test_packed_text_is_the_text(tokenizer):
     table = pd.DataFrame({"prompt": [f"{i}?\n" for i in range(30)], "completion": "A: 1"})
-    tokens = runs.packed(table, tokenizer, length=16)
+    tokens = pretraining.pack_texts(table, tokenizer, length=16)
     assert tokens.input_ids.shape[1] == 17 and tokens.mask.shape[1] == 16 and bool(tokens.attention_mask.all())
     assert tokenizer.decode(tokens.input_ids.flatten()).startswith("0?\nA: 1<eos>1?\nA: 1<eos>")
 
@@ -357,13 +359,13 @@ def twice(tmp_path_factory):
         folder = write(tmp_path_factory.mktemp(place) / "real", problems(24))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DVPO_STORE", str(folder.parent / "store"))
-            settings = data.RealSettings(dir=str(folder), **SMALL)
-            done.append(study.run(settings, CRITICS, 0, workers=1, progress=None, resamples=100))
+            settings = RealSettings(dir=str(folder), **SMALL)
+            done.append(study.run_solution_study(settings, CRITICS, 0, workers=1, progress=None, resamples=100))
     return done
 
 
 def test_equal_bytes_wherever_the_data_lies(twice):
-    a, b = ([s.base.parent, *s.folders.values()] for s in twice)
+    a, b = ([s.backbone.parent, *s.folders.values()] for s in twice)
     assert [f.name for f in a] == [f.name for f in b], "the store's keys must not depend on a path"
     for one, other in zip(a, b):
         names = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
@@ -382,7 +384,7 @@ def test_noise_touches_training_labels_only(twice):
     assert noisy.equals(labels["scalar", 0.4, 0]), "both critics learn from the same labels"
     assert noisy["correct"].tolist() == done.training["correct"].tolist()
     assert not set(done.training["prompt"]) & set(done.held["prompt"])
-    solved = problems(24)[data.SOLUTIONS]
+    solved = problems(24)[files.SOLUTIONS_FILE]
     truth = {(r["question"] + "\n", g): r[g]["is_correct"] for r in solved for g in data.GENERATORS}
     assert all(truth[r.prompt, r.generator] == r.correct for r in done.held.itertuples())
 
@@ -416,25 +418,29 @@ def test_differences_are_paired(twice):
     assert len(done.differences) == 2 * 3 * (3 + 2)
 
 
-def test_a_runs_key_does_not_follow_figures_or_settings_files():
-    used = store.reachable(["dvpo_lib.experiments.real.runs"], ROOT)
-    assert {"dvpo_lib/experiments/real/data.py", "dvpo_lib/models/critic.py", "dvpo_lib/models/policy.py"} <= used
-    assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "download" in f]
+def test_run_keys_ignore_figures_scores_and_downloads():
+    used = store.reachable(["dvpo_lib.experiments.real.solutions.specs"], ROOT)
+    assert {
+        "dvpo_lib/experiments/real/solutions/data.py",
+        "dvpo_lib/models/critic.py",
+        "dvpo_lib/models/policy.py",
+    } <= used
+    assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "download" in f or "study" in f]
 
 
 def test_report_and_figures_of_a_study(twice, tmp_path):
     done = twice[0]
-    text = report.findings(done)
+    text = report.solution_findings(done)
     assert "Who wrote it?" in text and "nan" not in text and str(len(set(done.held["problem"]))) in text
-    assert "were cut" in report.data_findings(done)
-    table = report.score_cells(done)
+    assert "were cut" in report.solution_data_findings(done)
+    table = report.solution_score_table(done)
     assert len(table) == 2 * 4 and table["critic"].tolist()[:2] == ["scalar critic", "quantile critic"]
     assert report.generator_table(done)["generator"].tolist() == list(data.GENERATORS)
-    assert set(report.metrics(done)["real"]) == {"scalar", "quantile", "constant", "generator"}
-    assert report.metrics(None) == {} and "make real-data" in report.WITHOUT
-    pair = study.right_and_wrong(done.held)
+    assert set(report.solution_metrics(done)["real"]) == {"scalar", "quantile", "constant", "generator"}
+    assert report.solution_metrics(None) == {} and "make real-data" in report.NO_SOLUTIONS
+    pair = study.right_and_wrong_solution(done.held)
     assert set(pair["correct"]) == {0.0, 1.0} and pair["problem"].nunique() == 1
-    read = study.values_of(done, "quantile", 0.4, 0, pair)
+    read = study.values_along_solutions(done, "quantile", 0.4, 0, pair)
     assert [len(r["tokens"]) == len(r["quantiles"]) for r in read] == [True, True]
     figures.save_figure(figures.auc_against_noise(done.scores), tmp_path / "a.png")
     figures.save_figure(figures.value_over_text(read, 0.4), tmp_path / "b.png")
@@ -443,17 +449,19 @@ def test_report_and_figures_of_a_study(twice, tmp_path):
 
 
 def test_without_a_folder_nothing_is_done():
-    assert study.run(data.RealSettings(), CRITICS, 0) is None
+    assert study.run_solution_study(RealSettings(), CRITICS, 0) is None
 
 
 @needs_data
 def test_the_published_files_are_what_the_code_expects():
-    for name, expected in download.SHA256.items():
-        assert data.sha256(HERE / name) == expected
-    solutions = data.read_solutions(HERE / data.SOLUTIONS)
-    assert len(solutions) == 4 * 1319 and len(data.read_worked(HERE / data.TRAIN)) == 7473
+    for name, expected in download.GSM8K_SHA256.items():
+        assert files.sha256_of(HERE / name) == expected
+    solutions = data.read_solutions(HERE / files.SOLUTIONS_FILE)
+    assert len(solutions) == 4 * 1319 and len(data.read_worked_problems(HERE / files.TRAIN_FILE)) == 7473
     share = solutions.groupby("generator", sort=False)["correct"].mean()
     assert share.round(3).tolist() == [0.217, 0.390, 0.347, 0.563]
-    training, held = data.split(solutions, 0.3)
+    training, held = data.split_by_problem(solutions, 0.3)
     assert not set(training["prompt"]) & set(held["prompt"]) and 0.25 < len(held) / len(solutions) < 0.35
-    assert not set(solutions["prompt"]) & set(data.read_worked(HERE / data.TRAIN)["prompt"]), "nothing leaks"
+    assert not set(solutions["prompt"]) & set(data.read_worked_problems(HERE / files.TRAIN_FILE)["prompt"]), (
+        "nothing leaks"
+    )

@@ -13,17 +13,20 @@ from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
 from dvpo_lib.experiments import run_store as store
-from dvpo_lib.experiments.real import data, download, runs, trajectories, trajectory_study
+from dvpo_lib.experiments.real import download, files, pretraining
+from dvpo_lib.experiments.real.score_tables import estimate_metric
+from dvpo_lib.experiments.real.settings import RealSettings, TrajectorySettings
+from dvpo_lib.experiments.real.trajectories import data, report, specs, study
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.tokens import encode
 from dvpo_lib.reporting import figures
 
 HERE = Path(os.environ.get("DVPO_REAL_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
-    trajectories.find(HERE) is None,
+    data.find_trajectories(HERE) is None,
     reason="the real data is not here: set DVPO_REAL_DATA to a folder that holds taubench/",
 )
-LIST, LINES = trajectories.TRAJECTORIES
+LIST, LINES = files.TRAJECTORY_FILES
 CRITICS = {"scalar": CriticSettings(kind="scalar"), "quantile": CriticSettings(heads=2, quantiles=8)}
 
 
@@ -82,7 +85,7 @@ def test_messages_become_turns_that_alternate():
         {"role": "assistant", "content": "a" * 700},
         {"role": "user", "content": "Bye"},
     ]
-    prompt, turns = trajectories.turns_of(traj)
+    prompt, turns = data.conversation_turns(traj)
     assert prompt == "Hello\n"
     assert turns == [
         f"call find {'b' * 300}\ncall look {{}}",
@@ -94,13 +97,13 @@ def test_messages_become_turns_that_alternate():
 def test_both_formats_say_the_same_and_the_published_one_comes_first(tmp_path):
     records = conversations(3)
     lines = write(tmp_path, list(reversed(records)))
-    assert trajectories.find(tmp_path) == lines and trajectories.find(None) is None
+    assert data.find_trajectories(tmp_path) == lines and data.find_trajectories(None) is None
     published = write(
         tmp_path, [r | {"traj": [{"role": "system", "content": "rules"}, *r["traj"]]} for r in records], LIST
     )
-    assert trajectories.find(tmp_path) == published
-    table = trajectories.read_trajectories(lines)
-    pd.testing.assert_frame_equal(table, trajectories.read_trajectories(published))
+    assert data.find_trajectories(tmp_path) == published
+    table = data.read_trajectories(lines)
+    pd.testing.assert_frame_equal(table, data.read_trajectories(published))
     assert table[["task", "trial"]].values.tolist() == [[t, k] for t in range(3) for k in range(4)]
 
 
@@ -142,7 +145,7 @@ def test_what_cannot_be_used_is_named_by_file_line_and_field(tmp_path, record, m
     records = [conversations(1)[0], record]
     for name, place in ((LINES, f"{LINES}:2: "), (LIST, f"{LIST}: record 2: ")):
         with pytest.raises(ValueError) as caught:
-            trajectories.read_trajectories(write(tmp_path, records, name))
+            data.read_trajectories(write(tmp_path, records, name))
         assert str(caught.value).startswith(place + message) and "\n" not in str(caught.value)
 
 
@@ -158,9 +161,9 @@ def test_files_that_are_none_are_named(tmp_path):
     for content, message in cases.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=LIST + message):
-            trajectories.read_trajectories(path)
+            data.read_trajectories(path)
     with pytest.raises(ValueError, match="no such file; `make real-data`"):
-        trajectories.read_trajectories(tmp_path / "absent.json")
+        data.read_trajectories(tmp_path / "absent.json")
 
 
 # ---- whose tokens ----
@@ -168,13 +171,13 @@ def test_files_that_are_none_are_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return runs.byte_level_tokenizer([m["content"] or "" for r in conversations(3) for m in r["traj"]], 300)
+    return pretraining.byte_level_tokenizer([m["content"] or "" for r in conversations(3) for m in r["traj"]], 300)
 
 
 def valued(traj: list[dict], tokenizer, limit: int | None = None) -> str:
     """The tokens that a critic values, as text."""
-    prompt, turns = trajectories.turns_of(traj)
-    table, _ = trajectories.with_tokens(pd.DataFrame({"prompt": [prompt], "turns": [turns]}), tokenizer, limit)
+    prompt, turns = data.conversation_turns(traj)
+    table, _ = data.tokenize_turns(pd.DataFrame({"prompt": [prompt], "turns": [turns]}), tokenizer, limit)
     tokens = encode(tokenizer, table["prompt"].tolist(), table["completion_ids"].tolist())
     return tokenizer.decode(tokens.input_ids[:, -tokens.completion_length :][tokens.mask])
 
@@ -193,13 +196,13 @@ def test_exactly_the_agents_tokens_are_valued_whatever_the_others_say(tokenizer)
 def test_long_conversations_keep_their_end_and_their_sides(tokenizer):
     traj = conversations(1)[0]["traj"]
     whole = valued(traj, tokenizer)
-    turns = trajectories.turns_of(traj)[1]
+    turns = data.conversation_turns(traj)[1]
     length = sum(len(tokenizer(t).input_ids) + 1 for t in turns)
     seen = set()
     for limit in range(1, length + 1):
         kept = valued(traj, tokenizer, limit)
         assert whole.endswith(kept) and len(kept) > 0
-        ids = trajectories.with_tokens(pd.DataFrame({"turns": [turns]}), tokenizer, limit)[0]["completion_ids"][0]
+        ids = data.tokenize_turns(pd.DataFrame({"turns": [turns]}), tokenizer, limit)[0]["completion_ids"][0]
         assert len(ids) <= limit
         seen.add(kept)
     assert whole in seen and "<eos>" in seen and len(seen) > 10
@@ -210,29 +213,29 @@ def test_long_conversations_keep_their_end_and_their_sides(tokenizer):
 
 def test_every_task_is_held_out_once_with_all_its_trials():
     table = pd.DataFrame({"task": np.repeat(np.arange(52), 4)})
-    parts = [trajectories.split_by_task(table, 5, fold, 3) for fold in range(5)]
+    parts = [data.split_by_task(table, 5, fold, 3) for fold in range(5)]
     assert sorted(t for _, held in parts for t in held["task"]) == table["task"].tolist()
     for training, held in parts:
         assert not set(training["task"]) & set(held["task"]) and len(training) + len(held) == len(table)
         assert held["task"].nunique() in (10, 11) and (held["task"].value_counts() == 4).all()
-    assert (trajectories.fold_of(table["task"], 5, 3) != trajectories.fold_of(table["task"], 5, 4)).any()
+    assert (data.assign_folds(table["task"], 5, 3) != data.assign_folds(table["task"], 5, 4)).any()
     shuffled = table.sample(frac=1, random_state=0)
-    found = pd.Series(trajectories.fold_of(shuffled["task"], 5, 3), shuffled.index).sort_index()
-    assert found.tolist() == trajectories.fold_of(table["task"], 5, 3).tolist(), "the file's order does not matter"
+    found = pd.Series(data.assign_folds(shuffled["task"], 5, 3), shuffled.index).sort_index()
+    assert found.tolist() == data.assign_folds(table["task"], 5, 3).tolist(), "the file's order does not matter"
     with pytest.raises(ValueError, match="real.trajectories.folds = 5, but there are 4 tasks"):
-        trajectories.fold_of(range(4), 5, 0)
+        data.assign_folds(range(4), 5, 0)
 
 
-SMALL = data.TrajectorySettings(folds=2, seeds=2, hidden_size=16, num_hidden_layers=1, max_tokens=60)
+SMALL = TrajectorySettings(folds=2, seeds=2, hidden_size=16, num_hidden_layers=1, max_tokens=60)
 OTHERS = dict(vocabulary=300, language_model_passes=1, batch_size=4, trajectories=SMALL)
 
 
 def test_no_held_out_text_or_outcome_reaches_training(tmp_path):
     """Held-out tasks may say and get what they want: backbone, tokenizer and critic are the same byte by byte."""
     records = conversations(6)
-    settings = data.RealSettings(dir=str(tmp_path), **OTHERS)
-    files = {}
-    fold = dict(zip(range(6), trajectories.fold_of(range(6), 2, 0), strict=True))
+    settings = RealSettings(dir=str(tmp_path), **OTHERS)
+    learned = {}
+    fold = dict(zip(range(6), data.assign_folds(range(6), 2, 0), strict=True))
     for k in range(2):
         for name in ("as logged", "changed"):
             own = [
@@ -248,20 +251,20 @@ def test_no_held_out_text_or_outcome_reaches_training(tmp_path):
             path = write(tmp_path / f"{name} {k}", own)
             base = path.parent / "backbone"
             base.mkdir()
-            trajectories.base_specs(settings, 0, path)[k].execute(base, base)
-            specs = trajectories.critic_specs(settings, CRITICS, 0, path, [base / "base"] * 2)
+            specs.trajectory_backbone_specs(settings, 0, path)[k].execute(base, base)
+            critics = specs.trajectory_critic_specs(settings, CRITICS, 0, path, [base / "base"] * 2)
             (path.parent / "critic").mkdir()
-            specs["quantile", 0, k].execute(path.parent / "critic", tmp_path)
-            learned = sorted(p for part in ("backbone/base", "critic") for p in (path.parent / part).rglob("*"))
-            files[k, name] = {
+            critics["quantile", 0, k].execute(path.parent / "critic", tmp_path)
+            paths = sorted(p for part in ("backbone/base", "critic") for p in (path.parent / part).rglob("*"))
+            learned[k, name] = {
                 p.relative_to(path.parent): p.read_bytes()
-                for p in learned
+                for p in paths
                 if p.is_file() and p.name != "held_out.safetensors"
             }
-        assert files[k, "as logged"] == files[k, "changed"] and len(files[k, "changed"]) > 4
+        assert learned[k, "as logged"] == learned[k, "changed"] and len(learned[k, "changed"]) > 4
         vocabulary = json.loads((tmp_path / f"as logged {k}" / "taubench/backbone/base/tokenizer.json").read_text())
         assert vocabulary["model"]["merges"], "a tokenizer was learned"
-    assert files[0, "changed"] != files[1, "changed"], "other training tasks, another critic"
+    assert learned[0, "changed"] != learned[1, "changed"], "other training tasks, another critic"
 
 
 # ---- the study ----
@@ -273,8 +276,8 @@ def done(tmp_path_factory):
     write(folder / "real", conversations())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVPO_STORE", str(folder / "store"))
-        settings = data.RealSettings(dir=str(folder / "real"), **OTHERS)
-        return trajectory_study.run(settings, CRITICS, 0, workers=1, progress=None, resamples=100)
+        settings = RealSettings(dir=str(folder / "real"), **OTHERS)
+        return study.run_trajectory_study(settings, CRITICS, 0, workers=1, progress=None, resamples=100)
 
 
 def test_scores_are_means_over_folds_and_seeds(done):
@@ -296,27 +299,27 @@ def test_a_constant_is_at_chance_inside_folds_and_seems_worse_over_all(done):
     row = done.scores.set_index(["critic", "at", "metric"]).loc[("constant", "any", "auc_within")]
     assert row["value"] == row["low"] == row["high"] == 0.5
     uneven = done.table.assign(fold=done.table["task"] % 5 // 3)  # good tasks in one fold, bad ones in the other
-    means = [q.mean() for q in trajectory_study.constant(uneven)]
+    means = [q.mean() for q in study.constant_predictions(uneven)]
     assert roc_auc_score(uneven["correct"], means) < 0.4
     frame = pd.DataFrame({"mean": means})
-    assert trajectory_study.of_conversations("auc_within", [frame], uneven, 100).point == 0.5
+    assert estimate_metric(study.TRAJECTORY_DESIGN, "auc_within", [frame], uneven, 100).point == 0.5
 
 
 def test_siblings_are_the_other_trials():
     table = pd.DataFrame({"task": [0, 0, 0, 1, 1, 1], "correct": [1.0, 0, 0, 1, 1, 1]})
-    assert trajectory_study.siblings(table)["mean"].tolist() == [0, 0.5, 0.5, 1, 1, 1]
+    assert study.sibling_success(table)["mean"].tolist() == [0, 0.5, 0.5, 1, 1, 1]
 
 
 def test_tables_words_and_figure_of_a_study(done, tmp_path):
-    text = trajectory_study.findings(done)
+    text = report.trajectory_findings(done)
     assert "nan" not in text and "10 tasks" in text and "(2 seeds)" in text and text.count("\n- ") == 3
-    assert "40 conversations on 10 tasks" in trajectory_study.data_findings(done)
-    cells = trajectory_study.score_cells(done)
+    assert "40 conversations on 10 tasks" in report.trajectory_data_findings(done)
+    cells = report.trajectory_score_table(done)
     assert cells["token"].tolist() == ["first", "middle", "last"] * 2 + ["any"]
-    tree = trajectory_study.metrics(done)["real_trajectories"]
+    tree = report.trajectory_metrics(done)["real_trajectories"]
     assert set(tree) == {"scalar", "quantile", "constant"} and tree["constant"]["any"]["auc_within"] == 0.5
-    assert trajectory_study.metrics(None) == {}
-    tasks = trajectory_study.by_task(done)
+    assert report.trajectory_metrics(None) == {}
+    tasks = report.task_quantiles(done)
     own = tasks[tasks["at"] == "last"].set_index("task")
     assert own["success"].to_dict() == done.table.groupby("task")["correct"].mean().to_dict()
     assert (tasks[["q05", "q25", "q75", "q95"]].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
@@ -324,36 +327,36 @@ def test_tables_words_and_figure_of_a_study(done, tmp_path):
     drawn = np.concatenate([line.get_ydata() for line in figure.axes[0].get_lines()[1:]])
     assert sorted(drawn) == sorted(own["success"])
     figures.save_figure(figure, tmp_path / "a.png")
-    shown = [*done.file.astype(str).to_numpy().flatten(), text, trajectory_study.data_findings(done)]
+    shown = [*done.file.astype(str).to_numpy().flatten(), text, report.trajectory_data_findings(done)]
     assert not any("real/" in t for t in shown), "results never name a path"
 
 
 def test_verdicts_follow_the_intervals():
     words = ("above", "below", "inside")
-    assert [trajectory_study._beside(*span, 0.5, words) for span in ((0.6, 0.7), (0.3, 0.4), (0.4, 0.6))] == [*words]
+    assert [report.interval_verdict(*span, 0.5, words) for span in ((0.6, 0.7), (0.3, 0.4), (0.4, 0.6))] == [*words]
 
 
 def test_without_the_file_nothing_is_done(tmp_path):
-    assert trajectory_study.run(data.RealSettings(), CRITICS, 0) is None
-    assert trajectory_study.run(data.RealSettings(dir=str(tmp_path)), CRITICS, 0) is None
-    assert "make real-data" in trajectory_study.WITHOUT
+    assert study.run_trajectory_study(RealSettings(), CRITICS, 0) is None
+    assert study.run_trajectory_study(RealSettings(dir=str(tmp_path)), CRITICS, 0) is None
+    assert "make real-data" in report.NO_TRAJECTORIES
 
 
-def test_a_runs_key_does_not_follow_figures_or_scores():
-    used = store.reachable(["dvpo_lib.experiments.real.trajectories"], ROOT)
-    assert "dvpo_lib/experiments/real/runs.py" in used
+def test_run_keys_ignore_figures_and_scores():
+    used = store.reachable(["dvpo_lib.experiments.real.trajectories.specs"], ROOT)
+    assert "dvpo_lib/experiments/real/pretraining.py" in used
     assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "study" in f]
 
 
 @needs_data
 def test_the_published_conversations_are_what_the_code_expects(capsys):
-    path = trajectories.find(HERE)
-    if path.name in {Path(name).name for name in download.CONVERSATIONS_SHA256}:
-        assert data.sha256(path) == download.CONVERSATIONS_SHA256[LIST]
-    table = trajectories.read_trajectories(path)
+    path = data.find_trajectories(HERE)
+    if path.name in {Path(name).name for name in download.TAUBENCH_SHA256}:
+        assert files.sha256_of(path) == download.TAUBENCH_SHA256[LIST]
+    table = data.read_trajectories(path)
     assert len(table) == 200 and table.groupby("task").size().tolist() == [4] * 50
     assert table["correct"].mean() == pytest.approx(0.42)
     assert all(len(turns) % 2 == 1 for turns in table["turns"]), "the agent has the first and the last word"
-    if all((HERE / name).is_file() for name in data.FILES):
-        download.describe(HERE)
+    if all((HERE / name).is_file() for name in files.GSM8K_FILES):
+        download.describe_files(HERE)
         assert "200 conversations on 50 tasks, 42.0 % successful" in capsys.readouterr().out

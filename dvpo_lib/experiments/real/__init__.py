@@ -1,11 +1,10 @@
-"""Real input: GSM8K problems with the solutions of four language models and the outcome of each.
+"""Critics on real text with real outcomes, without pretrained weights: two studies for notebook 02.
 
-Real text and real outcomes, several for each problem: critics are pretrained on them without any pretrained weights.
-`data` reads the files, `download` brings them, `runs` says what is trained, `study` scores it, `report` puts it into
-tables and sentences. `trajectories` and `trajectory_study` do the same for an agent's
-conversations. `python -m dvpo_lib download` brings the files.
+`solutions` uses GSM8K problems with solutions of four language models. `trajectories` uses an agent's conversations
+from tau-bench. Each study has four modules: `data` reads the files, `specs` defines the runs, `study` runs and scores
+them, `report` writes tables and sentences. `download` fetches the files (`python -m dvpo_lib download`).
 """
 
-from dvpo_lib.experiments.real.data import RealSettings
+from dvpo_lib.experiments.real.settings import RealSettings
 
 __all__ = ["RealSettings"]

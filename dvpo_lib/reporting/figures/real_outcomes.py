@@ -19,7 +19,7 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
     above, within one generator below.
 
     Args:
-        scores: of `real.study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
+        scores: of `run_solution_study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
     """
     places = [at for at in dict.fromkeys(scores["at"]) if at != "any"]
     names = list(dict.fromkeys(scores.loc[scores["at"] != "any", "critic"]))
@@ -70,7 +70,7 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
     """The predicted mean over the text of solutions, as colours: purple above `base`, orange below.
 
     Args:
-        responses: of `real.study.values_of`: tokens, quantiles (T, M), correct, generator.
+        responses: of `values_along_solutions`: tokens, quantiles (T, M), correct, generator.
         base: what counts as neutral (the share of right training solutions).
         first: tokens shown of each solution.
     """
@@ -93,7 +93,7 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
     """The predicted distribution of the return of every task beside how its trials really went, a row per token.
 
     Args:
-        tasks: of `real.trajectory_study.by_task`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
+        tasks: of `task_quantiles`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
             units). The middle token is left out.
     """
     places = [at for at in dict.fromkeys(tasks["at"]) if at != "middle"]

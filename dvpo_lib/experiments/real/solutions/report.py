@@ -1,36 +1,23 @@
-"""Tables, metrics and sentences of the real-data study, computed from its scores."""
+"""Tables, metrics and sentences of the study of solutions."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from dvpo_lib.experiments.real.data import HOW
-from dvpo_lib.experiments.real.study import BASELINES, RealStudy
+from dvpo_lib.experiments.real.files import DOWNLOAD_HINT
+from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, interval_text, metric_tree, score_cells, seed_count
+from dvpo_lib.experiments.real.solutions.study import BASELINES, SolutionStudy
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.prose import join_words, percent_text
 
-NAMES = {
-    "auc": "AUC",
-    "auc_within": "AUC in one generator",
-    "brier": "Brier",
-    "crps": "CRPS",
-    "cover50": "inside 50%",
-    "cover80": "inside 80%",
-    "cover90": "inside 90%",
-}
-
-WITHOUT = f"`real.dir` is not set in params.yaml, so this section is empty. {HOW}; then set `real: {{dir: data/real}}`."
+NO_SOLUTIONS = (
+    f"`real.dir` is not set in params.yaml, so this section is empty. {DOWNLOAD_HINT}; then set "
+    "`real: {dir: data/real}`."
+)
 
 
-def number(row, digits: int = 2) -> str:
-    """ "0.70 [0.67, 0.73]" of a row with value, low and high, never broken over two lines."""
-    span = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else ""
-    return f"{row['value']:.{digits}f}{span}".replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def generator_table(study: RealStudy) -> pd.DataFrame:
-    """Solutions and share correct by generator, of training and of held-out problems."""
+def generator_table(study: SolutionStudy) -> pd.DataFrame:
+    """Number of solutions and share of right ones by generator, on training and on held-out problems."""
     rows = []
     for name in dict.fromkeys(study.held["generator"]):
         parts = {}
@@ -41,8 +28,8 @@ def generator_table(study: RealStudy) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def data_findings(study: RealStudy) -> str:
-    """What was read, how it was split, and what the backbone has learned."""
+def solution_data_findings(study: SolutionStudy) -> str:
+    """The data, its split, and the loss of the backbone, in sentences."""
     problems = [t["problem"].nunique() for t in (study.training, study.held)]
     model = study.language_model.iloc[0]
     return (
@@ -55,51 +42,45 @@ def data_findings(study: RealStudy) -> str:
     )
 
 
-def score_cells(study: RealStudy, at: str = "last") -> pd.DataFrame:
-    """One row per noise and critic at one position, baselines included: metrics with intervals, one coverage."""
-    own = study.scores[study.scores["at"].isin([at, "any"])].copy()
-    own["cell"] = [
-        percent_text(r["value"])
-        if r["metric"].startswith("cover")
-        else number(r, 2 if r["metric"].startswith("auc") else 3)
-        for _, r in own.iterrows()
-    ]
+def solution_score_table(study: SolutionStudy, at: str = "last") -> pd.DataFrame:
+    """Scores at one position for a notebook: one row per noise rate and critic, baselines last, 80 % coverage only."""
+    own = study.scores[study.scores["at"].isin([at, "any"])]
     names = list(dict.fromkeys(own["critic"]))
     order = {name: (name in BASELINES) * len(names) + i for i, name in enumerate(names)}
-    wide = own.pivot(index=["noise", "critic"], columns="metric", values="cell").reset_index()
+    wide = score_cells(own, ["noise", "critic"]).reset_index()
     wide = wide.sort_values(["noise", "critic"], key=lambda c: c.map(order) if c.name == "critic" else c)
     wide["noise"], wide["critic"] = wide["noise"].map(percent_text), [look_of(c).name for c in wide["critic"]]
-    columns = {m: text for m, text in NAMES.items() if m in wide and m not in ("cover50", "cover90")}
+    columns = {m: text for m, text in METRIC_LABELS.items() if m in wide and m not in ("cover50", "cover90")}
     wide = wide[["noise", "critic", *columns]].astype(object).fillna("")
     return wide.rename(columns={"noise": "labels turned over", **columns})
 
 
-def metrics(study: RealStudy | None) -> dict:
-    """For `dvc metrics show`: {"real": {critic: {noise: {at: {metric: value}}}}}; empty without the data."""
-    tree: dict = {}
-    for r in study.scores.itertuples() if study else ():
-        node = tree.setdefault(r.critic, {}).setdefault(f"noise_{100 * r.noise:g}", {}).setdefault(r.at, {})
-        node[r.metric] = r.value
-    return {"real": tree} if tree else {}
+def solution_metrics(study: SolutionStudy | None) -> dict:
+    """For `dvc metrics show`: {"real": {critic: {noise: {at: {metric: value}}}}}, empty without the data."""
+    if study is None:
+        return {}
+    scores = study.scores.assign(noise=[f"noise_{100 * rate:g}" for rate in study.scores["noise"]])
+    return {"real": metric_tree(scores, ["critic", "noise", "at"])}
 
 
-def findings(study: RealStudy) -> str:
-    """What the critics learned from real text, whichever way it falls, as a list."""
+def solution_findings(study: SolutionStudy) -> str:
+    """The results, positive or negative, as a Markdown list."""
     s = study.scores.set_index(["critic", "noise", "at", "metric"]).sort_index()
     rates = sorted(study.scores["noise"].unique())
     names = [n for n in study.critics if n in set(study.scores["critic"])]
     return "\n".join(
         [
-            _discrimination(s, study, rates[0], names),
-            _recognition(s, rates[0], names),
-            _noise(s, study, rates, names),
-            *_distribution(s, rates, names),
-            _uncertainty(study),
+            _discrimination_sentence(s, study, rates[0], names),
+            _recognition_sentence(s, rates[0], names),
+            _noise_sentence(s, study, rates, names),
+            *_distribution_sentences(s, rates, names),
+            _uncertainty_sentence(study),
         ]
     )
 
 
-def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[str]) -> str:
+def _discrimination_sentence(s: pd.DataFrame, study: SolutionStudy, rate: float, names: list[str]) -> str:
+    """AUC at the last token with the fewest label errors, and the gain from reading the solution."""
     d = study.differences[(study.differences["noise"] == rate) & (study.differences["metric"] == "auc")]
     d = d.set_index("contrast")
     parts, gains = [], []
@@ -107,7 +88,8 @@ def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[
         gain = d.loc[f"{n}: last - first"]
         gains.append(gain["low"] > 0)
         parts.append(
-            f"{number(s.loc[n, rate, 'last', 'auc'])} ({look_of(n).name}; {gain['value']:+.2f} since the first token)"
+            f"{interval_text(s.loc[n, rate, 'last', 'auc'])} ({look_of(n).name}; "
+            f"{gain['value']:+.2f} since the first token)"
         )
     read = (
         "Reading the solution helps"
@@ -122,9 +104,10 @@ def _discrimination(s: pd.DataFrame, study: RealStudy, rate: float, names: list[
     )
 
 
-def _recognition(s: pd.DataFrame, rate: float, names: list[str]) -> str:
+def _recognition_sentence(s: pd.DataFrame, rate: float, names: list[str]) -> str:
+    """AUC inside one generator against the AUC of knowing the generator."""
     known = s.loc[("generator", rate, "any", "auc")]
-    inside = [f"{number(s.loc[n, rate, 'last', 'auc_within'])} ({look_of(n).name})" for n in names]
+    inside = [f"{interval_text(s.loc[n, rate, 'last', 'auc_within'])} ({look_of(n).name})" for n in names]
     places = [*((n, "last") for n in names), ("generator", "any"), ("constant", "any")]
     brier = [
         f"{s.loc[(n, rate, at, 'brier'), 'value']:.3f} ({look_of(n).name.removesuffix(' (no critic)')})"
@@ -133,16 +116,18 @@ def _recognition(s: pd.DataFrame, rate: float, names: list[str]) -> str:
     shown = [s.loc[(n, rate, "last", "auc_within"), "low"] > 0.5 for n in names]
     verdict = "they see more than who wrote it" if all(shown) else "not all are shown to see more than who wrote it"
     return (
-        f"- **Who wrote it?** Knowing the generator alone gives an AUC of {number(known)}. Among the solutions of one "
-        f"generator the AUC at the last token is {join_words(inside)}: {verdict}. Brier scores: {join_words(brier)}."
+        f"- **Who wrote it?** Knowing the generator alone gives an AUC of {interval_text(known)}. Among the solutions "
+        f"of one generator the AUC at the last token is {join_words(inside)}: {verdict}. Brier scores: "
+        f"{join_words(brier)}."
     )
 
 
-def _noise(s: pd.DataFrame, study: RealStudy, rates: list[float], names: list[str]) -> str:
+def _noise_sentence(s: pd.DataFrame, study: SolutionStudy, rates: list[float], names: list[str]) -> str:
+    """AUC at the lowest and the highest noise rate, and quantile against scalar critic."""
     if len(rates) < 2:
         return "- **Noise.** One noise rate only: nothing to compare."
     kept = [
-        f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {number(s.loc[n, rates[-1], 'last', 'auc'])} "
+        f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {interval_text(s.loc[n, rates[-1], 'last', 'auc'])} "
         f"({look_of(n).name})"
         for n in names
     ]
@@ -158,7 +143,8 @@ def _noise(s: pd.DataFrame, study: RealStudy, rates: list[float], names: list[st
     return f"{text} At no noise rate do the two differ beyond the interval of their difference." if len(d) else text
 
 
-def _distribution(s: pd.DataFrame, rates: list[float], names: list[str]) -> list[str]:
+def _distribution_sentences(s: pd.DataFrame, rates: list[float], names: list[str]) -> list[str]:
+    """CRPS, Brier score and coverage of the quantile critic, if there is one."""
     if "quantile" not in names:
         return []
     cells = []
@@ -174,9 +160,10 @@ def _distribution(s: pd.DataFrame, rates: list[float], names: list[str]) -> list
     ]
 
 
-def _uncertainty(study: RealStudy) -> str:
-    seeds = len({key[2] for key in study.folders})
+def _uncertainty_sentence(study: SolutionStudy) -> str:
+    """Content of the intervals."""
+    seeds = len({seed for _, _, seed in study.folders})
     return (
         f"- Intervals resample the {int(study.scores['n'].max())} held-out problems; what another training run would "
-        f"change is not in them ({seeds} seed{'s' * (seeds > 1)})."
+        f"change is not in them ({seed_count(seeds)})."
     )

@@ -1,0 +1,1 @@
+"""Critics on an agent's conversations with users and tools (tau-bench), cross-validated by task."""
