@@ -60,11 +60,11 @@ def trajectory_data_findings(study: TrajectoryStudy) -> str:
     known = interval_text(dict(value=study.siblings.point, low=study.siblings.low, high=study.siblings.high))
     return (
         f"{len(table)} conversations on {len(share)} tasks; the agent succeeds in "
-        f"{percent_text(table['correct'].mean())} of them: in {int((share == 1).sum())} tasks every time, in {int((share == 0).sum())} "
-        f"never, in {mixed} now and then. So the task says much: how its *other* trials went predicts a trial with an AUC of {known}. "
-        f"{study.cut} conversations were longer than {study.max_tokens:,} tokens and lost their beginning. The "
-        f"backbones ({models['parameters'].mean() / 1e6:.2f} M parameters) end at a loss of "
-        f"{models['train_loss'].mean():.2f} nats a token on the conversations of their training tasks and at "
+        f"{percent_text(table['correct'].mean())} of them: in {int((share == 1).sum())} tasks every time, in "
+        f"{int((share == 0).sum())} never, in {mixed} now and then. So the task says much: how its *other* trials went "
+        f"predicts a trial with an AUC of {known}. {study.cut} conversations were longer than {study.max_tokens:,} "
+        f"tokens and lost their beginning. The backbones ({models['parameters'].mean() / 1e6:.2f} M parameters) end at "
+        f"a loss of {models['train_loss'].mean():.2f} nats a token on the conversations of their training tasks and at "
         f"{models['test_loss'].mean():.2f} on those of the held-out ones (means over folds)."
     )
 
@@ -156,9 +156,9 @@ def _distribution_sentence(study: TrajectoryStudy, s: pd.DataFrame) -> str:
     crps, brier = (q.loc[("last", metric), "value"] for metric in ("crps", "brier"))
     return (
         f"- **The distribution.** At the last token there are {join_words(inside)}. Outcomes are 0 or 1, and an "
-        f"interval holds a part of either by lot (the randomised transform), so that coverage says whether the predicted "
-        f"*share* of successes is right, not whether tasks are told apart: the constant has {plain} in its 80 % "
-        f"interval. The CRPS is {crps:.3f}; that of a coin with the predicted mean would be the Brier score, "
+        f"interval holds a part of either by lot (the randomised transform), so that coverage says whether the "
+        f"predicted *share* of successes is right, not whether tasks are told apart: the constant has {plain} in its "
+        f"80 % interval. The CRPS is {crps:.3f}; that of a coin with the predicted mean would be the Brier score, "
         f"{brier:.3f}. Inside a fold the predicted means of tasks have a standard deviation of {spread['mean']:.4f}, "
         f"their shares of successes {spread['success']:.2f}."
     )
