@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import display_name, setting_text
 from dvpo_lib.rl.config import DVPOConfig, MethodSettings, with_changes
 from dvpo_lib.rl.methods import METHODS, resolve
@@ -99,3 +100,22 @@ def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> p
             }
         )
     return pd.DataFrame(found)
+
+
+def critic_settings_table(critics: Mapping[str, CriticSettings]) -> pd.DataFrame:
+    """One row per critic: heads, quantiles, monotone form and pretraining settings."""
+    rows = []
+    for name, settings in critics.items():
+        point = name == "scalar"
+        rows.append(
+            {
+                "critic": display_name(name),
+                "heads": 1 if point else settings.heads,
+                "quantiles": 1 if point else settings.quantiles,
+                "monotone": "" if point else settings.crossing,
+                "scored rollouts": settings.pretrain_rollouts,
+                "passes": settings.pretrain_epochs,
+                "learning rate": f"{settings.learning_rate:g}",
+            }
+        )
+    return pd.DataFrame(rows)
