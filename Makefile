@@ -1,4 +1,4 @@
-# Everything is started from here; `make help` lists it. Set-up needs Python 3.11 or newer, pip, venv and git.
+# Every task of the project is a target; `make help` lists them. They need Python 3.11 or newer, pip, venv and git.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,12 +9,12 @@ CHAIN := $(PY) -m dvpo_lib
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference tune test lint lab real-data bench bench-trl pin clean
+.PHONY: help install repro smoke full reference tune test lint format lab real-data bench bench-trl pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-install: $(STAMP)  ## create .venv with the pinned set (done by every other target)
+install: $(STAMP)  ## create .venv with the pinned packages (every other target does it first)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -23,44 +23,49 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRA)]'
 	@touch $(STAMP)
 
-repro: $(STAMP)  ## run the whole chain (dvc repro); a second run does only what has changed
+repro: $(STAMP)  ## run the chain (dvc repro), or one stage with STAGE=report; unchanged stages are skipped
 	@$(CHAIN) repro $(STAGE)
 
-smoke: $(STAMP)  ## run the whole chain at its smallest scale in a temporary copy
+smoke: $(STAMP)  ## run the chain at its smallest scale in a temporary copy
 	@$(CHAIN) profile smoke
 
-full: $(STAMP)  ## run the large profile in work/full, resumable; in pieces with STAGE=train@dvpo
+full: $(STAMP)  ## run the large comparison in work/full, resumable; one stage with STAGE=train@dvpo
 	@$(CHAIN) profile --workdir work/full full $(STAGE)
 
-reference: $(STAMP)  ## run the profile of the reference run, with real data, and write reports/
+reference: $(STAMP)  ## run the reference comparison, with real data, and write reports/
 	@$(CHAIN) profile --workdir work/reference --set real.dir=$(CURDIR)/data/real --export reports reference
 
-tune: $(STAMP)  ## tune every method on the same grid and write winners into params.yaml (about 25 minutes on two cores)
+tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)
 
-test: $(STAMP)  ## run all tests, the smoke chain included
+test: $(STAMP)  ## run all tests, the smoke chain included; some with TESTS=tests/rl
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)
 
-lint: $(STAMP)  ## check style
+lint: $(STAMP)  ## check rules and format of the code (ruff)
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(STAMP)  ## fix what ruff can fix
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
 
 lab: $(STAMP)  ## open JupyterLab in notebooks/
 	@$(PY) -m jupyter lab --notebook-dir . notebooks
 
-real-data: $(STAMP)  ## download and check the real data sets into data/real
+real-data: $(STAMP)  ## download real data into data/real and check it
 	@$(CHAIN) download data/real
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks
 
-bench-trl:  ## measure grpo beside TRL's, in an environment of its own, .venv-trl
+bench-trl:  ## measure grpo against TRL's GRPOTrainer, in its own environment .venv-trl
 	@$(MAKE) --no-print-directory install VENV=.venv-trl EXTRA=trl
 	@.venv-trl/bin/python -m benchmarks.against_trl
 	@test ! -d data/base || .venv-trl/bin/python -m benchmarks.against_trl --policy data/base
 
-pin: $(STAMP)  ## write what is installed to constraints.txt (after trying newer versions)
+pin: $(STAMP)  ## write the installed versions to constraints.txt
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean:  ## delete scratch and profile copies (keeps .venv, results, DVC's cache and trained runs)
+clean:  ## delete scratch files and profile copies; keeps .venv, results, DVC's cache and trained runs
 	rm -rf work dvc_plots

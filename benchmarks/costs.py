@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 
@@ -115,16 +116,7 @@ def publish(folder: Path = HERE, readme: Path | None = None) -> None:
     text = costs(*(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in (results, against_trl)))
     (folder / "costs.md").write_text(text, encoding="utf-8")
     if readme or folder.resolve() == HERE:
-        insert(readme or HERE.parent / "README.md", text)
-
-
-def insert(readme: Path, text: str) -> None:
-    """Puts the text between the marks of a file. Raises ValueError where they are missing."""
-    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"{readme.name}: the marks around the costs are missing")
-    readme.write_text(before + start + text + end + after, encoding="utf-8")
+        insert_between_marks(readme or HERE.parent / "README.md", START, END, text)
 
 
 if __name__ == "__main__":

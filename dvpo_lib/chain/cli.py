@@ -25,7 +25,7 @@ import psutil
 
 from dvpo_lib.chain import profiles, tune
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.chain.runner import run
+from dvpo_lib.chain.runner import run_stage
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.real.download import (
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("targets", nargs="*")
     command = commands.add_parser("check", help="validate params.yaml, or downloaded data")
     command.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and say what is in it")
-    profiles.add_arguments(commands.add_parser("profile", help="run the chain with a profile, in a copy"))
+    profiles.add_profile_arguments(commands.add_parser("profile", help="run the chain with a profile, in a copy"))
     tune.add_arguments(commands.add_parser("tune", help="tune every method on the same grid"))
     command = commands.add_parser("download", help="download the real data sets and check them")
     command.add_argument("dir", metavar="DIR", help="the folder to fill; `make real-data` takes data/real")
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    run(chosen.stage, dict(_assignment(text) for text in chosen.parameter))
+    run_stage(chosen.stage, dict(_assignment(text) for text in chosen.parameter))
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -154,7 +154,7 @@ COMMANDS = {
     "run": _run,
     "repro": lambda chosen: repro(chosen.targets),
     "check": _check,
-    "profile": profiles.run,
+    "profile": profiles.run_profile,
     "tune": tune.main,
     "download": _download,
 }

@@ -1,7 +1,7 @@
-"""Runs one stage: executes its notebook by papermill and moves what it wrote into place.
+"""Runs one stage: papermill executes its notebook, then its outputs move into place.
 
-A run never leaves half a result: the notebook writes into a scratch folder, and only when it has finished and written
-all that its stage declares are the files moved into place.
+A notebook writes into a scratch folder. Its files move only after it has finished and has written exactly the outputs
+that its stage declares, so a failed run leaves earlier results as they were.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import psutil
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import StageError, StageSpec, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
+from dvpo_lib.experiments import run_store
 
-SCRATCH = Path("work/run")  # where a running stage writes
-FAILED = Path("work/failed")  # where a failed stage's notebook is kept
-KERNEL_ENVIRONMENT = {  # equal runs give equal bytes
+SCRATCH_FOLDER = Path("work/run")  # of running stages
+FAILED_FOLDER = Path("work/failed")  # of notebooks whose stage failed
+KERNEL_ENVIRONMENT = {  # for equal bytes of equal runs
     "PYTHONHASHSEED": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost many times the time on a busy machine
-    "OMP_NUM_THREADS": "1",  # on any number of cores; runs that gain by more threads ask for them (store.work)
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin slow a busy machine down many times
+    "OMP_NUM_THREADS": "1",  # not the number of cores; a run that gains by more threads sets its own
     "SOURCE_DATE_EPOCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -37,8 +38,17 @@ KERNEL_ENVIRONMENT = {  # equal runs give equal bytes
 }
 
 
-def run(name: str, parameters: Mapping[str, Any] | None = None) -> None:
-    """Runs one stage of dvc.yaml in the current project. Raises ConfigError or StageError."""
+def run_stage(name: str, parameters: Mapping[str, Any] | None = None) -> None:
+    """Runs one stage of dvc.yaml in the current project.
+
+    Args:
+        name: The stage, such as `train@dvpo`.
+        parameters: Values for the notebook's cell tagged `parameters`.
+
+    Raises:
+        ConfigError: If there is no such stage, or a setting is wrong; nothing has run then.
+        StageError: If the notebook cannot run, fails, or writes other files than its stage declares.
+    """
     root = project_root()
     os.chdir(root)
     stages = read_stages(root)
@@ -46,7 +56,7 @@ def run(name: str, parameters: Mapping[str, Any] | None = None) -> None:
         raise ConfigError(f"dvc.yaml: there is no stage {name}; there are: {', '.join(stages)}")
     spec = stages[name]
     settings = load_params(root / "params.yaml", spec.params, reader=f"stage {name}")
-    scratch = SCRATCH / name
+    scratch = SCRATCH_FOLDER / name
     parameters = {"stage": name, "out": str(scratch), **(parameters or {})}
     check_parameters(spec.notebook, parameters)
     check_kernel()
@@ -55,7 +65,7 @@ def run(name: str, parameters: Mapping[str, Any] | None = None) -> None:
 
     started = time.monotonic()
     print(f"[{name}] runs {spec.notebook}", file=sys.stderr, flush=True)
-    notebook = execute(spec, scratch, parameters, settings.runtime.cell_timeout)
+    notebook = execute_notebook(spec, scratch, parameters, settings.runtime.cell_timeout)
     save_rendered(notebook, scratch / spec.results, title=Path(spec.notebook).stem.replace("_", " "))
     move_into_place(spec, scratch)
     minutes = (time.monotonic() - started) / 60
@@ -64,11 +74,15 @@ def run(name: str, parameters: Mapping[str, Any] | None = None) -> None:
 
 
 def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
-    """Refuses a notebook that is missing or does not declare what it is given (papermill itself would only warn)."""
+    """Checks that a notebook exists and declares its parameters; papermill itself only warns.
+
+    Raises:
+        StageError: If it does not.
+    """
     import papermill
 
     if not Path(notebook).is_file():
-        raise StageError(f"{notebook}: no such notebook (a stage of dvc.yaml lists it in its deps)")
+        raise StageError(f"{notebook}: no such notebook, though dvc.yaml lists it as a dep")
     known = papermill.inspect_notebook(notebook)
     for key in parameters:
         if key not in known:
@@ -77,10 +91,14 @@ def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
 
 
 def check_kernel() -> None:
-    """The kernel must be this very environment's python: a foreign one would have other packages, or none."""
+    """Checks that the Jupyter kernel is this environment's Python; another one would have other packages.
+
+    Raises:
+        StageError: If it is not, or if there is none.
+    """
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    os.environ.pop("JUPYTER_PATH", None)  # a kernel found there would win over ours
+    os.environ.pop("JUPYTER_PATH", None)  # a kernel there would win over ours
     missing = importlib.util.find_spec("ipykernel") is None
     try:
         python = "" if missing else KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -92,17 +110,31 @@ def check_kernel() -> None:
         raise StageError(f"the kernel `python3` belongs to another environment: {python}, not {sys.executable}")
 
 
-def execute(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_timeout: int) -> Any:
-    """The executed notebook; its output streams to the terminal. A failed one is kept and StageError says where."""
+def execute_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_timeout: int) -> Any:
+    """Executes the notebook of a stage; its output streams to the terminal.
+
+    Args:
+        spec: The stage.
+        scratch: The folder of papermill's own copy.
+        parameters: Values for the cell tagged `parameters`.
+        cell_timeout: Seconds after which a cell is given up.
+
+    Returns:
+        The executed notebook.
+
+    Raises:
+        StageError: If a cell fails or times out, or the kernel dies; the message names the cell and the copy that is
+            kept.
+    """
     import nbclient.output_widget
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    # nbclient sends what a widget shows back to the kernel, past asyncio on the very socket that it awaits the cell's
-    # reply on: the reply may then go unnoticed for ever. What widgets showed is in the notebook without that.
+    # nbclient sends a widget's output back to the kernel, past asyncio, on the socket on which it awaits the cell's
+    # reply; the reply may then go unnoticed for ever. The notebook holds the widget's output without that.
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=os.getcwd())  # this copy of dvpo_lib, also in worker processes
-    unfinished, kept = scratch / "notebook.ipynb", FAILED / f"{spec.name}.ipynb"
+    unfinished, kept = scratch / "notebook.ipynb", FAILED_FOLDER / f"{spec.name}.ipynb"
     kept.unlink(missing_ok=True)
     try:
         with interruptible():
@@ -112,7 +144,7 @@ def execute(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_
                 dict(parameters),
                 language="python",
                 kernel_name="python3",
-                extra_arguments=["--log-level=40"],  # no warnings of the kernel's own on the terminal
+                extra_arguments=["--log-level=40"],  # hides the kernel's own warnings
                 progress_bar=False,
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
@@ -127,12 +159,12 @@ def execute(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_
         problem = "the kernel died (out of memory?)"
     except CellTimeoutError:
         problem = f"a cell took longer than runtime.cell_timeout = {cell_timeout} s"
-    raise StageError(f"stage {spec.name} failed in {spec.notebook}, {problem}\n  {_keep(unfinished, kept)}")
+    raise StageError(f"stage {spec.name} failed in {spec.notebook}, {problem}\n  {_keep_failed(unfinished, kept)}")
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and Ctrl-C interrupt the kernel's cell, so that its workers end with it; a second one ends at once."""
+    """Passes SIGTERM and Ctrl-C on to the kernel, so that its cell ends and its workers with it; a second one exits."""
     kernels: list[psutil.Process] = []
 
     def interrupt(signum, frame) -> None:
@@ -152,16 +184,16 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _keep(unfinished: Path, kept: Path) -> str:
+def _keep_failed(unfinished: Path, kept: Path) -> str:
     if not unfinished.is_file():
-        return "it had not written anything yet"
+        return "nothing had been written yet"
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.replace(unfinished, kept)
     return f"the notebook as far as it ran: {kept}"
 
 
 def save_rendered(notebook: Any, folder: Path, title: str) -> None:
-    """Writes notebook.ipynb and notebook.html, equal for equal runs."""
+    """Writes notebook.ipynb and notebook.html of an executed notebook to a folder, equal bytes for equal runs."""
     import nbformat
 
     from dvpo_lib.chain.pages import clean_notebook, render_page
@@ -173,7 +205,11 @@ def save_rendered(notebook: Any, folder: Path, title: str) -> None:
 
 
 def move_into_place(spec: StageSpec, scratch: Path) -> None:
-    """Moves what the stage declares from its scratch folder to the project; StageError where it wrote anything else."""
+    """Moves a stage's outputs from its scratch folder into the project.
+
+    Raises:
+        StageError: If an output is missing, or another file was written.
+    """
     (scratch / "notebook.ipynb").unlink(missing_ok=True)  # papermill's own copy
     missing = [out for out in spec.outs if not (scratch / out).exists()]
     written = [str(path.relative_to(scratch)) for path in sorted(scratch.rglob("*")) if path.is_file()]
@@ -191,12 +227,9 @@ def move_into_place(spec: StageSpec, scratch: Path) -> None:
     shutil.rmtree(scratch)
 
 
-def store() -> Path:
-    """The folder of what may be kept between runs but is no result: trained runs, the log of durations."""
-    return Path(os.environ.get("DVPO_STORE", project_root() / ".runs"))
-
-
 def log_duration(name: str, minutes: float) -> None:
-    store().mkdir(parents=True, exist_ok=True)
-    with open(store() / "durations.tsv", "a", encoding="utf-8") as log:
+    """Appends a stage's duration to durations.tsv in the run store, because no output of a stage may hold a time."""
+    folder = run_store.store()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "durations.tsv", "a", encoding="utf-8") as log:
         log.write(f"{name}\t{minutes:.2f}\t{time.strftime('%Y-%m-%d %H:%M')}\n")

@@ -93,12 +93,12 @@ def _round_trip():
 def render(out: Path = OUT, cell_timeout: int = 600) -> Path:
     """Executes the appendix on the tables in `out` and puts its page there: equal tables, equal bytes."""
     parameters = {name: (out / f"{name}.csv").as_posix() for name in ("grid", "winners")}
-    scratch = runner.SCRATCH / "tuning"
+    scratch = runner.SCRATCH_FOLDER / "tuning"
     runner.check_parameters(NOTEBOOK, parameters)
     runner.check_kernel()
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    notebook = runner.execute(StageSpec("tuning", NOTEBOOK, (), (), ()), scratch, parameters, cell_timeout)
+    notebook = runner.execute_notebook(StageSpec("tuning", NOTEBOOK, (), (), ()), scratch, parameters, cell_timeout)
     runner.save_rendered(notebook, scratch, title="A1 tuning")
     os.replace(scratch / "notebook.html", out / "notebook.html")
     shutil.rmtree(scratch)

@@ -18,8 +18,9 @@ import pytest
 from conftest import BODY, ROOT, make_notebook, stage_command
 from PIL import Image
 
+from dvpo_lib.chain.exports import export_results
 from dvpo_lib.chain.params import SECTIONS, load_params
-from dvpo_lib.chain.profiles import export, make_copy
+from dvpo_lib.chain.profiles import sync_copy
 from dvpo_lib.chain.stages import open_stage, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.import_graph import imports_of, notebook_source, reachable
@@ -179,7 +180,7 @@ def test_profile_copy_follows_the_project(chain):
     (chain / "results/ignored.csv").write_text("")
     (chain / "extra.txt").write_text("1")
     copy = chain / "work" / "small"
-    make_copy(chain, copy, chain / "profiles/small.yaml", {"seed": 7})
+    sync_copy(chain, copy, chain / "profiles/small.yaml", {"seed": 7})
     params = load_params(copy / "params.yaml", ["seed", "seeds", "methods"])
     assert (params.seed, params.seeds, "dvpo" in params.methods) == (7, 1, False)
     assert (copy / "extra.txt").is_file() and (copy / "dvpo_lib/chain/stages.py").is_file()
@@ -188,7 +189,7 @@ def test_profile_copy_follows_the_project(chain):
     (copy / "results").mkdir()
     (chain / "extra.txt").unlink()
     (chain / "new.txt").write_text("2")
-    make_copy(chain, copy, chain / "profiles/small.yaml")
+    sync_copy(chain, copy, chain / "profiles/small.yaml")
     assert (copy / "new.txt").is_file() and not (copy / "extra.txt").exists() and (copy / "results").is_dir()
 
 
@@ -217,7 +218,7 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
     for old in ("reports/tuning/grid.csv", "reports/page/old.csv"):  # of `make tune`, and of an earlier export
         (project / old).parent.mkdir(parents=True, exist_ok=True)
         (project / old).write_text("x")
-    export(project, project / "reports")
+    export_results(project, project / "reports")
     found = {str(p.relative_to(project / "reports")) for p in (project / "reports").rglob("*") if p.is_file()}
     pages = {f"{name}/{file}" for name in ("tiny", "page") for file in ("notebook.html", "tables/t.csv")}
     assert found == pages | {"page/figure_01.png", "tuning/grid.csv"}
@@ -244,8 +245,10 @@ def test_make_help_lists_every_target():
     assert declared == listed and make() == make("help")
 
 
-def test_ci_calls_make_test():
-    assert (ROOT / ".ci/run").read_text().strip().endswith("make test") and os.access(ROOT / ".ci/run", os.X_OK)
+def test_continuous_integration_lints_and_then_tests():
+    script = ROOT / ".ci/run"
+    assert re.findall(r"make \w+", script.read_text().partition("\nset ")[2]) == ["make lint", "make test"]
+    assert os.access(script, os.X_OK)
 
 
 @pytest.mark.smoke

@@ -7,7 +7,7 @@ import re
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from dvpo_lib.chain.profiles import FINDINGS, insert_findings
+from dvpo_lib.chain.exports import FINDINGS, insert_findings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 

@@ -1,4 +1,7 @@
-"""What the committed reference run (reports/) must show: room to learn, learning in every family, the reward model."""
+"""The committed results in reports/: room to learn, learning in every family, the reward model's accuracy.
+
+These tests judge the last reference run: they can fail after `make reference`, and not after a change of code.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from conftest import ROOT
 from dvpo_lib.tasks.families import FAMILIES
 
 REPORTS = ROOT / "reports"
+pytestmark = pytest.mark.reference
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,90 @@
+"""The committed copy of a finished run: pages, metrics, tables and figures in reports/, findings in README.md."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from dvpo_lib.chain.stages import StageError, read_stages
+from dvpo_lib.common.marked_text import insert_between_marks
+
+FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
+REPORT = "report"  # the stage whose figures are exported as PNG
+LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
+MAX_EXPORT_BYTES = 10e6  # of the exported folder, which is committed
+EMBEDDED_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")  # a figure in a page
+
+
+def export_results(project: Path, target: Path) -> None:
+    """Copies pages, metrics and tables of a finished chain, and the report's figures as PNG files.
+
+    Args:
+        project: The root of the project that ran.
+        target: The folder to fill. Folders of the chain's notebooks are replaced; others, such as tuning/, stay.
+
+    Raises:
+        StageError: If the result is too large to commit.
+    """
+    stages = read_stages(project)
+    for folder in {Path(spec.results).relative_to("results").parts[0] for spec in stages.values()}:
+        shutil.rmtree(target / folder, ignore_errors=True)
+    for name, spec in stages.items():
+        folder = project / spec.results
+        patterns = ("*.html", "*.json", "*.csv", "tables/*")
+        for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
+            if file.name in LEFT_OUT:
+                continue
+            copy = target / file.relative_to(project / "results")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".html":
+                copy.write_text(shrink_figures(file.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                shutil.copyfile(file, copy)
+        if name == REPORT:
+            page = target / folder.relative_to(project / "results")
+            for number, picture in enumerate(_notebook_figures(folder / "notebook.ipynb"), start=1):
+                (page / f"figure_{number:02d}.png").write_bytes(shrink_png(picture))
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    if size > MAX_EXPORT_BYTES:
+        raise StageError(f"{target}: {size / 1e6:.1f} MB is too much to commit (limit: {MAX_EXPORT_BYTES / 1e6:.0f})")
+
+
+def shrink_png(png: bytes) -> bytes:
+    """Reduces a picture to 256 colours on white, unless that takes more bytes; the eye sees no difference."""
+    with Image.open(io.BytesIO(png)) as picture:
+        opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    small = io.BytesIO()
+    opaque.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return min(png, small.getvalue(), key=len)
+
+
+def shrink_figures(page: str) -> str:
+    """Applies `shrink_png` to the figures embedded in an HTML page."""
+    return EMBEDDED_PNG.sub(lambda found: base64.b64encode(shrink_png(base64.b64decode(found[0]))).decode(), page)
+
+
+def insert_findings(readme: Path, findings: Path) -> None:
+    """Puts the findings of an exported run between their marks in README.md, so that no number there is typed.
+
+    Raises:
+        StageError: If a mark is missing.
+    """
+    start, end = "<!-- findings: written by `make reference` -->\n", "<!-- end of findings -->"
+    try:
+        insert_between_marks(readme, start, end, findings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(str(error)) from None
+
+
+def _notebook_figures(notebook: Path) -> Iterator[bytes]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                yield base64.b64decode(output["data"]["image/png"])
