@@ -9,9 +9,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dvpo_lib.experiments.known_distributions import estimators as method
-from dvpo_lib.experiments.known_distributions import ratchet_drift as ratchet
-from dvpo_lib.experiments.known_distributions import term_bias as biases
+from dvpo_lib.experiments.known_distributions import (
+    bias_tables,
+    distributions,
+    estimators,
+    kappa_bias,
+    ratchet_drift,
+    term_bias,
+)
 from dvpo_lib.functional import advantages, quantiles
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss, return_scale
@@ -21,19 +26,19 @@ from dvpo_lib.functional.quantiles import levels
 @pytest.fixture(scope="module")
 def bias():
     """The table of the notebook, by distribution, term, form and strength ("default" or "strong")."""
-    cases = biases.table_cases()
-    _, frame = biases.case_frame(biases.minimisers(cases), cases)
+    cases = term_bias.bias_cases()
+    _, frame = bias_tables.bias_frames(term_bias.find_minimisers(cases), cases)
     first = ~frame.duplicated(["distribution", "term", "form"])
     frame["strength"] = first.map({True: "default", False: "strong"})
     return frame.set_index(["distribution", "term", "form", "strength"]).sort_index()
 
 
-SPIKES, GAUSS, COIN = biases.SHOWN, "Gaussian N(0, 1)", "Bernoulli(0.2)"
+SPIKES, GAUSS, COIN = distributions.SHOWN_DISTRIBUTION, "Gaussian N(0, 1)", "Bernoulli(0.2)"
 BOTH = ("default", "strong")
 
 
 def test_distributions_are_what_they_say():
-    exact = {name: f(100_000) for name, f in biases.DISTRIBUTIONS.items()}
+    exact = {name: f(100_000) for name, f in distributions.DISTRIBUTIONS.items()}
     assert exact[COIN].mean().item() == pytest.approx(0.2)
     assert exact[GAUSS].std().item() == pytest.approx(1, abs=1e-3)
     assert exact[SPIKES].mean().item() == pytest.approx(0.8 * 0.5, abs=1e-6)
@@ -42,18 +47,18 @@ def test_distributions_are_what_they_say():
     assert all((z.diff() >= 0).all() for z in exact.values())
 
 
-@pytest.mark.parametrize("key", [k for k in biases.FORMS if "batches" not in k[1]])
+@pytest.mark.parametrize("key", [k for k in term_bias.TERM_FORMS if "batches" not in k[1]])
 def test_forms_are_the_terms_of_the_critic_loss(key):
     """What is minimised equals `critic_loss` on a batch of points, or its mean over batches of one point."""
     term, form = key
     z = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
-    g, before = biases.DISTRIBUTIONS[SPIKES](101), z.sort(-1).values * 0.7
-    ours = biases.core(z[None, None], g[None]) + 0.5 ** (term != "risk_weight") * biases.FORMS[key](
+    g, before = distributions.DISTRIBUTIONS[SPIKES](101), z.sort(-1).values * 0.7
+    ours = term_bias.core_loss(z[None, None], g[None]) + 0.5 ** (term != "risk_weight") * term_bias.TERM_FORMS[key](
         z[None, None], g[None], before[None]
     )
     off = dict(head_consistency=0, tail_calibration=0, mean_shift=0, tail_shape=0, tail_curvature=0)
     if term == "risk_weight":
-        settings = CriticLossSettings(**off, rho=biases.RHO)
+        settings = CriticLossSettings(**off, rho=term_bias.SHOWN_RHO)
     else:
         reference = "sample" if form == "sample" else "previous"
         calibration = form if term == "tail_calibration" else "sample"
@@ -85,7 +90,7 @@ def test_core_finds_the_truth_but_for_what_its_quantiles_cannot_show(bias):
 @pytest.mark.parametrize(
     ("term", "form"),
     [
-        ("risk_weight", f"rho = {biases.RHO:g}"),
+        ("risk_weight", f"rho = {term_bias.SHOWN_RHO:g}"),
         ("head_consistency", ""),
         ("mean_shift", "all data"),
         ("tail_shape", "previous, from the truth"),
@@ -117,21 +122,21 @@ def test_mean_shift_raises_the_mean_the_more_the_smaller_its_batches(bias):
         for strength in BOTH:
             all_data, batches, single = (
                 bias.loc[name, "mean_shift", form, strength]["mean_change"]
-                for form in ("all data", f"batches of {biases.BATCH}", "per sample")
+                for form in ("all data", f"batches of {term_bias.FINITE_BATCH}", "per sample")
             )
             assert abs(all_data) < 2e-3 < batches < single
     # per sample, towards the largest reward: w E[(G - mean)+] = 1 / (2M), where the topmost quantile gives way
-    weight = 10 * biases.DEFAULTS.mean_shift
-    wanted = 1 - 1 / (2 * biases.M * weight * 0.2)
+    weight = 10 * distributions.DEFAULT_LOSS.mean_shift
+    wanted = 1 - 1 / (2 * distributions.QUANTILE_COUNT * weight * 0.2)
     assert bias.loc[COIN, "mean_shift", "per sample", "strong"]["mean"] == pytest.approx(wanted, abs=0.02)
 
 
 def test_mean_shift_on_all_data_lifts_a_pessimistic_critic_only():
     """The gradient at a mean that is too low and at one that is too high."""
-    g = biases.DISTRIBUTIONS[GAUSS](1000)[None]
+    g = distributions.DISTRIBUTIONS[GAUSS](1000)[None]
     for shift, sign in ((-0.5, -1), (0.5, 0)):
-        q = (biases.DISTRIBUTIONS[GAUSS](20) + shift)[None, None, None].requires_grad_()
-        [slope] = torch.autograd.grad(biases.FORMS["mean_shift", "all data"](q, g, q).sum(), q)
+        q = (distributions.DISTRIBUTIONS[GAUSS](20) + shift)[None, None, None].requires_grad_()
+        [slope] = torch.autograd.grad(term_bias.TERM_FORMS["mean_shift", "all data"](q, g, q).sum(), q)
         assert (slope.sign() == sign).all()
 
 
@@ -157,17 +162,17 @@ def test_tail_curvature_acts_as_tail_shape_does_only_less(bias):
 
 def test_table_and_sentences_follow_the_numbers(bias):
     frame = bias.reset_index().drop(columns="strength")
-    order = [(t, f) for c in biases.table_cases() for t, f in (c or {("core", ""): 0})]
+    order = [(t, f) for c in term_bias.bias_cases() for t, f in (c or {("core", ""): 0})]
     frame["order"] = [order.index(k) for k in zip(frame["term"], frame["form"])]
     frame = frame.sort_values(["order", "weight"])
-    text = biases.bias_findings(frame)
+    text = bias_tables.bias_findings(frame)
     assert "**tail calibration, sample** (weight 0.03) raises the mean" in text
     assert "pulls the lower tail up (-3.8" in text and "pulls the upper tail down (3.9" in text
     assert re.search(r"No bias to speak of: .*\*tail calibration, elicitable\*", text)
-    table = biases.bias_table(frame)
+    table = bias_tables.bias_table(frame)
     assert table.loc[0, "term"] == "core" and table.loc[0, COIN] == "+0.00 / +0.00 / +0.00"
     assert "-0.00" not in table.to_string()
-    tree = biases.bias_metrics(frame)
+    tree = bias_tables.bias_metrics(frame)
     assert tree[COIN]["tail_calibration"]["sample"]["upper"] < -0.4
     assert set(tree[COIN]["core"]) == {"mean", "lower", "upper"}
 
@@ -220,7 +225,7 @@ def test_tail_means_of_samples_are_biased_inwards():
 
 def test_elicitable_score_finds_the_quantile_first():
     """Its slope in v has the sign of F(v) - alpha whatever e is; its slope in e vanishes at the tail mean below v."""
-    y, mass = biases.DISTRIBUTIONS[GAUSS](20_000), 0.1
+    y, mass = distributions.DISTRIBUTIONS[GAUSS](20_000), 0.1
     v_true, e_true = y[:2000].max().item(), y[:2000].mean().item()
     for e in (-5.0, e_true, 0.0, 3.0):
         for shift in (-0.1, 0.1):
@@ -244,18 +249,18 @@ def test_mean_shift_pushes_upwards_at_the_truth_on_finite_batches(n):
 
 def test_mean_shift_raises_every_level_alike(bias):
     """Its minimiser on batches is F^-1(tau + w b), with b = E relu(batch mean - mean) found by iteration."""
-    row = bias.loc[GAUSS, "mean_shift", f"batches of {biases.BATCH}", "default"]
-    gap = torch.special.ndtri(levels(20_000, dtype=torch.float64)) / biases.BATCH**0.5
-    tau, mean = levels(biases.M, dtype=torch.float64), 0.0
+    row = bias.loc[GAUSS, "mean_shift", f"batches of {term_bias.FINITE_BATCH}", "default"]
+    gap = torch.special.ndtri(levels(20_000, dtype=torch.float64)) / term_bias.FINITE_BATCH**0.5
+    tau, mean = levels(distributions.QUANTILE_COUNT, dtype=torch.float64), 0.0
     for _ in range(50):
         b = (gap - mean).clamp(min=0).mean()
-        mean = torch.special.ndtri(tau + biases.DEFAULTS.mean_shift * b).mean().item()
+        mean = torch.special.ndtri(tau + distributions.DEFAULT_LOSS.mean_shift * b).mean().item()
     assert mean > 3e-3 and row["mean"] == pytest.approx(mean, rel=0.1)
 
 
 def test_a_point_as_reference_bounds_the_lower_tail_only():
     q = normal(30).sort().values.requires_grad_()
-    loss = losses.tail_shape(q, q.new_zeros(1), *biases.MASSES)
+    loss = losses.tail_shape(q, q.new_zeros(1), *distributions.TAIL_MASSES)
     [slope] = torch.autograd.grad(loss, q)
     assert loss.item() == pytest.approx(q[:3].var(correction=0).item())
     torch.testing.assert_close(slope[:3], (2 * (q[:3] - q[:3].mean()) / 3).detach())
@@ -274,7 +279,7 @@ def test_mean_curvature_telescopes_and_the_term_does_not():
             assert tail.diff(n=2).mean().item() == pytest.approx(
                 (((tail[4] - tail[3]) - (tail[1] - tail[0])) / 3).item(), abs=1e-12
             )
-            assert losses.tail_curvature(q, line, *biases.MASSES).item() == pytest.approx(2500 * 2e-3 / 3)
+            assert losses.tail_curvature(q, line, *distributions.TAIL_MASSES).item() == pytest.approx(2500 * 2e-3 / 3)
 
 
 def test_mixture_targets_have_the_variance_of_a_mixture():
@@ -312,12 +317,12 @@ def test_winsorised_advantages_are_centred_and_bounded():
 
 
 def test_spikes_shrink_every_whitened_advantage():
-    spikes = method.spike_shrinkage()
+    spikes = estimators.spike_shrinkage()
     assert spikes["whitened"].to_numpy() == pytest.approx(spikes["formula"].to_numpy(), rel=0.05)
     last = spikes.iloc[-1]
     assert last["whitened"] == pytest.approx(1 / (last["scale"] * last["share of spikes"] ** 0.5), rel=0.06)
     assert last["groups"] > 3 * last["whitened"]
-    assert "leaves 6\N{NO-BREAK SPACE}% of the distance" in method.spike_findings(spikes)
+    assert "leaves 6\N{NO-BREAK SPACE}% of the distance" in estimators.spike_findings(spikes)
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
@@ -336,15 +341,15 @@ def test_no_reward_exceeds_the_bound_of_its_group(n):
 def test_expectile_readout_in_closed_form(p):
     """The integral of tau p / (tau p + (1 - tau)(1 - p)); for small p nearly p (log(1 / p) - 1)."""
     integral = p / (2 * p - 1) ** 2 * (2 * p - 1 - (1 - p) * math.log(p / (1 - p)))
-    q = method.closed_form(p, 1.0, levels(10**6, dtype=torch.float64))
+    q = kappa_bias.kappa_closed_form(p, 1.0, levels(10**6, dtype=torch.float64))
     assert q.mean().item() == pytest.approx(integral, rel=1e-4)
     if p < 1e-3:
         assert integral == pytest.approx(p * (math.log(1 / p) - 1), rel=1e-3)
-    assert method.closed_form(0.5, 1.0, levels(200)).mean().item() == pytest.approx(0.5)
+    assert kappa_bias.kappa_closed_form(0.5, 1.0, levels(200)).mean().item() == pytest.approx(0.5)
 
 
 def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
-    curves, table = method.kappa_curves()
+    curves, table = kappa_bias.kappa_readouts()
     table = table.set_index(["p", "kappa"])
     assert table["found"].to_numpy() == pytest.approx(table["closed"].to_numpy(), abs=1e-9)
     assert table.loc[(0.2, 1.0), "found"] == pytest.approx(0.282, abs=1e-3)
@@ -354,7 +359,7 @@ def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
     for p in (0.2, 0.05):
         assert table.loc[(p, 0.0), "found"] == pytest.approx(p, abs=1e-9)
         assert table.loc[p, "found"].is_monotonic_increasing
-    text = method.kappa_findings(table.reset_index())
+    text = kappa_bias.kappa_findings(table.reset_index())
     assert "p = 0.05 it is 0.050 at kappa = 0 and 0.117 at kappa = 1, off by 134\N{NO-BREAK SPACE}%" in text
     assert set(curves.columns) == {"p", "kappa", "level", "value", "truth"}
 
@@ -363,13 +368,13 @@ def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
 
 
 def test_mean_of_distributional_gae_is_scalar_gae():
-    identity = method.gae_identity().groupby("precision")["difference"].max()
+    identity = estimators.gae_identity().groupby("precision")["difference"].max()
     assert identity["float64"] < 1e-13 and identity["float32"] < 1e-5
-    assert "in float32" in method.identity_findings(method.gae_identity())
+    assert "in float32" in estimators.identity_findings(estimators.gae_identity())
 
 
 def test_comonotone_targets_are_too_narrow_and_mixtures_are_not():
-    widths = method.walk_widths((0.0, 0.3, 0.7, 1.0))
+    widths = estimators.walk_quantiles((0.0, 0.3, 0.7, 1.0))
     std = widths.groupby(["kind", "lambda"])["value"].std(ddof=0)
     mean = widths.groupby(["kind", "lambda"])["value"].mean()
     assert std["true", 0.0] == pytest.approx((5 + 1) ** 0.5, rel=0.02)  # five steps of variance 1 and a noise of 1
@@ -379,17 +384,17 @@ def test_comonotone_targets_are_too_narrow_and_mixtures_are_not():
         assert abs(mean["comonotone", lam]) < 0.05 and abs(mean["mixture", lam]) < 0.05
     assert std["comonotone", 1.0] == std["mixture", 1.0] == std["true", 1.0]
     assert std["comonotone", 0.0] == std["mixture", 0.0]
-    assert re.search(r"\*comonotone\* targets its width is off by up to -2\d %", method.walk_findings(widths))
+    assert re.search(r"\*comonotone\* targets its width is off by up to -2\d %", estimators.walk_findings(widths))
 
 
 def test_readouts_of_the_notebook():
-    curves, table = method.readout_weights()
+    curves, table = estimators.readout_weights()
     assert curves.groupby("readout")["weight"].mean().to_numpy() == pytest.approx(1.0)
     table = table.set_index("readout")[GAUSS]
     assert table["CVaR, 25 %"] < table["Wang, 0.5"] < table["mean"] < table["Wang, -0.5"] < table["blend, 0.5"]
-    band = method.winsorised()
+    band = estimators.winsorised_rewards()
     for level, own in band.groupby("level"):
-        z = biases.DISTRIBUTIONS[SPIKES](200)
+        z = distributions.DISTRIBUTIONS[SPIKES](200)
         low, up = (
             (own["reward"].min(), own["reward"].max())
             if level == 0
@@ -399,9 +404,11 @@ def test_readouts_of_the_notebook():
 
 
 def test_sliders_show_the_bias_that_the_table_shows():
-    frame, sentence = biases.lab(0.0, {("tail_calibration", "sample"): 0.1, ("tail_shape", "sample"): 0.0})
+    frame, sentence = bias_tables.learned_curve(
+        0.0, {("tail_calibration", "sample"): 0.1, ("tail_shape", "sample"): 0.0}
+    )
     assert frame["value"].min() > -0.5 and frame["truth"].min() < -5 and "lower tail -" in sentence
-    plain, _ = biases.lab(0.0, {})
+    plain, _ = bias_tables.learned_curve(0.0, {})
     assert (plain["value"] - plain["truth"]).abs().mean() < 0.1
 
 
@@ -424,13 +431,13 @@ def test_every_test_that_the_notebook_names_exists():
 
 
 def test_the_ratchet_drifts_upwards_with_its_weight_and_the_core_does_not():
-    runs = ratchet.drift(["Gaussian N(0, 1)"], steps=800, seeds=3, strengths=(1.0, 10.0))
+    runs = ratchet_drift.measure_drift(["Gaussian N(0, 1)"], steps=800, seeds=3, strengths=(1.0, 10.0))
     upper = runs.groupby(["term", "weight"])["upper"].mean()
     truth = runs["upper_truth"].iloc[0]
     assert abs(upper["core", 0.0] - truth) < 0.05
-    for term in ratchet.TERMS:
+    for term in ratchet_drift.RATCHET_TERMS:
         light, heavy = upper[term].sort_index()
         assert truth + 0.05 < light < heavy
-    assert "moves the upper tail by +" in ratchet.drift_findings(runs)
-    table = ratchet.drift_table(runs)
+    assert "moves the upper tail by +" in ratchet_drift.drift_findings(runs)
+    table = ratchet_drift.drift_table(runs)
     assert len(table) == 5 and "truth 1.73" in " ".join(table.columns)

@@ -1,7 +1,4 @@
-"""Kappa, targets, read-outs and whitening on small distributions whose truth is known.
-
-Backs notebooks/00_method, together with `biases`: pure functions that return tidy frames, and sentences about them.
-"""
+"""Targets, read-outs and whitening on small distributions with a known truth. Used by notebooks/00_method."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dvpo_lib.experiments.known_distributions.term_bias import DISTRIBUTIONS, SHOWN, K, M, bernoulli
+from dvpo_lib.experiments.known_distributions.distributions import DISTRIBUTIONS, QUANTILE_COUNT, SHOWN_DISTRIBUTION
 from dvpo_lib.functional.advantages import (
     ReadoutSettings,
     actor_advantages,
@@ -21,60 +18,8 @@ from dvpo_lib.functional.advantages import (
     quantile_targets,
     whiten,
 )
-from dvpo_lib.functional.quantile_huber import quantile_huber
 from dvpo_lib.functional.quantiles import distortion_weights, interpolate, levels, monotone
 from dvpo_lib.reporting.prose import join_words, percent_text
-
-# ---- kappa ----
-
-
-def closed_form(p: float, kappa: float, tau: Tensor) -> Tensor:
-    """What `quantile_huber` learns at the levels tau from Bernoulli(p).
-
-    Its slope at q in [0, 1] vanishes where (1 - p)(1 - tau) min(q / kappa, 1) = p tau min((1 - q) / kappa, 1). With
-    r = p tau / ((1 - p)(1 - tau)): the expectile r / (1 + r) where both errors are within kappa (all of them at
-    kappa >= 1), kappa r where only that to 0 is, 1 - kappa / r where only that to 1 is; the quantile at kappa = 0.
-    """
-    r = p * tau / ((1 - p) * (1 - tau))
-    to_zero, to_one = kappa * r, 1 - kappa / r
-    both = r / (1 + r)
-    inside = (both <= kappa) & (1 - both <= kappa)
-    return torch.where(inside, both, torch.where(r <= 1, to_zero, to_one))
-
-
-def each_minimiser(g: Tensor, kappa: float, m: int) -> Tensor:
-    """(m,) quantiles that minimise `quantile_huber` against targets g (K,): bisection on the sign of its gradient."""
-    low, high = g.min().expand(m), g.max().expand(m)
-    for _ in range(50):
-        q = ((low + high) / 2).requires_grad_()
-        [slope] = torch.autograd.grad(quantile_huber(q, g, kappa), q)
-        low, high = torch.where(slope < 0, q.detach(), low), torch.where(slope < 0, high, q.detach())
-    return (low + high) / 2
-
-
-def kappa_curves(
-    ps: Iterable[float] = (0.2, 0.05), kappas: Iterable[float] = (0.0, 0.1, 0.25, 0.5, 1.0), m: int = 200
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(curves: p, kappa, level, value, truth; table: p, kappa, found, closed, truth) of Bernoulli(p).
-
-    `found` is the mean read-out of what the library's gradient leads to, `closed` that of the closed form; kappa in
-    return units.
-    """
-    tau, curves, rows = levels(m, dtype=torch.float64), [], []
-    for p, kappa in itertools.product(ps, kappas):
-        q, truth = each_minimiser(bernoulli(p, levels(K, dtype=torch.float64)), kappa, m), bernoulli(p, tau)
-        rows.append(
-            {
-                "p": p,
-                "kappa": kappa,
-                "found": q.mean().item(),
-                "closed": closed_form(p, kappa, tau).mean().item(),
-                "truth": p,
-            }
-        )
-        curves.append(pd.DataFrame({"p": p, "kappa": kappa, "level": tau, "value": q, "truth": truth}))
-    return pd.concat(curves, ignore_index=True), pd.DataFrame(rows)
-
 
 # ---- advantages ----
 
@@ -83,7 +28,7 @@ def gae_identity(seed: int = 0) -> pd.DataFrame:
     """Largest |mean_j A_j - scalar GAE of the mean| over random rewards, quantiles and masks with gaps.
 
     Returns:
-        precision, lambda, difference (return units, where rewards and quantiles have a standard deviation of 1).
+        Columns precision, lambda, difference (return units; rewards and quantiles have standard deviation 1).
     """
     rows = []
     for dtype, lam in itertools.product((torch.float32, torch.float64), (0.0, 0.5, 0.95, 1.0)):
@@ -97,11 +42,16 @@ def gae_identity(seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def walk_returns(steps: int = 5, noise: int = 31) -> tuple[Tensor, Tensor]:
-    """A Markov reward process whose returns are known: a walk of +-1 steps, paid once at its end with N(0, 1) on top.
+def random_walk_returns(steps: int = 5, noise: int = 31) -> tuple[Tensor, Tensor]:
+    """A Markov reward process with known returns: a walk of +-1 steps, paid at its end with N(0, 1) added.
+
+    Args:
+        steps: Length T of the walk.
+        noise: Points that represent N(0, 1).
 
     Returns:
-        position (B, T) before each step and return (B,), all B = 2^T * noise outcomes, equally likely.
+        position: (B, T) position before each step, for all B = 2^T * noise equally likely outcomes.
+        returns: (B,) return.
     """
     path = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=steps)), dtype=torch.float64)
     extra = torch.special.ndtri(levels(noise, dtype=torch.float64)).repeat(len(path))
@@ -109,12 +59,21 @@ def walk_returns(steps: int = 5, noise: int = 31) -> tuple[Tensor, Tensor]:
     return path.cumsum(1) - path, path.sum(1) + extra
 
 
-def walk_fixed_point(lam: float, kind: str, m: int = M, seed: int = 0) -> Tensor:
-    """(m,) quantiles of the first state that a critic without error learns from its own lambda-return targets.
+def fixed_point_quantiles(lam: float, kind: str, m: int = QUANTILE_COUNT, seed: int = 0) -> Tensor:
+    """Quantiles of the walk's first state that an exact critic learns from its own lambda-return targets.
 
-    State by state from the end: quantile regression (kappa = 0) on all targets of a state gives their quantiles.
+    States are solved backwards. Quantile regression (kappa = 0) on all targets of a state gives their quantiles.
+
+    Args:
+        lam: Lambda of the targets.
+        kind: "comonotone" or "mixture".
+        m: Number of quantiles.
+        seed: Seed of the mixture's horizons.
+
+    Returns:
+        (m,) quantiles, return units.
     """
-    position, returns = walk_returns()
+    position, returns = random_walk_returns()
     length = position.shape[1]
     rewards = torch.cat([torch.zeros_like(position[:, 1:]), returns[:, None]], 1)
     z, mask = torch.zeros(*position.shape, m, dtype=torch.float64), torch.ones_like(position, dtype=torch.bool)
@@ -127,14 +86,21 @@ def walk_fixed_point(lam: float, kind: str, m: int = M, seed: int = 0) -> Tensor
     return z[0, 0]
 
 
-def walk_widths(lams: Iterable[float] = tuple(i / 10 for i in range(11))) -> pd.DataFrame:
-    """Quantile curves of the walk's first state: kind ("true", "comonotone", "mixture"), lambda, level, value."""
-    returns = walk_returns()[1].sort().values
-    tau = levels(M, dtype=torch.float64)
+def walk_quantiles(lams: Iterable[float] = tuple(i / 10 for i in range(11))) -> pd.DataFrame:
+    """Quantile curves of the walk's first state.
+
+    Args:
+        lams: Values of lambda.
+
+    Returns:
+        Columns kind ("true", "comonotone", "mixture"), lambda, level, value.
+    """
+    returns = random_walk_returns()[1].sort().values
+    tau = levels(QUANTILE_COUNT, dtype=torch.float64)
     true = returns[(tau * len(returns)).long()]
     frames = [pd.DataFrame({"kind": "true", "lambda": lam, "level": tau, "value": true}) for lam in lams]
     frames += [
-        pd.DataFrame({"kind": kind, "lambda": lam, "level": tau, "value": walk_fixed_point(lam, kind)})
+        pd.DataFrame({"kind": kind, "lambda": lam, "level": tau, "value": fixed_point_quantiles(lam, kind)})
         for kind in ("comonotone", "mixture")
         for lam in lams
     ]
@@ -143,7 +109,7 @@ def walk_widths(lams: Iterable[float] = tuple(i / 10 for i in range(11))) -> pd.
 
 # ---- read-outs ----
 
-READOUTS = {  # what is shown: (kind, settings of `distortion_weights`)
+SHOWN_READOUTS = {  # {name: (kind, settings of `distortion_weights`)}
     "mean": ("mean", {}),
     "CVaR, 25 %": ("cvar", {"alpha": 0.25}),
     "Wang, 0.5": ("wang", {"strength": 0.5}),
@@ -154,19 +120,32 @@ READOUTS = {  # what is shown: (kind, settings of `distortion_weights`)
 
 
 def readout_weights(m: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(curves: readout, level, weight relative to the mean's; table: readout and its value for every distribution)."""
+    """Level weights of each read-out, and its value for each distribution.
+
+    Returns:
+        curves: Columns readout, level, weight (relative to that of the mean).
+        table: Column readout and one column per distribution, return units.
+    """
     curves, rows = [], []
-    for name, (kind, settings) in READOUTS.items():
+    for name, (kind, settings) in SHOWN_READOUTS.items():
         w = distortion_weights(kind, m, dtype=torch.float64, **settings)
         curves.append(pd.DataFrame({"readout": name, "level": levels(m, dtype=torch.float64), "weight": w * m}))
         rows.append({"readout": name, **{n: (f(m) @ w).item() for n, f in DISTRIBUTIONS.items()}})
     return pd.concat(curves, ignore_index=True), pd.DataFrame(rows)
 
 
-def winsorised(band: Iterable[float] = (0.0, 0.05, 0.1, 0.2), name: str = SHOWN, reach: float = 12.0) -> pd.DataFrame:
-    """The reward that reaches the actor: level (of either side), reward, used (reward units), at the last token.
+def winsorised_rewards(
+    band: Iterable[float] = (0.0, 0.05, 0.1, 0.2), name: str = SHOWN_DISTRIBUTION, reach: float = 12.0
+) -> pd.DataFrame:
+    """The reward that reaches the actor at the last token under the winsorised read-out.
 
-    `used` is the advantage of `actor_advantages` plus the baseline that it is measured from.
+    Args:
+        band: Levels of the bounds, the same on both sides.
+        name: Key of DISTRIBUTIONS, the critic's prediction.
+        reach: Largest absolute reward.
+
+    Returns:
+        Columns level, reward, used (advantage plus its baseline), in reward units.
     """
     z, r = DISTRIBUTIONS[name](200), torch.linspace(-reach, reach, 241, dtype=torch.float64)[:, None]
     rows, mask = [], torch.ones(len(r), 1, dtype=torch.bool)
@@ -189,14 +168,22 @@ def spike_shrinkage(
     batches: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How far apart the advantages of a right (1) and a wrong answer (0) are, where some rewards are N(0, scale^2).
+    """Distance of the advantages of a right (1) and a wrong answer (0) if some rewards are N(0, scale^2).
 
-    Half of the answers are right. Advantages are linear in the rewards of their batch or group, so the distance is that
-    of any two clean rewards in it, 1 and 0; groups without both are left out.
+    Half of the answers are right. Advantages are linear in the rewards of their batch or group, so the distance of any
+    two clean rewards 1 and 0 stands for all. Groups without both are left out.
+
+    Args:
+        scales: Standard deviations of the spikes, return units.
+        rate: Share of rewards that are spikes.
+        group: Responses per group.
+        batch: Responses per batch.
+        batches: Number of batches.
+        seed: Seed of the rewards.
 
     Returns:
-        share of spikes, scale (return units; 0 in a first row without spikes), whitened (over the batch, found),
-        formula (for an endless batch), groups (found), spike-free groups (share).
+        Columns share of spikes, scale (0 in the first row, without spikes), whitened (over the batch, measured),
+        formula (for an infinite batch), groups (measured), spike-free groups (share).
     """
     mask, rows = torch.ones(batch, 1, dtype=torch.bool), []
     for share, scale in ((0.0, 0.0), *((rate, scale) for scale in scales)):
@@ -232,22 +219,8 @@ def spike_shrinkage(
 # ---- sentences ----
 
 
-def kappa_findings(table: pd.DataFrame) -> str:
-    """How wrong the mean read-out gets at the largest kappa, and how right at the smallest."""
-    parts = []
-    for p, own in table.groupby("p", sort=False):
-        first, last = own.iloc[0], own.iloc[-1]
-        parts.append(
-            f"for p = {p:g} it is {first['found']:.3f} at kappa = {first['kappa']:g} and {last['found']:.3f} "
-            f"at kappa = {last['kappa']:g}, off by {percent_text(last['found'] / p - 1)}"
-        )
-    off = (table["found"] - table["closed"]).abs().max()
-    parts = "; ".join(parts).replace(" %", "\N{NO-BREAK SPACE}%")
-    return f"The mean read-out: {parts}. The library's gradient leads to the closed form to within {off:.0e}."
-
-
 def identity_findings(identity: pd.DataFrame) -> str:
-    """The float error of the mean of distributional GAE."""
+    """The float error of the identity."""
     worst = identity.groupby("precision", sort=False)["difference"].max()
     lams = join_words(f"{x:g}" for x in identity["lambda"].unique())
     parts = join_words(f"{value:.1e} in {precision}" for precision, value in worst.items())
@@ -255,7 +228,7 @@ def identity_findings(identity: pd.DataFrame) -> str:
 
 
 def walk_findings(widths: pd.DataFrame) -> str:
-    """How far each kind of target misses the true width, where it does so most."""
+    """The largest error in width of each kind of target."""
     std = widths.groupby(["kind", "lambda"])["value"].std(ddof=0).unstack("kind")
     std = std[(std.index > 0) & (std.index < 1)]
     parts = []
@@ -267,7 +240,7 @@ def walk_findings(widths: pd.DataFrame) -> str:
 
 
 def spike_findings(spikes: pd.DataFrame) -> str:
-    """What is left of the distance between right and wrong at the largest scale, by the batch and by the group."""
+    """Remaining distance of right and wrong at the largest scale, by batch and by group."""
     clean, last = spikes.iloc[0], spikes.iloc[-1]
     left = {name: percent_text(last[name] / clean[name]) for name in ("whitened", "groups")}
     text = (
@@ -275,8 +248,3 @@ def spike_findings(spikes: pd.DataFrame) -> str:
         f"leaves {left['whitened']} of the distance, normalising in groups {left['groups']}."
     )
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def kappa_metrics(table: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: mean read-outs, {p: {kappa: found}}."""
-    return {f"p={p:g}": {f"{r.kappa:g}": r.found for r in own.itertuples()} for p, own in table.groupby("p")}
