@@ -112,9 +112,8 @@ def _reference_form(term: Callable, q: Tensor, g: Tensor, ref: Tensor) -> Tensor
 
 def _sample_form(term: Callable, q: Tensor, g: Tensor, ref: Tensor) -> Tensor:
     """A tail term against one sample, mean over heads."""
-    return term(monotone(q), g[:, :1][:, None, None], *TAIL_MASSES).mean(
-        -1
-    )  # a point has neither width nor curvature, so any one will do
+    point = g[:, :1][:, None, None]  # a point has neither width nor curvature, so any one will do
+    return term(monotone(q), point, *TAIL_MASSES).mean(-1)
 
 
 # {(term, form): (quantiles (D, C, N, M), targets (D, K), heads before the update (D, N, M)) -> (D, C)}
