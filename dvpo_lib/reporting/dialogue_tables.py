@@ -1,4 +1,4 @@
-"""What is shown of sampled dialogues: one turn by turn, and the metrics by domain and style."""
+"""Sampled dialogues as tables: one dialogue turn by turn, and the metrics by domain and style."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dvpo_lib.tasks.suites import STYLES
 
 
 def telling_dialogue(samples: pd.DataFrame) -> dict:
-    """The record of a long sampled dialogue that went neither quite right nor quite wrong, if there is one.
+    """The longest sampled dialogue with a reward strictly between 0 and 1, or the longest of all if none has one.
 
     Args:
-        samples: of `evaluation.sample_table`, of dialogues.
+        samples: Dialogues in a frame of `evaluation.sample_table`.
     """
     half = samples[samples["reward"].between(0, 1, inclusive="neither")]
     half = half if len(half) else samples
@@ -22,14 +22,14 @@ def telling_dialogue(samples: pd.DataFrame) -> dict:
 
 
 def verdict_text(record: Mapping) -> str:
-    """The metrics of a sampled dialogue and its reward, as text."""
+    """The metrics and the reward of a sampled dialogue, as text."""
     scores = judge(record, record["completion"])
     parts = ", ".join(f"{name.upper()} {value:.2f}" for name, value in scores._asdict().items())
     return f"{parts}: reward {scores.mean:.2f}"
 
 
 def turn_by_turn(record: Mapping, completion: str) -> pd.DataFrame:
-    """A dialogue as it went: turn, who speaks, what is said, and what of it the metrics count."""
+    """One row per turn of a dialogue: number, speaker, words and the acts that the metrics count."""
     turns, before, rows = split_turns(completion), follow(record, "")[0], []
     for i, words in enumerate(turns):
         state, _ = follow(record, " ".join(f"{' '.join(turn)} {END}" for turn in turns[: i + 1]))
@@ -44,10 +44,10 @@ def turn_by_turn(record: Mapping, completion: str) -> pd.DataFrame:
 
 
 def scores_by_group(samples: pd.DataFrame) -> pd.DataFrame:
-    """TCR, ACR, GCR and their mean, by domain, by the style that opens the dialogue, and overall.
+    """TCR, ACR, GCR and their mean: by domain, by opening style, and overall.
 
     Args:
-        samples: of `evaluation.sample_table`, of dialogues.
+        samples: Dialogues in a frame of `evaluation.sample_table`.
     """
     scores = metrics(samples["prompt"], samples["completion"], samples["answer"], samples["user"])
     styles = samples["completion"].str.split().str[0].where(lambda first: first.isin(STYLES), "other").fillna("other")

@@ -1,4 +1,4 @@
-"""What each method is made of, in words: read from METHODS and from the settings of a run, nothing written twice."""
+"""The composition of each method in words, read from METHODS and from the settings of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ AVERAGES = {
 
 
 def critic_text(name: str) -> str:
+    """The kind of critic of a method, or "none"."""
     return (METHODS[name].critic or "none").replace("_", " ")
 
 
 def advantage_text(name: str) -> str:
-    """The first sentence of the function that computes it."""
+    """The first line of the docstring of the method's advantage function."""
     return (METHODS[name].advantage.__doc__ or "").strip().splitlines()[0].replace("`", "")
 
 
 def advantage_unit(name: str) -> str:
-    """What a method's advantages are measured in."""
+    """The unit of a method's advantages."""
     m = METHODS[name]
     if m.offline:
         return "advantage Q - V (reward units)"
@@ -36,10 +37,10 @@ def advantage_unit(name: str) -> str:
 
 
 def policy_loss_text(cfg: DVPOConfig) -> str:
-    """The policy's loss, how it is averaged, and the KL penalty.
+    """The policy loss, its average and its KL penalty.
 
     Args:
-        cfg: resolved settings.
+        cfg: Resolved settings.
     """
     m = METHODS[cfg.method]
     penalty = (
@@ -56,10 +57,11 @@ def policy_loss_text(cfg: DVPOConfig) -> str:
 
 
 def method_card(name: str, cfg: DVPOConfig) -> str:
-    """The composition of a method and its settings, as a Markdown list.
+    """The composition of a method and its main settings, as a Markdown list.
 
     Args:
-        name: what people read above it: a method, or a row of the ablation.
+        name: The heading: a method, or a row of the ablation.
+        cfg: Settings of a run.
     """
     m, cfg = METHODS[cfg.method], resolve(cfg)
     lines = [
@@ -80,10 +82,11 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
 
 
 def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
-    """What each method of a run is made of: critic, advantage, policy loss, source, settings of its own.
+    """One row per method of a run: critic, advantage, policy loss, source, settings of its own.
 
     Args:
-        training, rows: the sections `training` and `methods` of params.yaml.
+        training: The section `training` of params.yaml.
+        rows: The section `methods` of params.yaml.
     """
     found = []
     for name, row in rows.items():

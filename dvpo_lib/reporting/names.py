@@ -1,4 +1,4 @@
-"""Display names: what people read for a method, noise, role, test set or column of a table."""
+"""Display names of methods, noises, roles, test sets and columns."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ DISPLAY_NAMES = {
 
 
 def display_name(name: str) -> str:
-    """What people read for a method, noise, role, suite or column."""
+    """The display name of a method, noise, role, suite or column; unknown names lose their underscores."""
     return DISPLAY_NAMES.get(name, name.replace("_", " "))
 
 
 def setting_text(value) -> str:
-    """A setting as params.yaml spells it: 5e-05 -> "5e-5", 1.0 -> "1.0", None -> "null", True -> "true"."""
+    """A setting as written in params.yaml: 5e-05 -> "5e-5", 1.0 -> "1.0", None -> "null", True -> "true"."""
     if not isinstance(value, float):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     if value == 0 or 1e-3 < abs(value) < 1e4:

@@ -8,21 +8,21 @@ from scipy import stats
 
 
 def explained_variance(predicted, outcome) -> float:
-    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN where all outcomes are equal."""
+    """1 - Var(outcome - predicted)/Var(outcome): 1 is perfect, 0 a constant; NaN if all outcomes are equal."""
     predicted, outcome = np.asarray(predicted, dtype=float), np.asarray(outcome, dtype=float)
     spread = outcome.var()
     return float(1 - (outcome - predicted).var() / spread) if spread > 0 else float("nan")
 
 
 def interval_coverage(pit, levels=None) -> pd.DataFrame:
-    """Share of outcomes inside the central prediction interval of each level, from (randomised) PIT values.
+    """Share of outcomes inside the central prediction interval of each level.
 
     Args:
-        pit: (n,) values in [0, 1]; uniform where the predicted distribution is right.
-        levels: nominal levels; default 0.05, 0.10 ... 0.95.
+        pit: (n,) randomised PIT values in [0, 1]; uniform if the predicted distribution is right.
+        levels: Nominal levels, 0.05, 0.10 ... 0.95 by default.
 
     Returns:
-        Columns level, covered, low, high (Wilson 95 % interval, outcomes taken as independent).
+        Columns level, covered, low, high (Wilson 95 % interval for independent outcomes).
     """
     pit = np.asarray(pit, dtype=float)
     levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
@@ -39,17 +39,21 @@ def interval_coverage(pit, levels=None) -> pd.DataFrame:
 
 
 def weighted_auc(score, outcome, weights: np.ndarray) -> np.ndarray:
-    """(R,) area under the ROC curve of n records under each row of weights: P(S1 > S0) + P(S1 = S0)/2.
+    """Area under the ROC curve, P(S1 > S0) + P(S1 = S0)/2, for each row of weights.
 
-    The same as scikit-learn's `roc_auc_score(outcome, score, sample_weight=row)`, for all rows at once; NaN where a row
-    leaves only right or only wrong records.
+    Equals scikit-learn's `roc_auc_score(outcome, score, sample_weight=row)`, for all rows at once.
 
     Args:
-        score: (n,) predictions. outcome: (n,) 0 or 1. weights: (R, n), not negative.
+        score: (n,) predictions.
+        outcome: (n,) 0 or 1.
+        weights: (R, n), non-negative.
+
+    Returns:
+        (R,) areas; NaN if a row leaves only right or only wrong records.
     """
     score, right = np.asarray(score, dtype=float), np.asarray(outcome) >= 0.5
     order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # of groups of equal scores
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # first record of each group of equal scores
     ordered = weights[:, order]
     won = np.add.reduceat(ordered * right[order], starts, axis=1)
     lost = np.add.reduceat(ordered * ~right[order], starts, axis=1)

@@ -1,6 +1,6 @@
-"""Every default of training, critics and losses with its source: one table for the report.
+"""The source of every default of training, critics and losses, as one table for the report.
 
-Names, values and meanings are read from the settings classes; only the sources are written here.
+Names, defaults and meanings come from the settings classes; only the sources are written here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import setting_text
 from dvpo_lib.rl.config import DVPOConfig
 
-SETTING_SECTIONS = {  # where params.yaml has them: settings class
+SETTING_SECTIONS = {  # place in params.yaml -> settings class
     "training": DVPOConfig,
     "training.readout": ReadoutSettings,
     "critics.*": CriticSettings,
@@ -115,7 +115,7 @@ SETTING_SOURCES = {
 
 
 def settings_table() -> pd.DataFrame:
-    """One row per setting: where it stands in params.yaml, its default, what it is, its source."""
+    """One row per setting: place in params.yaml, name, default, meaning, source."""
     rows = []
     for section, cls in SETTING_SECTIONS.items():
         meanings = _comments(cls)
@@ -133,7 +133,7 @@ def settings_table() -> pd.DataFrame:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """{field: the comment behind it} of a settings class."""
+    """The trailing comment of each field of a settings class."""
     return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), flags=re.MULTILINE))
 
 

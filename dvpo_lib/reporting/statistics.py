@@ -1,11 +1,11 @@
 """Uncertainty over runs: interquartile means, stratified bootstrap intervals, probability of improvement.
 
-The unit is a *run* (one training seed of one family), never an evaluated prompt: suites of one role are averaged inside
-a run first. Strata (training families) are resampled separately, so that each keeps its weight. Method: Agarwal et al.
-2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+The unit is a *run* (one training seed of one family), never an evaluated prompt: the suites of a role are first
+averaged inside a run. Strata (training families) are resampled separately, so that each keeps its weight. Method:
+Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 
-Cover of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and at 16;
-probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Read intervals of four seeds as too short.
+Coverage of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and at 16;
+probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Intervals of four seeds are too short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """A point estimate with its interval; `low` and `high` are NaN where fewer than two runs leave no spread to see."""
+    """A point estimate with its interval; `low` and `high` are NaN if there are fewer than two runs."""
 
     point: float
     low: float
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(values, axis: int = -1) -> np.ndarray:
-    """Interquartile mean: the mean after floor(n/4) values are cut at either end (n < 4: the plain mean)."""
+    """The mean after cutting floor(n/4) values at either end; the plain mean if n < 4."""
     return stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis)
 
 
@@ -47,7 +47,7 @@ def _checked(strata, name: str) -> list[np.ndarray]:
 
 
 def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Stratified percentile interval: every vector of `data` is resampled by itself."""
+    """Stratified percentile interval: each vector of `data` is resampled separately."""
     if any(d.size < 2 for d in data):
         return float("nan"), float("nan")
     found = stats.bootstrap(
@@ -66,14 +66,17 @@ def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int)
 def bootstrap_interval(
     strata, statistic=interquartile_mean, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """`statistic` of all runs together with its stratified percentile-bootstrap interval.
+    """A statistic of all runs with its stratified percentile-bootstrap interval.
 
     Args:
-        strata: vectors of run scores, one per stratum; or one vector.
+        strata: Vectors of run scores, one per stratum; or a single vector.
         statistic: f(values, axis) of the concatenated scores.
+        level: Nominal coverage of the interval.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: an empty stratum or a score that is not finite.
+        ValueError: If a stratum is empty or a score is not finite.
     """
     arrays = _checked(strata, "bootstrap_interval")
 
@@ -87,16 +90,19 @@ def bootstrap_interval(
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray], clusters, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """`statistic` of all records with a percentile interval over resampled clusters (problems, say).
+    """A statistic of all records with a percentile interval over resampled clusters, such as problems.
 
-    Records of one cluster stand or fall together: what they share does not count as if seen several times.
+    Records of a cluster are drawn together, since they are not independent.
 
     Args:
-        statistic: f(weights (R, n)) -> (R,): of n records with how often each one counts; all resamples at once.
-        clusters: (n,) the cluster of each record.
+        statistic: f(weights (R, n)) -> (R,), for all resamples at once; a weight is the count of a record.
+        clusters: (n,) cluster of each record.
+        level: Nominal coverage of the interval.
+        resamples: Number of bootstrap resamples R.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: there are no records.
+        ValueError: If there are no records.
     """
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     if not codes.size:
@@ -106,7 +112,7 @@ def cluster_bootstrap(
     if count < 2:
         return Estimate(point, float("nan"), float("nan"), int(count))
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    values = statistic(drawn[:, codes].astype(float))  # a resample without any right or any wrong record gives NaN
+    values = statistic(drawn[:, codes].astype(float))  # (R,); NaN if a resample has no right or no wrong record
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(point, float(low), float(high), int(count))
 
@@ -117,13 +123,19 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def probability_of_improvement(x, y, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean over strata of P(X > Y) + 0.5 P(X = Y): how often a run of X beats a run of Y (Agarwal et al. 2021, eq. 2).
+    """Probability that a run of X beats a run of Y: mean over strata of P(X > Y) + 0.5 P(X = Y).
+
+    Source: Agarwal et al. 2021, equation 2.
 
     Args:
-        x, y: vectors of run scores per stratum, the same strata in the same order; or one vector each.
+        x: Vectors of run scores, one per stratum; or a single vector.
+        y: The same for the other method, with the same strata in the same order.
+        level: Nominal coverage of the interval.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        The estimate in [0, 1] (0.5: no better, no worse); `n` counts the runs of X.
+        The estimate in [0, 1], 0.5 for equal methods; `n` counts the runs of X.
     """
     xs, ys = _checked(x, "x"), _checked(y, "y")
     if len(xs) != len(ys):
@@ -138,14 +150,15 @@ def probability_of_improvement(x, y, level: float = 0.95, resamples: int = RESAM
 
 
 def run_scores(final: pd.DataFrame, metric: str = "sampled", overall: bool = False) -> pd.DataFrame:
-    """One row per run and role: `value` averaged over the role's suites.
+    """One row per run and role, with `value` averaged over the role's suites.
 
     Args:
-        final: tidy frame of the training stages: method, noise, family, seed, suite, role, metric, value (0..1).
-        overall: also rows of role "ALL", the mean over all suites.
+        final: Tidy frame of the training stages: method, noise, family, seed, suite, role, metric, value (0..1).
+        metric: The metric to keep.
+        overall: Adds rows of role "ALL", the mean over all suites.
 
     Raises:
-        ValueError: a column is missing, the metric does not occur, or a run appears twice.
+        ValueError: If a column is missing, the metric does not occur or a run appears twice.
     """
     need = ["method", "noise", "family", "seed", "suite", "role", "metric", "value"]
     if missing := [c for c in need if c not in final]:
@@ -173,7 +186,19 @@ def summarise_scores(
     strata: str = "family",
     **settings,
 ) -> pd.DataFrame:
-    """Interquartile mean of runs with its interval: columns `by`, iqm, low, high, n (runs), in order of appearance."""
+    """Interquartile mean of runs with its interval, in order of appearance.
+
+    Args:
+        final: As in `run_scores`.
+        metric: As in `run_scores`.
+        overall: As in `run_scores`.
+        by: Columns of a group; one row per group.
+        strata: Column that holds the strata of the bootstrap.
+        settings: Further arguments of `bootstrap_interval`.
+
+    Returns:
+        Columns `by`, iqm, low, high, n (runs).
+    """
     rows = []
     for key, frame in run_scores(final, metric, overall).groupby(list(by), sort=False, observed=True):
         e = bootstrap_interval(list(_strata(frame, strata).values()), **settings)
@@ -191,8 +216,10 @@ def improvement_table(
 ) -> pd.DataFrame:
     """Probability that a run beats a run of `baseline` under the same noise.
 
-    Columns method, noise, role, probability, low, high, n. Strata that only one of the two has are left out;
-    without a common one the row is left out.
+    Only strata of both methods count; a method without a common stratum gets no row.
+
+    Returns:
+        Columns method, noise, role, probability, low, high, n.
     """
     scores = run_scores(final, metric, overall)
     rows = []
@@ -216,8 +243,10 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Mean difference to `baseline` over runs that share family and seed.
 
-    Columns method, noise, role, difference, low, high, n. Pairing removes what a seed does to both (prompts,
-    noise draws); it is no use where seeds share nothing.
+    Pairing removes the effect of the seed on both runs (prompts, noise draws).
+
+    Returns:
+        Columns method, noise, role, difference, low, high, n.
     """
     scores = run_scores(final, metric, overall)
     base = scores[scores["method"] == baseline].drop(columns="method")
@@ -235,9 +264,12 @@ def paired_differences(
 def curve_bands(
     curves: pd.DataFrame, y: str, by: Sequence[str] = ("method", "noise", "family"), x: str = "iteration", **settings
 ) -> pd.DataFrame:
-    """Pointwise interquartile mean over seeds with its interval along `x`: columns `by`, x, iqm, low, high, n.
+    """Pointwise interquartile mean over seeds with its interval along `x`.
 
-    Rows whose `y` is missing (a method without a critic has no explained variance) are left out.
+    Rows without `y` are left out: a method without a critic has no explained variance.
+
+    Returns:
+        Columns `by`, x, iqm, low, high, n.
     """
     rows = []
     for key, frame in curves.dropna(subset=[y]).groupby([*by, x], sort=False, observed=True):

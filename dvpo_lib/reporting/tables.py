@@ -1,4 +1,4 @@
-"""Tables, metrics and pages of the notebooks, computed from the tidy frames."""
+"""Tables, metrics and index pages of the notebooks, computed from tidy frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import interval_text, percent_text
 
-# The paper's own figures (per cent), as far as summaries of it give them. Other models, other tasks, other scale.
+# The paper's own scores (per cent), as far as its summaries give them: other models, tasks and scale.
 PAPER_NOTE = (
     "The paper's figures are **taken from summaries of the paper** (arXiv 2512.03847): Qwen3-8B trained for 500 steps "
     "on real science and math sets. Ours are a policy of a few hundred thousand parameters on generated suites. "
@@ -24,7 +24,11 @@ PAPER_NOTE = (
 PAPER_SCORES = {  # trained family: {row: ID, OOD (the other family), ALL}
     "science": {"base": (2.96, 58.40, 34.64), "ppo": (2.76, 63.27, 37.34), "dvpo": (3.83, 66.48, 39.63)},
     "math": {"base": (58.40, 2.96, 34.64), "ppo": (58.40, 3.16, 34.72), "dvpo": (66.45, 4.04, 39.70)},
-    "dialogue": {"base": (86.26,), "ppo": (85.20,), "dvpo": (86.79,)},  # mean over domains; no transfer is told
+    "dialogue": {
+        "base": (86.26,),
+        "ppo": (85.20,),
+        "dvpo": (86.79,),
+    },  # mean over domains; the summaries report no transfer
 }
 PAPER_ABLATION = {  # trained on science
     "base": (2.96, 58.40, 34.64),
@@ -43,14 +47,20 @@ PAGE_FOLDERS = {
 
 
 def _unbroken(cell):
-    """A short text that is never broken over two lines; hyphens before digits (signs) stay as they are."""
+    """A short text without line breaks; hyphens before digits are signs and stay."""
     if not isinstance(cell, str) or len(cell) > 28:
         return cell
     return re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
-    """A DataFrame as a table with a caption, without its index, the same HTML every time."""
+    """A styled table with a caption and without the index; equal input gives equal HTML.
+
+    Args:
+        frame: The rows.
+        caption: Text above the table.
+        formats: Format strings by column, such as {"rate": "{:.0%}"}.
+    """
     uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
     styles = [
         {"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
@@ -58,16 +68,18 @@ def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | N
     ]
     frame = frame.reset_index(drop=True).map(_unbroken)
     formats = {c: f for c, f in (formats or {}).items() if c in frame}
-    styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, no tag
+    styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, not a tag
     styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(styles)
     return styler.relabel_index([display_name(str(c)) for c in frame.columns], axis="columns")
 
 
 def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sampled") -> dict[str, float]:
-    """Score of the base policy by role (ID, OOD, transfer, ALL), averaged over the families that are trained on.
+    """Score of the base policy by role (ID, OOD, transfer, ALL), averaged over the trained families.
 
     Args:
-        base: columns suite (`<family>_id` or `<family>_ood`), metric, value.
+        base: Columns suite (`<family>_id` or `<family>_ood`), metric, value.
+        families: The trained families.
+        metric: The metric to keep.
     """
     value = base[base["metric"] == metric].set_index("suite")["value"]
     rows = [
@@ -79,7 +91,7 @@ def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sam
 
 
 def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, float]:
-    """{family: score of the base policy on its in-distribution test}."""
+    """In-distribution score of the base policy, by family."""
     own = base[(base["metric"] == metric) & base["suite"].str.endswith("_id")]
     return dict(zip(own["suite"].str.removesuffix("_id"), own["value"], strict=True))
 
@@ -87,7 +99,7 @@ def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, flo
 def final_table(
     final: pd.DataFrame, metric: str = "sampled", base: Mapping[str, float] | None = None, overall: bool = True
 ) -> pd.DataFrame:
-    """Rows noise and method, columns roles, cells "IQM [low, high]" in per cent; the base policy first."""
+    """Scores in per cent, "IQM [low, high]": a row per noise and method, a column per role, the base policy first."""
     s = statistics.summarise_scores(final, metric, overall=overall)
     methods = list(dict.fromkeys(s["method"]))
     s["cell"] = [interval_text(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
@@ -106,16 +118,16 @@ def final_table(
 
 
 def summarise_metrics(final: pd.DataFrame) -> pd.DataFrame:
-    """Interquartile means and intervals of every metric: metric, method, noise, role, iqm, low, high, n."""
+    """Interquartile mean and interval of every metric: method, noise, role, iqm, low, high, n, metric."""
     metrics = list(dict.fromkeys(final["metric"]))
     found = [statistics.summarise_scores(final, m, overall=True).assign(metric=m) for m in metrics]
     return pd.concat(found, ignore_index=True)
 
 
 def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: {noise: {role: {iqm, low, high}}} (one method) or {method: ...} (several), and rollouts.
+    """For `dvc metrics show`: {noise: {role: {iqm, low, high}}}, by method if there are several, and rollouts.
 
-    Intervals are left out where one seed gives none.
+    A single seed has no interval: low and high are left out.
     """
     s = statistics.summarise_scores(final, overall=True)
     tree: dict = {}
@@ -141,7 +153,7 @@ def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
 
 
 def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
-    """Means over families and seeds: explained variance (received, true), CRPS, coverage of 50, 80 and 90 %."""
+    """Explained variance (received, true), CRPS and coverage of 50, 80 and 90 %: means over families and seeds."""
     own = scores[scores["at"] == at]
     own = own.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
@@ -162,7 +174,7 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
 
 
 def critic_metrics(scores: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: {critic: {noise: {at: {explained variance, CRPS, coverage}}}}, means over seeds."""
+    """For `dvc metrics show`: explained variance, CRPS and coverage, {critic: {noise: {at: ...}}}, means over seeds."""
     tree: dict = {}
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
     for (critic, noise, at), row in scores.groupby(["critic", "noise", "at"], sort=False)[columns].mean().iterrows():
@@ -171,10 +183,13 @@ def critic_metrics(scores: pd.DataFrame) -> dict:
 
 
 def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str], noise: str = "none") -> pd.DataFrame:
-    """Base, PPO and DVPO after training on each family: the paper's ID, OOD (the other family) and ALL beside ours.
+    """Base, PPO and DVPO after training on each family, the paper's scores beside ours.
 
     Args:
-        start: of the base policy: suite, metric, value.
+        final: As in `statistics.run_scores`.
+        start: Scores of the base policy: suite, metric, value.
+        families: The trained families.
+        noise: The noise of our runs; the paper's have none.
     """
     rows = []
     for family in families:
@@ -200,7 +215,7 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
 
 
 def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
-    """Ablation rows, the paper's ID, OOD and ALL (trained on science) beside ours."""
+    """Ablation rows: the paper's ID, OOD and ALL after training on science, beside ours."""
     s = statistics.summarise_scores(final, overall=True).set_index(["method", "role"])
     rows = []
     for name in ["base", *dict.fromkeys(final["method"])]:
@@ -218,10 +233,10 @@ def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFra
 
 
 def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> pd.DataFrame:
-    """Change over the base (points, all test sets) of the paper's ablation rows and of ours.
+    """Change over the base policy on all test sets, for the paper's ablation rows and for ours.
 
     Returns:
-        row, source, change, low, high: for `figures.paper_beside_ours`.
+        Columns row, source, change, low, high (points), for `figures.paper_beside_ours`.
     """
     zero = PAPER_ABLATION["base"][2]
     rows = [(n, "paper", v[2] - zero, np.nan, np.nan) for n, v in PAPER_ABLATION.items() if n != "base"]
@@ -232,7 +247,7 @@ def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "
 
 
 def page_addresses(methods: Iterable[str]) -> dict[str, str]:
-    """{title: address} of all rendered notebooks, seen from the report's folder."""
+    """{title: address} of all rendered notebooks, relative to the report's folder."""
     found = {title: f"../{name}/notebook.html" for title, name in PAGE_FOLDERS.items()}
     training = {f"Training: {display_name(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
     ablations = found.popitem()
@@ -245,7 +260,7 @@ def page_links(addresses: Mapping[str, str]) -> str:
 
 
 def index_page(addresses: Mapping[str, str]) -> str:
-    """A small page of its own that links the report and all other notebooks."""
+    """A small HTML page with links to the report and all other notebooks."""
     links = {"Report (read this first)": "notebook.html", **addresses}
     items = "\n".join(f'<li><a href="{html.escape(a)}">{html.escape(t)}</a></li>' for t, a in links.items())
     return f"""<!doctype html>

@@ -1,4 +1,4 @@
-"""Methods against each other: learning curves, final scores, probability of improvement, breakdown."""
+"""Comparisons of methods: learning curves, final scores, probability of improvement, the paper's changes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def learning_curves(
     smooth: int = 1,
     note: str = "",
 ) -> Figure:
-    """Training curves: every seed a thin line, their interquartile mean a thick one, its bootstrap interval a band.
+    """Training curves: a thin line per seed, a thick one for the interquartile mean, a band for its bootstrap interval.
 
     Args:
-        curves: tidy frame method, noise, family, seed, iteration, rollouts, ...; a column per noise, a row per family.
-        base: {family: value of the base policy}, a dashed line.
-        smooth: iterations of a running mean over each seed's line (1: none).
+        curves: Tidy frame with method, noise, family, seed, iteration, rollouts, ...; noises become columns of panels,
+            families rows.
+        y: Column on the y axis.
+        x: Column on the x axis.
+        base: Value of the base policy by family, drawn as a dashed line.
+        smooth: Iterations of a running mean over each seed's line; 1 for none.
+        note: Further text of the caption.
     """
     curves = curves.copy()
     runs = curves.groupby(["method", "noise", "family", "seed"], sort=False)[y]
@@ -101,10 +105,10 @@ def _rows(ax, names: list[str]) -> None:
 
 
 def _grid(roles: list, noises: list, methods: list, height: float):
-    """Panels for roles (columns) and noises (rows); one method alone gets its noises as rows of a single panel.
+    """Panels for roles (columns) and noises (rows); a single method gets its noises as rows of one panel.
 
     Returns:
-        figure, axes (R, C) and for each panel row the list of (noise, method, row name).
+        The figure, axes (R, C), and a list of (noise, method, row name) for each row of panels.
     """
     if len(methods) == 1:
         rows = [[(n, methods[0], display_name(n)) for n in noises]]
@@ -139,12 +143,14 @@ def final_comparison(
     overall: bool = False,
     note: str = "",
 ) -> Figure:
-    """Scores after training: point and interval for each method, a dot for every seed; a column per role.
+    """Scores after training: point and interval of each method, a dot per seed; a column per role.
 
     Args:
-        final: tidy frame of `statistics.run_scores`.
-        base: {role: score of the base policy}, a dashed line.
-        overall: a further column over all test sets.
+        final: As in `statistics.run_scores`.
+        metric: The metric to draw.
+        base: Score of the base policy by role, drawn as a dashed line.
+        overall: Adds a column for all test sets.
+        note: Further text of the caption.
     """
     keys = ["noise", "method", "role"]
     table = summarise_scores(final, metric, overall).set_index(keys)
@@ -177,10 +183,12 @@ def final_comparison(
 
 
 def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str = "") -> Figure:
-    """Probability that a run beats one of the baseline, with intervals; columns are roles, rows noises.
+    """Probability that a run beats a run of the baseline, with intervals; columns are roles, rows noises.
 
     Args:
-        table: of `statistics.improvement_table`.
+        table: A frame of `statistics.improvement_table`.
+        baseline: The method of comparison.
+        note: Further text of the caption.
     """
     methods, noises, roles = (_in_order(table[c]) for c in ("method", "noise", "role"))
     cells = table.set_index(["noise", "method", "role"])
@@ -203,10 +211,11 @@ def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str 
 
 
 def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
-    """Change over the base in points, the paper's beside ours, a row per label: compare directions, not sizes.
+    """Change over the base policy in points, the paper's beside ours: compare directions, not sizes.
 
     Args:
-        table: columns row, source ("paper" | "here"), change (points), low, high (NaN where none are given).
+        table: Columns row, source ("paper" or "here"), change (points), low, high (NaN if not given).
+        note: Text of the caption.
     """
     rows, sources = _in_order(table["row"]), ["paper", "here"]
     figure, axes = new_figure(9, 1.3 + 0.3 * len(rows), 1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""What a critic predicts: calibration, quantiles along a response, quantile curves, token-level advantages."""
+"""Predictions of critics: calibration, quantiles along a response, quantile curves, token-level advantages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from dvpo_lib.reporting.statistics import bootstrap_interval
 
 
 def calibration_panels(frame: pd.DataFrame, note: str = "") -> Figure:
-    """Is the predicted distribution right? Coverage against level, histogram of the PIT, CRPS.
+    """Calibration of the predicted distribution: coverage against level, histogram of the PIT, CRPS.
 
     Args:
-        frame: one row per held-out response (its first token, say): critic, pit (randomised, 0..1; NaN for a critic
-            that predicts a point), crps (reward units).
+        frame: A row per held-out response at one position: critic, pit (randomised, 0..1; NaN for a critic that
+            predicts a point), crps (reward units).
+        note: Further text of the caption.
     """
     names = list(dict.fromkeys(frame["critic"]))
     figure, axes = new_figure(9.8, 3.7, 1, 3, width_ratios=[1, 1.1, 0.9])
@@ -80,7 +81,8 @@ def explained_variance_panels(scores: pd.DataFrame, note: str = "") -> Figure:
     """Explained variance of the received and of the true reward at three positions of a response; dots are seeds.
 
     Args:
-        scores: of `inspection.critic_scores`; the row "constant" explains nothing and is left out.
+        scores: A frame of `critic_scores.critic_scores`; the row "constant" explains nothing and is left out.
+        note: Further text of the caption.
     """
     scores = scores[scores["critic"] != "constant"]
     noises, names, places = (list(dict.fromkeys(scores[c])) for c in ("noise", "critic", "at"))
@@ -117,15 +119,17 @@ def value_along_response(
     limits: tuple[float, float] | None = None,
     note: str = "",
 ) -> Figure:
-    """The predicted return before each token of a response: a fan of quantiles, its mean, a scalar critic beside it.
+    """The predicted return before each token: a fan of quantiles with their mean, and optionally a scalar critic.
 
     Args:
-        quantiles: (T, M), sorted in M: the distribution before token t.
+        quantiles: (T, M), the distribution before token t.
         tokens: T words.
-        reward: what the response got, a dot at the end.
+        reward: The received reward, drawn as a star at the end.
         scalar: (T,) values of a scalar critic.
-        marks: positions (in tokens) of dotted lines; a wrong step, say.
-        limits: of the y axis, where the tails would hide the middle.
+        title: Title of the panel.
+        marks: Positions (in tokens) of dotted lines, such as a wrong step.
+        limits: Limits of the y axis, if the tails would hide the middle.
+        note: Further text of the caption.
     """
     q = np.sort(np.asarray(quantiles, dtype=float), axis=-1)
     steps, m = np.arange(len(q)), q.shape[1]
@@ -167,12 +171,14 @@ def value_along_response(
 def token_text(
     responses: Sequence[dict], width: int = 110, title: str = "advantage", least: float = 0.0, note: str = ""
 ) -> Figure:
-    """Token-level numbers as colours over the text: purple raises a token's probability, orange lowers it.
+    """Token-level numbers as colours over the text: purple for positive, orange for negative ones.
 
     Args:
-        responses: dicts with `tokens` (words), `values` (one number per token) and `title`.
-        width: characters a line.
-        least: the colours reach at least this far from 0, so that small numbers look small.
+        responses: Dicts with `tokens` (words), `values` (one number per token) and `title`.
+        width: Characters per line.
+        title: Label of the colour bar.
+        least: Least reach of the colour scale, so that small numbers look small.
+        note: Text of the caption.
     """
     lines = []  # (heading | None, [(column, word, value)])
     for response in responses:
@@ -230,12 +236,14 @@ def quantile_curves(
     ylabel: str = "predicted return",
     note: str = "",
 ) -> Figure:
-    """Quantile curves of variants: the whole curve, and both tails enlarged.
+    """Quantile curves of variants: the whole curve and both tails enlarged.
 
     Args:
-        curves: columns variant, level (0..1), value, and optionally seed (drawn as thin lines under their mean).
-        tail: mass of each enlarged tail.
-        received: rewards whose own quantile curve is drawn dotted.
+        curves: Columns variant, level (0..1), value, and optionally seed (thin lines under their mean).
+        tail: Mass of each enlarged tail.
+        received: Rewards; their quantile curve is dotted.
+        ylabel: Label of the y axis.
+        note: Text of the caption.
     """
     variants = list(dict.fromkeys(curves["variant"]))
     figure, axes = new_figure(9.8, 3.9, 1, 3, width_ratios=[1.3, 1, 1])

@@ -1,4 +1,4 @@
-"""Data, base policy and noise: what supervision looks like before anything is trained on it."""
+"""Base policy, noise sources, pseudo-labels and reward model before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dvpo_lib.reporting.statistics import bootstrap_interval
 
 
 def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
-    """Mean of `value` for each group with a bootstrap interval over prompts; the group's share is written below."""
+    """Mean of `value` for each group with a bootstrap interval over prompts; the group's share is below its bar."""
     groups = list(dict.fromkeys(frame[by])) if frame[by].dtype == object else sorted(frame[by].unique())
     for k, group in enumerate(groups):
         own = frame[frame[by] == group]
@@ -34,7 +34,8 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
     """Training loss of the base policy against steps.
 
     Args:
-        losses: columns step, loss (nats a token).
+        losses: Columns step, loss (nats a token).
+        note: Further text of the caption.
     """
     figure, axes = new_figure(6.5, 3)
     ax = axes[0, 0]
@@ -46,11 +47,12 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
 
 
 def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
-    """What the base policy can do: reward by suite, by the style chosen, by number of steps, by response length.
+    """Reward of the base policy by suite, by style, by number of steps and by response length.
 
     Args:
-        samples: {suite: a row per completion: prompt, completion, reward (0 to 1), length (tokens), steps, sample}.
-        styles: the style tokens; the first word of a completion is compared with them.
+        samples: Completions by suite: prompt, completion, reward (0 to 1), length (tokens), steps, sample.
+        styles: The style words; the first word of a completion is its style.
+        note: Further text of the caption.
     """
     table = pd.concat([s.assign(suite=name) for name, s in samples.items()], ignore_index=True)
     first = table["completion"].str.split().str[0].fillna("")
@@ -88,11 +90,12 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
 
 
 def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
-    """How each noise source errs: shares of true/false positives and negatives, a bar per source.
+    """Errors of each noise source: shares of true and false positives and negatives, a bar per source.
 
     Args:
-        table: columns noise, tp, fn, fp, tn, missing (shares, sum 1), corrupted, accuracy, length_error (of
-            `supervision.confusion_table`, of one family).
+        table: Rows of one family of `noise_effects.confusion_table`: noise, tp, fn, fp, tn, missing (shares, sum 1),
+            corrupted, accuracy, length_error.
+        note: Further text of the caption.
     """
     parts = [
         ("tp", RIGHT, "right, rewarded"),
@@ -134,11 +137,12 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
 
 
 def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: str = "") -> Figure:
-    """Distribution of the received reward for truly right and truly wrong responses, a panel per noise source.
+    """Received rewards of truly right and truly wrong responses, a panel per noise source.
 
     Args:
-        rewards: columns noise, true (0 to 1; right from 0.5 on), received.
-        limit: the x axis runs from -limit to 1 + limit; default: by the panel's 0.2 % and 99.8 % quantiles.
+        rewards: Columns noise, true (0 to 1; right from 0.5 on), received.
+        limit: The x axis runs from -limit to 1 + limit; by default from the panel's 0.2 % to its 99.8 % quantile.
+        note: Text of the caption.
     """
     noises = list(dict.fromkeys(rewards["noise"]))
     rows = -(-len(noises) // 5)
@@ -171,14 +175,17 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
 
 
 def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
-    """How often the majority vote is right: by agreement of the answers, by number of steps.
+    """Share of right majority votes, by agreement of the answers and by number of steps.
 
     Args:
-        votes: of `supervision.votes_on`, a row per prompt: prompt, agreement (0..1), steps, right (bool).
+        votes: A row per prompt, from `noise_effects.votes_on`: prompt, agreement (0..1), steps, right (bool).
+        note: Further text of the caption.
     """
     figure, axes = new_figure(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])
     by_share = votes.sort_values("agreement", kind="stable")
-    shown = by_share["agreement"].map("{:.0%}".format).astype(object)  # `_bars` keeps the order of what is no number
+    shown = (
+        by_share["agreement"].map("{:.0%}".format).astype(object)
+    )  # `_bars` sorts numbers and keeps the order of strings
     _bars(axes[0, 0], by_share.assign(agreement=shown), "agreement", "right", RIGHT)
     axes[0, 0].set(xlabel="share of the answers that agree with the label", ylabel="labels that are right")
     axes[0, 0].tick_params(axis="x", labelsize=8)
@@ -189,11 +196,13 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
 
 
 def reward_model_quality(search: pd.DataFrame, calibrated: pd.DataFrame, target: float, note: str = "") -> Figure:
-    """A reward model's held-out accuracy while it trains, and its calibration.
+    """Held-out accuracy of a reward model during training, and its calibration.
 
     Args:
-        search: step, accuracy, taken. calibrated: of `reward_models.calibration_table`: predicted, right, count.
-        target: the accuracy that was asked for.
+        search: Columns step, accuracy, taken.
+        calibrated: A frame of `reward_model.calibration_table`: predicted, right, count.
+        target: The requested accuracy.
+        note: Further text of the caption.
     """
     figure, axes = new_figure(8.4, 3.4, 1, 2)
     left, right = axes[0]

@@ -1,4 +1,4 @@
-"""The curves that people look at first when a training run misbehaves."""
+"""Diagnostic curves: the first place to look if a training run misbehaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DASHES = ("-", "--", ":", "-.")
 
 
 def noise_shade(color: str, step: int) -> tuple[float, float, float]:
-    """A method's own colour (step 0), and shades of it for further noises: towards black, or white where it is dark."""
+    """The method's colour at step 0, then shades of it: towards black, or towards white if the colour is dark."""
     rgb = np.array(to_rgb(color))
     other = np.zeros(3) if rgb.mean() > 0.25 else np.ones(3)
     return tuple(rgb + (other - rgb) * min(0.55 * step, 0.8))
@@ -38,10 +38,13 @@ def noise_shade(color: str, step: int) -> tuple[float, float, float]:
 def diagnostic_panels(
     curves: pd.DataFrame, columns=DIAGNOSTIC_COLUMNS, color: str = "#0072B2", note: str = ""
 ) -> Figure:
-    """Small panels, one per diagnostic, of one method: a line style for each noise, thin lines for seeds.
+    """A small panel per diagnostic of one method: a line style for each noise, thin lines for seeds.
 
     Args:
-        curves: tidy frame of one method; columns without any value are left out.
+        curves: Tidy frame of one method.
+        columns: Diagnostics to draw; columns without values are left out.
+        color: The method's colour.
+        note: Further text of the caption.
     """
     columns = [c for c in columns if c in curves and curves[c].notna().any()]
     noises = list(dict.fromkeys(curves["noise"]))

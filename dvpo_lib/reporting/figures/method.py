@@ -1,4 +1,4 @@
-"""The method on small distributions: what kappa, each term, each kind of target and each read-out do."""
+"""The method on small distributions: effects of kappa, loss terms, targets and read-outs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEVEL_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def _probability_axis(ax) -> None:
-    """An x axis on which a Gaussian's quantile curve is a straight line: the tails get room."""
+    """A probit x axis: it turns a Gaussian's quantile curve into a straight line and stretches the tails."""
     ax.set_xscale("function", functions=(norm.ppf, norm.cdf))
     ax.set(xlim=(0.007, 0.993), xticks=LEVEL_TICKS)
     ax.set_xticklabels([f"{100 * t:g}" for t in LEVEL_TICKS])
@@ -38,7 +38,8 @@ def kappa_panels(curves: pd.DataFrame, note: str = "") -> Figure:
     """Learned quantile curves of 0/1 rewards for several Huber thresholds, beside the true curve.
 
     Args:
-        curves: p, kappa, level, value, truth (return units).
+        curves: Columns p, kappa, level, value, truth (return units).
+        note: Further text of the caption.
     """
     ps, kappas = (list(dict.fromkeys(curves[c])) for c in ("p", "kappa"))
     figure, axes = new_figure(9.6, 3.9, 1, len(ps), sharey=True)
@@ -63,11 +64,13 @@ def kappa_panels(curves: pd.DataFrame, note: str = "") -> Figure:
 def term_curves(
     curves: pd.DataFrame, truth: pd.DataFrame, starts: pd.DataFrame | None = None, note: str = ""
 ) -> Figure:
-    """Small multiples: the quantile curve that the core learns together with one term, a panel per term and form.
+    """Quantile curves learned by the core plus one term, a panel per term and form.
 
     Args:
-        curves: term ("core" is drawn everywhere), form, weight, level, value (return units).
-        truth: level, value. starts: form, level, value, the curve before the update, where one is drawn.
+        curves: Columns term ("core" is in every panel), form, weight, level, value (return units).
+        truth: Columns level, value.
+        starts: Columns form, level, value: the curve before the update, for the forms that depend on it.
+        note: Further text of the caption.
     """
     cells = [(t, f) for t, f in dict.fromkeys(zip(curves["term"], curves["form"])) if t != "core"]
     columns = 4
@@ -120,10 +123,12 @@ def term_curves(
 
 
 def walk_panels(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
-    """What a critic learns from comonotone and from mixture targets: quantile curves at one lambda, width against it.
+    """Comonotone against mixture targets: learned quantile curves at one lambda, and their width against lambda.
 
     Args:
-        widths: kind (true, comonotone, mixture), lambda, level, value (return units).
+        widths: Columns kind (true, comonotone, mixture), lambda, level, value (return units).
+        lam: The lambda of the left panel.
+        note: Further text of the caption.
     """
     figure, axes = new_figure(9.6, 3.9, 1, 2)
     curve, spread = axes[0]
@@ -145,10 +150,12 @@ def walk_panels(widths: pd.DataFrame, lam: float, note: str = "") -> Figure:
 
 
 def readout_panels(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") -> Figure:
-    """Weights that read-outs give to quantile levels, and the reward that winsorising lets through.
+    """Weights of quantile levels in each read-out, and the reward used after winsorising.
 
     Args:
-        weights: readout, level, weight (1: that of the mean). band: level (0: no bound), reward, used (reward units).
+        weights: Columns readout, level, weight (1 for the mean).
+        band: Columns level (0: no bound), reward, used (reward units).
+        note: Text of the caption.
     """
     figure, axes = new_figure(10.2, 4.1, 1, 2)
     left, right = axes[0]
@@ -172,7 +179,8 @@ def lab_curve(found: pd.DataFrame, note: str = "") -> Figure:
     """One learned quantile curve against the true one.
 
     Args:
-        found: level, value, truth (return units).
+        found: Columns level, value, truth (return units).
+        note: Text of the caption.
     """
     figure, axes = new_figure(6.4, 3.6)
     ax = axes[0, 0]

@@ -1,4 +1,4 @@
-"""Critics on real text: discrimination under label noise, values over a solution, intervals of an agent's tasks."""
+"""Critics on real outcomes: AUC under label noise, values over a solution, intervals for an agent's tasks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ AUC_ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
 
 
 def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
-    """AUC on clean held-out labels against the noise of the training labels: a column per position, all solutions
-    above, within one generator below.
+    """AUC on clean held-out labels against the noise rate of the training labels.
+
+    A column per position; the upper row has all solutions, the lower row compares within one generator.
 
     Args:
-        scores: of `run_solution_study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
+        scores: Scores of `run_solution_study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
     """
     places = [at for at in dict.fromkeys(scores["at"]) if at != "any"]
     names = list(dict.fromkeys(scores.loc[scores["at"] != "any", "critic"]))
@@ -70,9 +71,10 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
     """The predicted mean over the text of solutions, as colours: purple above `base`, orange below.
 
     Args:
-        responses: of `values_along_solutions`: tokens, quantiles (T, M), correct, generator.
-        base: what counts as neutral (the share of right training solutions).
-        first: tokens shown of each solution.
+        responses: Result of `values_along_solutions`: tokens, quantiles (T, M), correct, generator.
+        base: The neutral value: the share of right training solutions.
+        first: Number of tokens to show of each solution.
+        note: Further text of the caption.
     """
     shown = [
         {
@@ -90,10 +92,10 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
 
 
 def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
-    """The predicted distribution of the return of every task beside how its trials really went, a row per token.
+    """Predicted return of every task beside the real share of successes, a row per token.
 
     Args:
-        tasks: of `task_quantiles`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
+        tasks: Result of `task_quantiles`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
             units). The middle token is left out.
     """
     places = [at for at in dict.fromkeys(tasks["at"]) if at != "middle"]

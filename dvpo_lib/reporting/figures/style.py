@@ -1,4 +1,4 @@
-"""One look for all figures: colours, markers and names of methods, theme, captions, deterministic files."""
+"""Shared style of all figures: colours, markers and names of methods, theme, captions, deterministic files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 
 
 class Look(NamedTuple):
-    """How a method is drawn; `name` is what people read."""
+    """Colour, marker and display name of a method or critic."""
 
     color: str
     marker: str
     name: str
 
 
-# After Okabe-Ito and Tol's muted palette; tests/test_figures.py holds them apart for colour-blind readers too.
+# After Okabe-Ito and Tol's muted palette; tests/reporting/test_figures.py checks them for colour-blind readers.
 METHOD_LOOKS = {
     "dvpo": Look("#0072B2", "o", DISPLAY_NAMES["dvpo"]),
     "dvpo_winsorised": Look("#D55E00", "D", DISPLAY_NAMES["dvpo_winsorised"]),
@@ -65,19 +65,24 @@ THEME = {
 
 
 def look_of(name: str, among: Iterable[str] = ()) -> Look:
-    """The look of a method or critic; any other (an ablation row) has a place on a sequential scale of `among`."""
+    """The look of a method, a critic or another series, such as a row of the ablation.
+
+    Args:
+        name: The series.
+        among: All series of the figure; those without a fixed look share a sequential colour scale.
+    """
     if name in METHOD_LOOKS or name in CRITIC_LOOKS:
         return METHOD_LOOKS.get(name) or CRITIC_LOOKS[name]
     rows = [n for n in dict.fromkeys(among) if n not in METHOD_LOOKS]
     if name not in rows:
         return Look("#555555", "o", display_name(name))
     place = rows.index(name)
-    scale = sns.color_palette("viridis", len(rows) + 1).as_hex()  # the palest one is left out
+    scale = sns.color_palette("viridis", len(rows) + 1).as_hex()  # without the palest colour
     return Look(scale[place], "os^DvP<X>p*h"[place % 12], display_name(name))
 
 
 def set_figure_theme() -> None:
-    """Sets seaborn's theme and, inside a notebook, pictures with equal bytes for equal figures."""
+    """Sets seaborn's theme and, in a notebook, PNGs without metadata: equal figures give equal bytes."""
     sns.set_theme(context="notebook", style="whitegrid", rc=THEME)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
@@ -87,21 +92,21 @@ def set_figure_theme() -> None:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **axes):
-    """(Figure, 2-D array of axes), sizes in inches; unknown to pyplot, so nothing is drawn twice or kept alive."""
+    """A figure and its 2-D array of axes, sizes in inches; not registered with pyplot, so it is never drawn twice."""
     with mpl.rc_context({**sns.axes_style("whitegrid"), **THEME}):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False, **axes)
 
 
 def add_caption(figure: Figure, text: str) -> Figure:
-    """Writes a caption below the figure: what is shown, and what to look at."""
+    """Adds a wrapped caption below the figure."""
     width = int(figure.get_figwidth() * 17)
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.005, ha="left", fontsize=8.5, color="0.35")
     return figure
 
 
 def legend_above(figure: Figure, handles, columns: int = 6) -> None:
-    """One legend for the whole figure, above it, each entry once."""
+    """Adds one legend above the figure, with each entry once; none for a single entry."""
     unique = {h.get_label(): h for h in handles}
     if len(unique) > 1:
         figure.legend(
@@ -110,12 +115,12 @@ def legend_above(figure: Figure, handles, columns: int = 6) -> None:
 
 
 def jitter_offsets(count: int, width: float = 0.2):
-    """Fixed small offsets that keep equal dots apart."""
+    """Small deterministic offsets that keep equal dots apart."""
     return [width * (((i * 0.618034) % 1) - 0.5) for i in range(count)]
 
 
 def save_figure(figure: Figure, path) -> None:
-    """Writes PNG or SVG without dates and version numbers: equal figures give equal bytes."""
+    """Writes PNG or SVG without dates or version numbers: equal figures give equal bytes."""
     metadata = {"Date": None} if str(path).endswith(".svg") else {"Software": None}
     with mpl.rc_context({"svg.hashsalt": "dvpo"}):
         figure.savefig(path, metadata=metadata, bbox_inches="tight")

@@ -1,4 +1,4 @@
-"""The tuning grid: one small heat map a method."""
+"""The tuning grid: a small heat map for each method."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ SETTING_NAMES = {
     "critic.q.conservatism": "conservatism α",
     "critic.q.radius": "radius of the worst case",
 }
-CELL_FRAMES = {  # of a cell: (label, inset in cells, style)
+CELL_FRAMES = {  # frame of a cell: (label, inset in cells, style)
     "stood": ("where params.yaml stood", 0.13, dict(lw=1.6, ls=(0, (2, 1.5)))),
     "winner": ("winner", 0.04, dict(ec="#D55E00", lw=2.8)),
 }
 
 
 def setting_name(dotted: str) -> str:
-    """What people read for a setting that is tuned."""
+    """Display name of a tuned setting."""
     return SETTING_NAMES.get(dotted, dotted.rpartition(".")[2].replace("_", " "))
 
 
 def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Figure:
-    """Scores over learning rate and sensitive setting, a panel a method, one colour scale for all of them.
+    """Scores over learning rate and sensitive setting, a panel for each method, with one colour scale.
 
     Args:
-        grid: of `tuning.tune`. winners: of `tuning.choose`.
+        grid: The grid of `experiments.tuning`: a row per method, point and seed.
+        winners: A row per method.
+        note: Further text of the caption.
     """
     methods = list(dict.fromkeys(grid["method"]))
     wide = min(4, len(methods))

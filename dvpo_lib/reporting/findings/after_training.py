@@ -1,6 +1,6 @@
-"""Sentences about what was trained (notebooks 02 to 05): critics, methods, ablations, and what did not work.
+"""Findings after training (notebooks 02 to 05): critics, methods, ablations, failures.
 
-Every function returns Markdown text that says what the numbers say, whichever way they fall.
+Every function returns Markdown and chooses its sentences by the numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ROLE_PHRASES = {
 
 
 def critic_findings(scores: pd.DataFrame) -> str:
-    """Which critic predicts better, and whether the predicted distribution can be believed.
+    """Explained variance, CRPS and coverage of the quantile critic, against the scalar one and a constant.
 
     Args:
-        scores: of `inspection.critic_scores`, one row per critic, noise, family, seed and position (`at`).
+        scores: A frame of `critic_scores.critic_scores`: a row per critic, noise, family, seed and position (`at`).
     """
     lines = []
     for noise, cell in scores[scores["at"] == "last"].groupby("noise", sort=False):
@@ -45,10 +45,11 @@ def critic_findings(scores: pd.DataFrame) -> str:
 
 
 def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str:
-    """Whether critics notice the first wrong word, or judge by the style alone.
+    """Whether critics notice the first wrong word or judge by the style alone.
 
     Args:
-        changes: {critic: `inspection.change_at_error`}.
+        changes: Results of `responses.change_at_error`, by critic.
+        noise: The noise of the critics' training rewards.
     """
     parts = [
         f"the {look_of(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the style word)"
@@ -70,7 +71,13 @@ def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str
 
 
 def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> str:
-    """What one method reached under each noise, against the base policy and against its own noise-free result."""
+    """Scores of one method under each noise, against the base policy and its own noise-free result.
+
+    Args:
+        final: As in `statistics.run_scores`, of one method.
+        base: Scores of the base policy, by role.
+        metric: The metric to report.
+    """
     s = statistics.summarise_scores(final, metric).set_index(["noise", "role"])
     name = look_of(final["method"].iloc[0]).name
     lines = []
@@ -97,7 +104,7 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
 
 
 def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
-    """The order of methods under each noise (ID), and which of them differ from the baseline beyond their intervals."""
+    """Ranking of methods under each noise (ID), and those that differ from the baseline beyond their intervals."""
     s, p = statistics.summarise_scores(final, metric), statistics.improvement_table(final, baseline, metric)
     lines = []
     for noise in dict.fromkeys(s["noise"]):
@@ -121,7 +128,7 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
 
 
 def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
-    """Methods and their controls on cut rewards whose every result under a noise is the same."""
+    """Pairs of a method and its clipped control with equal results in every run under a noise."""
     keys = ["method", "family", "seed", "suite", "metric"]
     own = final[final["noise"] == noise].set_index(keys)["value"].sort_index()
     pairs = [(m, f"{m}_clip_reward") for m in dict.fromkeys(own.index.get_level_values("method"))]
@@ -135,7 +142,7 @@ def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
 def failure_findings(
     final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled"
 ) -> str:
-    """What did not work: no gain over the base, behind the baseline, behind the simple control of clipped rewards."""
+    """Failures: no gain over the base policy; DVPO behind the baseline or behind clipped rewards."""
     s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     methods, lines = list(dict.fromkeys(final["method"])), []
     for noise in dict.fromkeys(final["noise"]):
@@ -158,10 +165,13 @@ def failure_findings(
 
 
 def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: str = "sampled") -> str:
-    """What the control of clipped rewards costs where there is nothing to clip.
+    """Cost of the clipped control without noise, with nothing to clip.
 
     Args:
-        level: the batch quantile at which rewards are cut.
+        final: As in `statistics.run_scores`.
+        level: The batch quantile at which rewards are cut.
+        baseline: The method without the clip.
+        metric: The metric to report.
     """
     s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     keys = [("none", m, "ID") for m in (baseline, "ppo_clip_reward")]
@@ -179,7 +189,7 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
 
 
 def report_findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd.DataFrame, reward_clip: float) -> str:
-    """The report in a few lines of Markdown, for README.md."""
+    """Comparison, failures and ablation in a few lines of Markdown, for README.md."""
     noise = noise_phrase(ablation["noise"].iloc[0])
     failed = "\n".join(filter(None, [failure_findings(final, base), clip_cost(final, reward_clip)]))
     return (
@@ -190,7 +200,7 @@ def report_findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd
 
 
 def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
-    """Each row against the one before it, "without" rows against the full one (paired by seed), on all test sets."""
+    """Each ablation row against the previous one, "without" rows against the full one, paired by seed."""
     rows, lines, separate = list(dict.fromkeys(final["method"])), [], 0
     full = [r for r in rows if r.startswith("+")][-1]
     steps = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if b.startswith("+")]
@@ -210,7 +220,7 @@ def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
 
 
 def budget_findings(curves: pd.DataFrame, final: pd.DataFrame) -> str:
-    """How many scored rollouts every method got, and over how many seeds; unequal budgets are said plainly."""
+    """Scored rollouts and seeds of every method, with a warning if budgets are unequal."""
     spent = curves.groupby("method", sort=False)["rollouts"].max()
     seeds = final.groupby("method", sort=False)["seed"].nunique()
     if spent.nunique() == 1:
@@ -227,7 +237,7 @@ def budget_findings(curves: pd.DataFrame, final: pd.DataFrame) -> str:
 
 
 def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo") -> str:
-    """Whether each noise is as strong as it should be: the baseline loses one to two thirds of its noise-free gain."""
+    """Strength of each noise: the baseline should lose one to two thirds of its noise-free gain."""
     s = statistics.summarise_scores(final[final["method"] == baseline]).set_index(["noise", "role"])["iqm"]
     if ("none", "ID") not in s.index:
         return ""

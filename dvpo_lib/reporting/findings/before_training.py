@@ -1,6 +1,6 @@
-"""Sentences about what is there before training (notebook 01): base policy, noise, pseudo-labels, reward model.
+"""Findings before training (notebook 01): base policy, noise, pseudo-labels, reward model.
 
-Every function returns Markdown text that says what the numbers say, whichever way they fall.
+Every function returns Markdown and chooses its sentences by the numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dvpo_lib.reporting.prose import join_words, percent_text
 
 
 def greedy_findings(base: pd.DataFrame) -> str:
-    """What greedy decoding gets that sampling does not (rewards; where they are 0 or 1, shares of right answers).
+    """Greedy against sampled reward of the base policy.
 
     Args:
-        base: columns suite, metric ("sampled" and "greedy"), value.
+        base: Columns suite, metric ("sampled" and "greedy"), value (mean reward, 0..1).
     """
     wide = base.pivot(index="suite", columns="metric", values="value")
     sampled, greedy = wide["sampled"].mean(), wide["greedy"].mean()
@@ -31,7 +31,12 @@ def greedy_findings(base: pd.DataFrame) -> str:
 
 
 def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) -> str:
-    """What the base policy can and cannot do, and what there is for reinforcement learning to elicit."""
+    """Skill of the base policy by suite and style, and the gain from always choosing the best style.
+
+    Args:
+        samples: {suite: completions}, with columns prompt, completion, reward, sample.
+        styles: The style words, in order.
+    """
     k = int(next(iter(samples.values()))["sample"].max()) + 1
     parts = []
     for name, s in samples.items():
@@ -53,10 +58,11 @@ def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) 
 
 
 def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
-    """How far each source is from the truth, as measured.
+    """Measured error of each noise source.
 
     Args:
-        confusion: of `supervision.confusion_table`, of one family. rewards: noise, true, received.
+        confusion: Rows of one family of `noise_effects.confusion_table`.
+        rewards: Columns noise, true, received.
     """
     spread = rewards.groupby("noise")["received"].std()
     lines = []
@@ -83,10 +89,11 @@ def noise_findings(confusion: pd.DataFrame, rewards: pd.DataFrame) -> str:
 
 
 def vote_findings(votes: pd.DataFrame, k: int) -> str:
-    """How often the majority vote is wrong, and on which prompts.
+    """Error rate of the majority vote, by agreement and by steps of the problem.
 
     Args:
-        votes: of `supervision.votes_on`. k: answers to each prompt.
+        votes: A frame of `noise_effects.votes_on`.
+        k: Answers to each prompt.
     """
     sure, wrong = votes["agreement"] >= 0.75, 1 - votes["right"].astype(float)
     text = f"The majority of {k} answers is wrong on {percent_text(wrong.mean(), 1)} of the prompts. "
@@ -105,10 +112,12 @@ def vote_findings(votes: pd.DataFrame, k: int) -> str:
 
 
 def reward_model_findings(predictions: pd.DataFrame, search: pd.DataFrame, target: float) -> str:
-    """The reward model's accuracy against the one asked for, and what its probabilities are worth.
+    """Accuracy of the reward model against its target, and the bias of its probabilities.
 
     Args:
-        predictions: probability, right, words, of answers that neither training nor search saw. search: step, accuracy.
+        predictions: Columns probability, right, words; answers used neither for training nor for the search.
+        search: Columns step, accuracy.
+        target: The requested accuracy.
     """
     called = predictions["probability"] >= 0.5
     accuracy = float((called == (predictions["right"] >= 0.5)).mean())

@@ -1,4 +1,4 @@
-"""What the appendix on tuning says (notebooks/A1_tuning): its table of winners and its sentences."""
+"""Findings of the tuning appendix (notebooks/A1_tuning): table of winners and sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dvpo_lib.reporting.prose import join_words, percent_text
 
 
 def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
-    """The winners as people read them."""
+    """Winners with display names and formatted values."""
     return pd.DataFrame(
         [
             {
@@ -28,7 +28,7 @@ def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
 
 
 def effort_findings(table: pd.DataFrame) -> str:
-    """Whether every method got the same number of points, seeds and rollouts, and how many that are."""
+    """Points, seeds and rollouts of each method, with a warning if they are unequal."""
     by = table.groupby("method", sort=False)
     points = by.apply(lambda t: len(t[["learning_rate", "value"]].drop_duplicates()), include_groups=False)
     counts = pd.DataFrame(
@@ -49,19 +49,21 @@ def effort_findings(table: pd.DataFrame) -> str:
 
 
 def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -> str:
-    """How flat the grid is, what changed, whether winners lie at its edge, and what so few seeds can tell.
+    """Changed settings, flatness of the grid, winners at its edge, and noise between seeds.
 
     Args:
-        table: of `tuning.tune`. winners: of `tuning.choose`. margin: of reward, what counts as better.
+        table: The grid of `experiments.tuning`: a row per method, point and seed.
+        winners: A row per method.
+        margin: Least lead in reward that counts as better.
     """
 
-    def points(share: float) -> str:
+    def in_points(share: float) -> str:
         return f"{100 * share:.1f} points"
 
     changed = [display_name(m) for m in winners.loc[winners["changed"], "method"]]
     text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
     if len(changed) < len(winners):
-        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {points(margin)}"
+        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {in_points(margin)}"
     lines = [f"{text}."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
     means = cells.mean().groupby("method")
@@ -70,12 +72,12 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
     text = "- **How flat the grid is**: "
     if len(ahead):
         text += (
-            f"the best point is ahead of the one that stood by {points(ahead.median())} (median over methods; at "
-            f"most {points(ahead.max())}, {display_name(ahead.idxmax())}). "
+            f"the best point is ahead of the one that stood by {in_points(ahead.median())} (median over methods; at "
+            f"most {in_points(ahead.max())}, {display_name(ahead.idxmax())}). "
         )
     lines.append(
-        f"{text}From the worst point to the best it is {points(spread.median())} (median; at most "
-        f"{points(spread.max())}, {display_name(spread.idxmax())})."
+        f"{text}From the worst point to the best it is {in_points(spread.median())} (median; at most "
+        f"{in_points(spread.max())}, {display_name(spread.idxmax())})."
     )
     low, high = table["learning_rate"].min(), table["learning_rate"].max()
     top, bottom = (int((winners["learning_rate"] == rate).sum()) for rate in (high, low))
@@ -88,8 +90,8 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
         error = float(cells.var().mean() ** 0.5)
         lines.append(
             f"- **Seeds**: at the same point, {seeds} development seeds differ by a standard deviation of "
-            f"{points(error)}, so a difference of two points of the grid is known to about "
-            f"{points(error * (2 / seeds) ** 0.5)} (one standard error)."
+            f"{in_points(error)}, so a difference of two points of the grid is known to about "
+            f"{in_points(error * (2 / seeds) ** 0.5)} (one standard error)."
         )
     else:
         lines.append(
