@@ -4,8 +4,8 @@ The unit is a *run* (one training seed of one family), never an evaluated prompt
 averaged inside a run. Strata (training families) are resampled separately, so that each keeps its weight. Method:
 Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 
-Coverage of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and at 16;
-probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and at 16. Intervals of four seeds are too short.
+Coverage of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and 16;
+probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and 16. Intervals of four seeds are too short.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dvpo_lib.reporting.findings.after_training import (
     training_findings,
 )
 from dvpo_lib.reporting.findings.before_training import base_findings, noise_findings
-from dvpo_lib.reporting.prose import interval_text, join_words, percent_text, signed_points
+from dvpo_lib.reporting.prose import interval_text, join_words, noise_phrase, percent_text, signed_points
 
 BASE = {"ID": 0.40, "OOD": 0.20, "transfer": 0.30, "ALL": 0.30}
 
@@ -35,14 +35,24 @@ def final_frame(scores: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "noise", "family", "seed", "suite", "role", "metric", "value"])
 
 
-def test_small_pieces():
+def beats_baseline(text: str) -> dict[str, float]:
+    """{method: probability} of all claims "METHOD (P = 0.93)"."""
+    return {name.strip(): float(p) for name, p in re.findall(r"(?:: |, | and )([\w ]+?) \(P = ([\d.]+)\)", text)}
+
+
+def test_numbers_and_lists_in_words():
     assert percent_text(0.415) == "42 %" and signed_points(-0.034) == "-3 points"
     assert interval_text(0.5, 0.4, 0.6).replace("\N{NO-BREAK SPACE}", " ") == "50 % [40, 60]"
     assert interval_text(0.5, np.nan, np.nan, unit="") == "50"
     assert join_words(["a"]) == "a" and join_words("abc") == "a, b and c" and join_words([]) == "none"
 
 
-def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
+def test_noise_phrase_starts_a_sentence_with_a_capital():
+    assert noise_phrase("none") == "without noise" and noise_phrase("flip") == "under flipped labels"
+    assert noise_phrase("flip", capital=True) == "Under flipped labels"
+
+
+def test_comparison_names_winner_and_loser_and_nobody_in_a_tie():
     clear = final_frame(
         {
             ("ppo", "none"): [0.50, 0.51, 0.52, 0.53],
@@ -51,10 +61,17 @@ def test_comparison_names_winner_and_loser_and_keeps_quiet_about_ties():
         }
     )
     text = comparison_findings(clear)
-    assert "Better than PPO beyond the interval: DVPO (P = 1.00)" in text and "Worse than PPO: GRPO (P = 0.00)" in text
-    assert "Intervals of 4 seeds are too short" in text
+    assert beats_baseline(text) == {"DVPO": 1.0, "GRPO": 0.0}
+    assert text.index("DVPO") < text.index("PPO ") < text.index("GRPO")  # the ranking
     tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
-    assert "None differs" in comparison_findings(tie)
+    assert beats_baseline(comparison_findings(tie)) == {}
+
+
+@pytest.mark.parametrize(("seeds", "warned"), [(4, True), (8, False)])
+def test_intervals_of_few_seeds_are_warned_of(seeds, warned):
+    scores = [0.5 + 0.01 * i for i in range(seeds)]
+    text = comparison_findings(final_frame({("ppo", "none"): scores, ("dvpo", "none"): scores}))
+    assert (f"{seeds} seeds" in text) == warned
 
 
 def test_a_control_that_cut_nothing_is_named():
@@ -67,17 +84,16 @@ def test_a_control_that_cut_nothing_is_named():
             )
         )
 
-    assert "GRPO and GRPO, clipped reward are equal run by run" in compared([0.7, 0.8])
-    assert "equal run by run" not in compared([0.8, 0.7])
+    pair = "GRPO and GRPO, clipped reward"
+    assert pair in compared([0.7, 0.8]) and pair not in compared([0.8, 0.7])
 
 
 def test_training_findings_report_the_share_of_the_gain_that_noise_leaves():
-    final = final_frame({("ppo", "none"): [0.80] * 4, ("ppo", "spikes"): [0.50] * 4})
-    text = training_findings(final, BASE)
-    assert "25 % of the noise-free gain" in text  # 0.1 of 0.4
-    assert "+40 points" in text
-    worse = training_findings(final_frame({("ppo", "none"): [0.3] * 2, ("ppo", "flip"): [0.3] * 2}), BASE)
-    assert "no noise-free gain" in worse
+    text = training_findings(final_frame({("ppo", "none"): [0.80] * 4, ("ppo", "spikes"): [0.50] * 4}), BASE)
+    assert "+40 points" in text and "25 %" in text  # 0.1 of 0.4 is left
+    worse = final_frame({("ppo", "none"): [0.3] * 2, ("ppo", "flip"): [0.3] * 2})
+    lines = training_findings(worse, BASE).splitlines()
+    assert not any("%" in line for line in lines[2:-1])  # no gain, no share of it
 
 
 @pytest.mark.parametrize(("under_noise", "verdict"), [(0.75, "too weak"), (0.6, "as intended"), (0.45, "too strong")])
@@ -86,32 +102,33 @@ def test_strength_of_the_noise_is_judged_by_what_ppo_loses(under_noise, verdict)
     assert f"({verdict})" in noise_strength(final, BASE)
 
 
-def test_cost_of_clipping_is_said_where_there_is_nothing_to_clip():
+def test_cost_of_clipping_is_reported_if_there_is_one():
     final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
     text = clip_cost(final, 0.1)
-    assert "ends 5 points behind PPO" in text and "fewer than 10 %" in text
-    final = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.9] * 3})
-    assert "loses nothing" in clip_cost(final, 0.1)
+    assert "5 points behind PPO" in text and "10 %" in text
+    equal = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.9] * 3})
+    assert "points" not in clip_cost(equal, 0.1) and "PPO" in clip_cost(equal, 0.1)
     assert clip_cost(final[final["method"] == "ppo"], 0.1) == ""
 
 
-def test_findings_hold_comparison_failures_and_ablation():
+def test_report_findings_hold_comparison_failures_and_ablation():
     final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
     ablation = final_frame({("core", "spikes"): [0.5] * 3, ("+ consistency", "spikes"): [0.6] * 3})
     text = report_findings(final, BASE, ablation, 0.1)
-    assert text.count("**Comparison**") == 1 and "has 40 % ID" in text and "ends 5 points behind" in text
-    assert "under heavy-tailed spikes, each row against" in text and "+10.0 points" in text
+    for part in (comparison_findings(final), failure_findings(final, BASE), ablation_findings(ablation)):
+        assert text.count(part) == 1
+    assert "40 %" in text and "heavy-tailed spikes" in text  # the base policy, the ablation's noise
 
 
-def test_failures_are_said_and_their_absence_too():
+def test_failures_name_idle_methods_and_gaps_to_the_baseline():
     bad = final_frame({("ppo", "spikes"): [0.6] * 3, ("dvpo", "spikes"): [0.40] * 3})
-    text = failure_findings(bad, BASE)
-    assert "do not improve on the base policy (ID): DVPO" in text and "DVPO is 20 points behind PPO" in text
+    idle, behind = failure_findings(bad, BASE).splitlines()
+    assert idle.endswith(": DVPO.") and "20 points behind PPO" in behind
     good = final_frame({("ppo", "none"): [0.6], ("dvpo", "none"): [0.7]})
-    assert "Nothing of this kind" in failure_findings(good, BASE)
+    assert "PPO" not in failure_findings(good, BASE)
 
 
-def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
+def test_ablation_findings_pair_by_seed_and_count_clear_changes():
     core = np.array([0.1, 0.5, 0.9, 0.3])
     final = final_frame(
         {
@@ -121,22 +138,22 @@ def test_ablation_findings_pair_by_seed_and_count_what_is_separable():
             ("without mean shift", "spikes"): core,
         }
     )
-    text = ablation_findings(final)
-    assert re.search(r"\+ consistency\*\*: \+5\.0 points \[\+5\.0, \+5\.0\] over all test sets\.", text)
-    assert re.search(r"\+ mean shift\*\*: [+-]0\.0 points .*not separable", text)
-    assert "without mean shift" in text and "In all, 1 of 3" in text
+    *rows, total = ablation_findings(final).splitlines()
+    changes = {name: float(change) for name, change in re.findall(r"\*\*(.+?)\*\*: ([+-][\d.]+)", "\n".join(rows))}
+    assert changes == {"+ consistency": 5.0, "+ mean shift": 0.0, "without mean shift": -5.0}
+    assert ["not separable" in row for row in rows] == [False, True, True] and "1 of 3" in total
 
 
-def test_budget_says_when_it_is_not_equal():
+def test_budget_findings_tell_equal_from_unequal_budgets():
     curves = pd.DataFrame({"method": ["ppo", "grpo"], "rollouts": [6144, 6144]})
     final = final_frame({("ppo", "none"): [0.5] * 4, ("grpo", "none"): [0.5] * 4})
-    said = budget_findings(curves, final)
-    assert "6,144 scored rollouts" in said and "4 seeds" in said
+    equal = budget_findings(curves, final)
+    assert equal.count("6,144") == 1 and "4 seeds" in equal and "GRPO" not in equal
     unequal = budget_findings(curves.assign(rollouts=[6144, 5120]), final)
-    assert "**not equal**" in unequal and "GRPO 5,120" in unequal
+    assert "not equal" in unequal and "PPO 6,144" in unequal and "GRPO 5,120" in unequal
 
 
-def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
+def test_base_findings_name_the_best_style_and_admit_if_no_style_shows():
     right = [1, 1, 1, 0, 0, 0, 0, 1]
     table = pd.DataFrame(
         {
@@ -147,9 +164,11 @@ def test_base_findings_name_what_can_be_elicited_and_admit_when_nothing_shows():
         }
     )
     text = base_findings({"math_id": table}, ("careful", "average", "careless"))
-    assert "careful style get 75 %" in text and "best of 2: 75 %" in text and "50 % of the time" in text
-    untrained = {"math_id": table.assign(completion="x")}
-    assert "too little training" in base_findings(untrained, ("careful", "careless"))
+    found = [int(n) for n in re.findall(r"(\d+) %", text)]
+    # the suite, its best of 2, careful, careless, share of careful answers, then from all answers to careful ones
+    assert found == [50, 75, 75, 25, 50, 50, 75] and "careful" in text
+    untrained = base_findings({"math_id": table.assign(completion="x")}, ("careful", "careless"))
+    assert "careful" not in untrained and [int(n) for n in re.findall(r"(\d+) %", untrained)] == [50, 75]
 
 
 def test_noise_findings_give_rates_among_right_and_wrong():
@@ -163,22 +182,24 @@ def test_noise_findings_give_rates_among_right_and_wrong():
         "length_error": 0.02,
     }
     rewards = pd.DataFrame({"noise": "flip", "received": [0.0, 1.0]})
-    text = noise_findings(pd.DataFrame([row]), rewards)
-    assert text.count("25 %") == 2 and "25.0 %" in text and "75.0 %" in text
-    assert "no reward" not in text and "length" not in text
-    text = noise_findings(pd.DataFrame([{**row, "missing": 0.3, "length_error": -0.5}]), rewards)
-    nothing = noise_findings(pd.DataFrame([{**row, "missing": 1.0, "accuracy": float("nan")}]), rewards)
-    assert nothing.endswith("no response gets a reward.")
-    assert "30.0 % of all responses get no reward" in text and "(correlation -0.50)" in text
+
+    def said(**changes) -> str:
+        return noise_findings(pd.DataFrame([{**row, **changes}]), rewards)
+
+    assert re.findall(r"[\d.]+ %", said()) == ["25.0 %", "75.0 %", "25 %", "25 %"] and "0.02" not in said()
+    assert "30.0 %" in said(missing=0.3) and "-0.50" in said(length_error=-0.5)
+    assert "%" not in said(missing=1.0, accuracy=float("nan"))  # nothing received, nothing to compare
 
 
-@pytest.mark.parametrize(
-    ("wrong", "style", "verdict"),
-    [(-0.01, 0.3, "judges by the style"), (-0.01, 0.01, "sees neither"), (-0.4, 0.3, "sees that something went wrong")],
-)
-def test_step_findings_follow_the_numbers(wrong, style, verdict):
-    text = step_findings({"quantile": {"wrong": wrong, "style": style, "count": 7}}, "none")
-    assert verdict in text and "7 held-out" in text and "without noise" in text
+def test_step_findings_tell_style_blindness_and_checking_apart():
+    cases = {"style": (-0.01, 0.3), "neither": (-0.01, 0.01), "step": (-0.4, 0.3)}
+    texts = {
+        name: step_findings({"quantile": {"wrong": wrong, "style": style, "count": 7}}, "none")
+        for name, (wrong, style) in cases.items()
+    }
+    assert len({text.rpartition("). ")[2] for text in texts.values()}) == 3  # three verdicts
+    for name, (wrong, _) in cases.items():
+        assert f"{wrong:+.2f}" in texts[name] and "7 held-out" in texts[name] and "without noise" in texts[name]
 
 
 def test_base_by_role_depends_on_the_trained_family():

@@ -20,7 +20,7 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
     A column per position; the upper row has all solutions, the lower row compares within one generator.
 
     Args:
-        scores: Scores of `run_solution_study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
+        scores: From `run_solution_study`: critic, noise (rate), at ("any" for baselines), metric, value, low, high.
     """
     places = [at for at in dict.fromkeys(scores["at"]) if at != "any"]
     names = list(dict.fromkeys(scores.loc[scores["at"] != "any", "critic"]))
@@ -71,7 +71,7 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
     """The predicted mean over the text of solutions, as colours: purple above `base`, orange below.
 
     Args:
-        responses: Result of `values_along_solutions`: tokens, quantiles (T, M), correct, generator.
+        responses: From `values_along_solutions`: tokens, quantiles (T, M), correct, generator.
         base: The neutral value: the share of right training solutions.
         first: Number of tokens to show of each solution.
         note: Further text of the caption.
@@ -95,7 +95,7 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
     """Predicted return of every task beside the real share of successes, a row per token.
 
     Args:
-        tasks: Result of `task_quantiles`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
+        tasks: From `task_quantiles`: task, at, success (share of trials), mean, q05, q25, q75, q95 (return
             units). The middle token is left out.
     """
     places = [at for at in dict.fromkeys(tasks["at"]) if at != "middle"]
