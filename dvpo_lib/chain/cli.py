@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="validate params.yaml, or downloaded data")
     command.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and say what is in it")
     profiles.add_profile_arguments(commands.add_parser("profile", help="run the chain with a profile, in a copy"))
-    tune.add_arguments(commands.add_parser("tune", help="tune every method on the same grid"))
+    tune.add_tune_arguments(commands.add_parser("tune", help="tune every method on the same grid"))
     command = commands.add_parser("download", help="download the real data sets and check them")
     command.add_argument("dir", metavar="DIR", help="the folder to fill; `make real-data` takes data/real")
     names = ", ".join(Path(name).name for name in [*GSM8K_SHA256, *TAUBENCH_SHA256])
@@ -155,7 +155,7 @@ COMMANDS = {
     "repro": lambda chosen: repro(chosen.targets),
     "check": _check,
     "profile": profiles.run_profile,
-    "tune": tune.main,
+    "tune": tune.tune_command,
     "download": _download,
 }
 

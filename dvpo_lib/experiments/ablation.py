@@ -1,4 +1,4 @@
-"""The tail-shaping ablation: which terms of the critic's loss are on in which row, and what its critics predict."""
+"""The tail-shaping ablation: its rows of terms of the critic's loss, and the predictions of its critics."""
 
 from __future__ import annotations
 
@@ -18,42 +18,49 @@ from dvpo_lib.functional.quantiles import tails as quantile_tails
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 
-# The paper's cumulative order; a row has its own terms and those of all rows above it.
-CUMULATIVE = {
+# In the paper's order. A row has its own terms and those of all rows above it.
+CUMULATIVE_TERMS = {
     "core": (),
     "+ consistency": ("head_consistency",),
     "+ tail calibration": ("tail_calibration",),
     "+ mean shift": ("mean_shift",),
     "+ tail shape and curvature": ("tail_shape", "tail_curvature"),
 }
-TERMS = tuple(term for terms in CUMULATIVE.values() for term in terms)
+ABLATED_TERMS = tuple(term for terms in CUMULATIVE_TERMS.values() for term in terms)
 
 
 def ablation_rows(critic: CriticSettings, leave_one_out: bool = False) -> dict[str, CriticSettings]:
-    """{row: critic}: terms switched on one after the other, each with the weight that `critic` gives it.
+    """Critics of the ablation, with terms switched on one row after the other.
 
     Args:
-        leave_one_out: add a row "without <term>" for each term.
+        critic: The full critic, which gives each term its weight.
+        leave_one_out: Whether to add a row "without <term>" for each term.
+
+    Returns:
+        {row: critic}.
     """
 
     def with_terms(on) -> CriticSettings:
-        off = {term: 0.0 for term in TERMS if term not in on}
+        off = {term: 0.0 for term in ABLATED_TERMS if term not in on}
         return dataclasses.replace(critic, loss=dataclasses.replace(critic.loss, **off))
 
     rows, on = {}, []
-    for name, terms in CUMULATIVE.items():
+    for name, terms in CUMULATIVE_TERMS.items():
         on += terms
         rows[name] = with_terms(tuple(on))
     if leave_one_out:
-        for term in TERMS:
-            rows[f"without {term.replace('_', ' ')}"] = with_terms([t for t in TERMS if t != term])
+        for term in ABLATED_TERMS:
+            rows[f"without {term.replace('_', ' ')}"] = with_terms([t for t in ABLATED_TERMS if t != term])
     return rows
 
 
-def weights_table(rows: Mapping[str, CriticSettings]) -> pd.DataFrame:
-    """The weight of every term in every row."""
+def term_weight_table(rows: Mapping[str, CriticSettings]) -> pd.DataFrame:
+    """Weight of each term in each row."""
     return pd.DataFrame(
-        [{"row": name, **{t.replace("_", " "): f"{getattr(c.loss, t):g}" for t in TERMS}} for name, c in rows.items()]
+        [
+            {"row": name, **{t.replace("_", " "): f"{getattr(c.loss, t):g}" for t in ABLATED_TERMS}}
+            for name, c in rows.items()
+        ]
     )
 
 
@@ -65,10 +72,18 @@ def predicted_curves(
     responses: pd.DataFrame,
     at: str = "first",
 ) -> pd.DataFrame:
-    """Quantile curves that critics predict at one token, averaged over responses: variant, seed, level, value.
+    """Predicted quantile curves at one token, averaged over responses.
 
     Args:
-        files: {(row, seed): file of the critic's weights}. responses: prompt, completion.
+        files: {(row, seed): file of weights}.
+        rows: {row: critic}.
+        policy: Base policy.
+        tokenizer: Its tokenizer.
+        responses: Table with prompt and completion.
+        at: Position of the token, key of POSITIONS.
+
+    Returns:
+        Columns variant, seed, level, value.
     """
     frames, table = [], responses.to_dict("records")
     for (name, seed), path in files.items():
@@ -80,13 +95,18 @@ def predicted_curves(
 
 
 def tail_table(curves: pd.DataFrame, received, mass: float = 0.1) -> pd.DataFrame:
-    """Mean, tail means and width of the predicted curves (means over seeds), and of the rewards received.
+    """Means, tail means and medians of the predicted curves and of the received rewards.
 
     Args:
-        curves: of `predicted_curves`. received: rewards. mass: of each tail.
+        curves: Table of `predicted_curves`. Curves are averaged over seeds.
+        received: Received rewards.
+        mass: Mass of each tail.
+
+    Returns:
+        Columns variant, mean, lower tail mean, upper tail mean, median. Reward units.
     """
 
-    def describe(name: str, q: np.ndarray) -> dict:
+    def statistics_row(name: str, q: np.ndarray) -> dict:
         tails = [t.mean().item() for t in quantile_tails(torch.tensor(q), mass, mass)]
         return {
             "variant": name,
@@ -96,9 +116,9 @@ def tail_table(curves: pd.DataFrame, received, mass: float = 0.1) -> pd.DataFram
             "median": float(np.median(q)),
         }
 
-    rows = [describe("rewards received", np.sort(np.asarray(received, dtype=float)))]
+    rows = [statistics_row("rewards received", np.sort(np.asarray(received, dtype=float)))]
     for name, own in curves.groupby("variant", sort=False):
-        rows.append(describe(name, own.groupby("level")["value"].mean().to_numpy()))
+        rows.append(statistics_row(name, own.groupby("level")["value"].mean().to_numpy()))
     return pd.DataFrame(rows)
 
 
@@ -108,4 +128,4 @@ class AblationSettings:
 
     noise: str = "spikes"  # a row of `noises`
     seeds: Annotated[int, Field(ge=1)] = 4
-    leave_one_out: bool = False  # add the rows that switch off one term each
+    leave_one_out: bool = False  # add a row without each term

@@ -1,4 +1,4 @@
-"""What critics and methods say of single responses: predictions scored, advantages by token, wrong steps found."""
+"""Predictions of critics scored against the outcomes of responses."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
 from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
 
-POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}
+POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}  # of a token, as a share of the response
 
 
 def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
-    """A pretrained critic from its file of weights."""
+    """A critic with the weights of a file, in evaluation mode."""
     critic = build_critic(policy, cfg, seed)
     critic.load_state_dict(load_file(path))
     return critic.eval()
 
 
 def compared_critics(critics: Mapping[str, CriticSettings]) -> dict[str, CriticSettings]:
-    """The critics that notebook 02 compares: those that predict the rewards as received, by name."""
+    """The critics that notebook 02 compares: those that predict received rewards."""
     return {name: cfg for name, cfg in critics.items() if name in CRITIC_LOOKS}
 
 
 def score_predictions(
     predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0, tolerance: float = 0.1
 ) -> pd.DataFrame:
-    """Predicted distributions at one token of every response against what the responses got.
+    """Scores predicted distributions at one token of each response.
 
     Args:
-        predictions: arrays (T_i, M) of monotone quantiles (M = 1: a point prediction).
-        outcomes: rewards, one per response. at: "first", "middle" or "last" token. seed: of the randomised PIT.
-        tolerance: quantiles so near to the outcome count as equal to it in the PIT (reward units): a network meets an
-            atom at 0 or 1 only nearly, and without a tolerance every such miss would count as a wrong distribution.
+        predictions: Arrays (T_i, M) of monotone quantiles. M = 1 is a point prediction.
+        outcomes: One reward per response.
+        at: Position of the token, key of POSITIONS.
+        seed: Seed of the randomised PIT.
+        tolerance: Quantiles this close to the outcome count as equal to it in the PIT (reward units). A network meets
+            an atom at 0 or 1 only approximately, and without a tolerance each such miss would count as an error.
 
     Returns:
         One row per response: mean, crps (reward units; absolute error of a point), pit (NaN for a point).
@@ -53,7 +55,16 @@ def score_predictions(
 
 
 def overall_distribution(rewards, count: int, quantiles: int = 200) -> list[np.ndarray]:
-    """The prediction without a critic: the distribution of the training rewards, the same for all `count` responses."""
+    """The prediction without a critic: the distribution of the training rewards.
+
+    Args:
+        rewards: Training rewards.
+        count: Number of responses.
+        quantiles: Number of quantiles M.
+
+    Returns:
+        The same array (1, M) for each response.
+    """
     q = np.quantile(np.asarray(rewards, dtype=float), levels(quantiles).numpy(), method="inverted_cdf")
     return [q[None]] * count
 
@@ -67,12 +78,16 @@ def critic_predictions(
     constants: Mapping[tuple, Sequence[float]],
     at: Sequence[str] = tuple(POSITIONS),
 ) -> pd.DataFrame:
-    """Every pretrained critic on held-out responses, beside the prediction without a critic.
+    """Predictions of pretrained critics on held-out responses, and the prediction without a critic.
 
     Args:
-        files: {(critic, family, noise, seed): file of weights}. settings: {critic: CriticSettings}.
+        files: {(critic, family, noise, seed): file of weights}.
+        settings: {critic: settings}.
+        policy: Base policy.
+        tokenizer: Its tokenizer.
         responses: {(family, noise): table with prompt, completion, received, true}.
-        constants: {(family, noise): rewards of the critics' training data}, for the row "constant"; may be empty.
+        constants: {(family, noise): rewards of the critics' training data} for the critic "constant". May be empty.
+        at: Positions, keys of POSITIONS.
 
     Returns:
         One row per critic, response and position: critic, family, noise, seed, at, mean, crps, pit, received, true.
@@ -93,11 +108,15 @@ def critic_predictions(
     return pd.concat(frames, ignore_index=True)
 
 
-def critic_scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row per critic, noise, family, seed and position of `critic_predictions`.
+def critic_score_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Scores of each critic, noise, family, seed and position.
 
-    Columns ev_received and ev_true (explained variance of the received and of the true reward), crps, cover50, cover80
-    and cover90 (share of outcomes in the central interval; NaN for point predictions).
+    Args:
+        predictions: Table of `critic_predictions`.
+
+    Returns:
+        Columns noise, critic, family, seed, at; ev_received and ev_true (explained variance of the received and of the
+        true reward); crps; cover50, cover80 and cover90 (share of outcomes in the central interval, NaN for points).
     """
     rows = []
     for key, own in predictions.groupby(["noise", "critic", "family", "seed", "at"], sort=False):

@@ -1,4 +1,4 @@
-"""What noise makes of the rewards of sampled responses, source by source, beside the truth."""
+"""Effects of each noise source on the rewards of sampled responses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ def received_rewards(
     proxies: Mapping[str, Callable] | None = None,
     step: int = 10**9,
 ) -> pd.DataFrame:
-    """The same scored responses under every noise source: `samples` with noise, true, received and words.
-
-    A missing reward is NaN in `received`. Sources that need a proxy which is not there are left out.
+    """Rewards of the same responses under each noise source.
 
     Args:
-        samples: of `evaluation.sample_table`. proxies: of `noise.corrupt`. step: of training; by default one at which
-            every drift has ended.
+        samples: Table of `sample_table`.
+        noises: {name: noise source}. A source whose proxies are absent is left out.
+        seed: Seed of the noise.
+        proxies: Proxy rewards, as in `corrupt`.
+        step: Training step. By default, every drift has ended.
+
+    Returns:
+        `samples` for each source, with columns noise, true, received (NaN if missing) and words.
     """
     frames = [
         samples.assign(noise=name, true=samples["reward"], received=received(samples, cfg, seed, proxies, step))
@@ -37,7 +41,11 @@ def received_rewards(
 
 
 def confusion_table(rewards: pd.DataFrame) -> pd.DataFrame:
-    """`noise.confusion` of every noise source in tables of `received_rewards`: a row for each family and source."""
+    """Confusion of received and true rewards, one row per family and source.
+
+    Args:
+        rewards: Table of `received_rewards`, of one or more families.
+    """
     return pd.DataFrame(
         [
             {"family": family, "noise": name, **confusion(own["true"], own["received"], own["words"])}
@@ -47,7 +55,7 @@ def confusion_table(rewards: pd.DataFrame) -> pd.DataFrame:
 
 
 def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
-    """What each noise source does, a row for each of the sources that it is put together from: rate, scale, drift."""
+    """Effect, rate, scale and drift of each noise source, one row per part of a composed source."""
     rows = []
     for name, cfg in noises.items():
         for part in cfg.chain:
@@ -64,26 +72,36 @@ def noise_table(noises: Mapping[str, NoiseSettings]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def votes_on(samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Pseudo-labels beside the truth, a row for each prompt of `samples`: prompt, steps, agreement, right (bool).
+def pseudo_label_quality(samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Pseudo-labels against the truth.
 
     Args:
-        samples: prompt, answer, steps. labels: of `pseudo_labels.load_labels`.
+        samples: Table with prompt, answer, steps.
+        labels: Table of `load_labels`.
+
+    Returns:
+        One row per prompt: prompt, steps, agreement, right (bool).
     """
     known = samples[["prompt", "answer", "steps"]].drop_duplicates("prompt").merge(labels, on="prompt")
     return known.assign(right=known["label"] == known["answer"])[["prompt", "steps", "agreement", "right"]]
 
 
-def examples(
+def noise_examples(
     samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int, proxies: Mapping[str, Callable] | None = None
 ) -> pd.DataFrame:
-    """The best and the worst answer to one prompt (where they differ), with the reward under every noise.
+    """The best and the worst answer to one prompt, with their rewards under each noise source.
 
-    Of all prompts one is taken at which as many noises as possible strike. NaN stands for a reward that is missing, and
-    under sources that need a proxy which is not there.
+    The prompt is one at which as many sources as possible change a reward.
 
     Args:
-        samples: of `evaluation.sample_table`.
+        samples: Table of `sample_table`.
+        noises: {name: noise source}.
+        seed: Seed of the noise.
+        proxies: Proxy rewards, as in `corrupt`.
+
+    Returns:
+        One row per answer (one row if all rewards are equal). NaN marks a missing reward or a source whose proxies
+        are absent.
     """
     table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
@@ -98,8 +116,8 @@ def examples(
     return table.rename(columns={"answer": "right answer"})
 
 
-def examples_beside(found: pd.DataFrame) -> pd.DataFrame:
-    """A table of `examples` turned on its side: a column for each answer, a row for prompt, texts and each noise."""
+def transpose_examples(found: pd.DataFrame) -> pd.DataFrame:
+    """`noise_examples` with one column per answer, for a notebook."""
     columns = {
         which: {
             display_name(k): v if isinstance(v, str) else "–" if np.isnan(v) else f"{v:.2f}" for k, v in row.items()

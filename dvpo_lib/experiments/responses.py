@@ -1,4 +1,4 @@
-"""Chosen responses with the value predicted at each token: examples for notebooks 02 and 04."""
+"""Example responses for notebooks 02 and 03: advantages by token, and values around the first wrong word."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dvpo_lib.rl.rewards import score
 from dvpo_lib.tasks.suites import World
 
 
-def first_batch(spec) -> pd.DataFrame:
-    """The first batch of a training run, before any update: what a method makes of it.
+def first_training_batch(spec) -> pd.DataFrame:
+    """The first batch of a training run, with the advantages before any update.
 
     Args:
-        spec: `runs.TrainSpec`. Methods that draw single completions see the same responses under one seed.
+        spec: A `TrainSpec`. With equal seeds, methods without groups get the same responses.
 
     Returns:
-        One row per response: prompt, completion, tokens (list of words), advantages (list, one a token), reward (as
+        One row per response: prompt, completion, tokens (list of words), advantages (list, one per token), reward (as
         received) and reward_true.
     """
     trainer = start(spec)
@@ -52,9 +52,13 @@ def first_batch(spec) -> pd.DataFrame:
 
 
 def telling_responses(batch: pd.DataFrame) -> list[dict]:
-    """A few responses of `first_batch` for `figures.token_text`: right, wrong, and the two most distorted ones.
+    """A right response, a wrong one and the two with the most distorted rewards, for `figures.token_text`.
 
-    A kind that does not occur is left out.
+    Args:
+        batch: Table of `first_training_batch`.
+
+    Returns:
+        Dictionaries with tokens, values and title. A kind that does not occur is left out.
     """
     off = (batch["reward"] - batch["reward_true"]).abs()
     right = batch["reward_true"] >= 0.5
@@ -71,15 +75,15 @@ def telling_responses(batch: pd.DataFrame) -> list[dict]:
     ]
 
 
-def wrong_and_right(responses: pd.DataFrame, world: World) -> tuple[pd.Series, pd.Series]:
-    """A wrong response and a right one, of prompts of equal length if there are such, each with its uncorrupted reward
-    where some reward is uncorrupted.
+def wrong_and_right_response(responses: pd.DataFrame, world: World) -> tuple[pd.Series, pd.Series]:
+    """A wrong and a right response, with uncorrupted rewards and prompts of equal length if possible.
 
     Args:
-        responses: of `received_rewards`.
+        responses: Table of `received_rewards`.
+        world: World of their family.
 
     Returns:
-        Two rows with a further entry `wrong_word`: where the first wrong word stands, -1 in the right response.
+        Two rows with the further entry `wrong_word`: index of the first wrong word, -1 in the right response.
     """
     clean = responses[responses["true"] == responses["received"]]
     clean = (clean if len(clean) else responses).reset_index(drop=True)
@@ -93,15 +97,17 @@ def wrong_and_right(responses: pd.DataFrame, world: World) -> tuple[pd.Series, p
     return wrong.iloc[0], right.iloc[0]
 
 
-def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world: World) -> dict[str, float]:
-    """What a critic's mean does at the style word, and at the first wrong word of responses that have one.
+def value_change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world: World) -> dict[str, float]:
+    """Change of a critic's mean at the first wrong word, and its spread after the style word.
 
     Args:
-        values: arrays (T_i, M) of `critics.predict_values` for `responses` (prompt, completion, ...).
+        values: Arrays (T_i, M) of `predict_values`, one per response.
+        responses: Table with prompt and completion.
+        world: World of their family.
 
     Returns:
-        `wrong`: mean change of the value over the first wrong word; `style`: spread (standard deviation over responses)
-        of the value right after the first word; `count` of responses with a wrong word.
+        `wrong`, mean change of the value over the first wrong word; `style`, standard deviation over responses of the
+        value after the first word; `count`, responses with a wrong word.
     """
     changes, after = [], []
     for v, r in zip(values, responses.to_dict("records"), strict=True):
@@ -112,18 +118,18 @@ def change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world
     return {"wrong": float(np.mean(changes)) if changes else 0.0, "style": float(np.std(after)), "count": len(changes)}
 
 
-def own_words(response, tokenizer) -> list[str]:
-    """The policy's own tokens of a response (a row with prompt and completion_ids): those that a critic values."""
+def response_words(response, tokenizer) -> list[str]:
+    """The policy's own tokens of a response (with prompt and completion_ids), which are those that a critic values."""
     tokens = encode(tokenizer, [response["prompt"]], [response["completion_ids"]])
     return tokenizer.convert_ids_to_tokens(tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist())
 
 
-def along(response, tokenizer) -> dict:
-    """Arguments of `figures.value_along_response` that describe a row of `wrong_and_right`."""
+def response_plot_arguments(response, tokenizer) -> dict:
+    """Arguments of `figures.value_along_response` for a row of `wrong_and_right_response`."""
     where = [response["wrong_word"] - 0.5] if response["wrong_word"] >= 0 else []
     verdict = "right" if response["true"] >= 0.5 else "wrong"
     return {
-        "tokens": own_words(response, tokenizer),
+        "tokens": response_words(response, tokenizer),
         "reward": response["received"],
         "marks": where,
         "title": f"{response['prompt']}   ({verdict})",

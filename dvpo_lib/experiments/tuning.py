@@ -1,4 +1,4 @@
-"""The tuning grid: every method gets the same number of points, on development seeds and without noise."""
+"""The tuning grid: the same number of points for each method, on development seeds and without noise."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
-SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of the method's critic
+SENSITIVE_SETTINGS: dict[str, tuple[str, tuple]] = {  # {method: (setting of `training` or of its critic, values)}
     "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03, 0.1)),  # "risk interval weight" (paper)
     "dvpo_winsorised": ("training.lam", (0.9, 0.95, 1.0)),
     "ppo": ("training.epsilon", (0.1, 0.2, 0.3)),  # Schulman et al. 2017, table 1
-    "robust_ppo": ("training.lam", (0.9, 0.95, 1.0)),  # how far a worst case reaches
+    "robust_ppo": ("training.lam", (0.9, 0.95, 1.0)),  # reach of the worst case
     "grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Shao et al. 2024 take 0.04
     "dr_grpo": ("training.beta", (0.0, 0.01, 0.04)),  # Liu et al. 2025 take 0
     "reinforce_pp": ("training.beta", (0.0, 0.01, 0.04)),
@@ -31,29 +31,38 @@ SENSITIVE: dict[str, tuple[str, tuple]] = {  # a setting of `training`, or of th
     "ppo_clip_reward": ("training.epsilon", (0.1, 0.2, 0.3)),
     "grpo_clip_reward": ("training.beta", (0.0, 0.01, 0.04)),
 }
-FIRST_SEED = 1000  # development seeds; far from those of any comparison
-MARGIN = 0.01  # of reward: what counts as better
-MINUTES = 25  # of all methods with one seed on two cores
+FIRST_DEVELOPMENT_SEED = 1000  # development seeds start here, far from the seeds of any comparison
+WINNING_MARGIN = 0.01  # of reward; a smaller lead does not replace the current point
+TUNING_MINUTES = 25  # for all methods with one seed on two cores
 
 
-def grid(method: str) -> list[dict[str, float]]:
-    """The nine points of a method, {dotted setting: value}."""
-    setting, values = SENSITIVE[method]
+def grid_points(method: str) -> list[dict[str, float]]:
+    """The nine points of a method, {dotted setting: value} each."""
+    setting, values = SENSITIVE_SETTINGS[method]
     return [
         {"training.learning_rate": rate, setting: value} for rate, value in itertools.product(LEARNING_RATES, values)
     ]
 
 
-def current(params, method: str) -> dict[str, float]:
-    """The point at which params.yaml stands."""
+def current_point(params, method: str) -> dict[str, float]:
+    """The point of a method in params.yaml, {dotted setting: value}."""
     row = params.methods[method]
     training = {**dataclasses.asdict(params.training), **row.training}
     tree = {"training": training, "critic": dataclasses.asdict(params.critics[row.critic] or CriticSettings())}
-    return {dotted: get_dotted(tree, dotted) for dotted in grid(method)[0]}
+    return {dotted: get_dotted(tree, dotted) for dotted in grid_points(method)[0]}
 
 
-def with_point(params, method: str, point: Mapping[str, Any]):
-    """(training overrides, critic settings or None) of one point."""
+def apply_point(params, method: str, point: Mapping[str, Any]):
+    """Settings of a method at one point.
+
+    Args:
+        params: Settings of the chain.
+        method: Name of the method.
+        point: {dotted setting: value}.
+
+    Returns:
+        Overrides of `training`, and the critic's settings or None.
+    """
     row = params.methods[method]
     critic, nested = params.critics[row.critic], nest_dotted(point)
     if critic is not None:
@@ -62,17 +71,26 @@ def with_point(params, method: str, point: Mapping[str, Any]):
     return {**row.training, **nested.get("training", {})}, critic
 
 
-def score(curves: pd.DataFrame) -> float:
-    """Mean true reward over the last quarter of one run's iterations."""
+def late_training_reward(curves: pd.DataFrame) -> float:
+    """Mean true reward over the last quarter of a run's iterations."""
     return float(curves["reward_true"].tail(max(1, len(curves) // 4)).mean())
 
 
-def plan(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
-    """All runs of the grid as (method, point, seed, training overrides, critic), and their critics' pretraining."""
+def plan_grid(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
+    """Runs of the grid.
+
+    Args:
+        params: Settings of the chain.
+        methods: Names of the methods.
+        seeds: Development seeds per point.
+
+    Returns:
+        Training runs as (method, point, seed, training overrides, critic), and specs of critic pretraining.
+    """
     runs = [
-        (m, point, FIRST_SEED + s, *with_point(params, m, point))
+        (m, point, FIRST_DEVELOPMENT_SEED + s, *apply_point(params, m, point))
         for m in methods
-        for point in grid(m)
+        for point in grid_points(m)
         for s in range(seeds)
     ]
     critics = [
@@ -83,13 +101,13 @@ def plan(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
     return runs, critics
 
 
-def forecast(params, methods: Iterable[str], seeds: int) -> str:
-    """What `tune` is going to do, and how long it may take."""
+def describe_grid(params, methods: Iterable[str], seeds: int) -> str:
+    """Announcement of `train_grid`: number of runs and expected time. Arguments as in `plan_grid`."""
     methods = list(methods)
-    runs, critics = plan(params, methods, seeds)
-    points = len(grid(methods[0]))
+    runs, critics = plan_grid(params, methods, seeds)
+    points = len(grid_points(methods[0]))
     distinct = len({repr(spec) for spec in critics})
-    minutes = MINUTES * len(runs) / sum(len(grid(m)) for m in SENSITIVE)
+    minutes = TUNING_MINUTES * len(runs) / sum(len(grid_points(m)) for m in SENSITIVE_SETTINGS)
     return (
         f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
         f"development seed{'s' * (seeds > 1)} a point), pretrains {distinct} critic{'s' * (distinct != 1)} before, "
@@ -98,23 +116,26 @@ def forecast(params, methods: Iterable[str], seeds: int) -> str:
     )
 
 
-def tune(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
-    """Trains the grid: one row per method, point and seed.
+def train_grid(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
+    """Trains the grid. Arguments as in `plan_grid`.
 
     Returns:
-        method, family, learning_rate, setting, value, seed, rollouts (scored ones, critic pretraining included), score.
+        One row per method, point and seed: method, family, learning_rate, setting, value, seed, rollouts (scored ones,
+        critic pretraining included), score.
     """
     family = params.families[0]
-    runs, critics = plan(params, methods, seeds)
+    runs, critics = plan_grid(params, methods, seeds)
     folders = iter(execute(critics, params.runtime.workers, "critics of the grid"))
     specs = []
     for method, _, seed, training, critic in runs:
         file = next(folders) / "critic.safetensors" if critic is not None else None
         spec = train_spec(params, method, method, "none", family, seed, critic, file, training)
-        specs.append(dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1)))  # tests are not read
+        specs.append(
+            dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1))
+        )  # the final test is not used
     rows = []
     for (method, point, seed, *_), folder in zip(runs, execute(specs, params.runtime.workers, "the grid"), strict=True):
-        curves, setting = collect([folder], "curves"), SENSITIVE[method][0]
+        curves, setting = collect([folder], "curves"), SENSITIVE_SETTINGS[method][0]
         rows.append(
             {
                 "method": method,
@@ -124,38 +145,39 @@ def tune(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
                 "value": point[setting],
                 "seed": seed,
                 "rollouts": int(curves["rollouts"].max()),
-                "score": score(curves),
+                "score": late_training_reward(curves),
             }
         )
     return pd.DataFrame(rows)
 
 
-def choose(table: pd.DataFrame, stands: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """The winner of every method; of equal points the first one of the grid.
+def choose_winners(table: pd.DataFrame, previous: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """The winner of each method. Of equal points, the first one of the grid wins.
 
     Args:
-        table: of `tune`. stands: {method: `current`}.
+        table: Table of `train_grid`.
+        previous: {method: its point in params.yaml}.
 
     Returns:
-        method, setting, learning_rate, value, score; stood_learning_rate, stood_value and stood, its score: the point
-        in params.yaml, NaN where it is not on the grid; changed.
+        Columns method, setting, learning_rate, value, score; stood_learning_rate, stood_value and stood (the point in
+        params.yaml and its score, NaN if it is not on the grid); changed.
     """
     rows = []
     means = table.groupby(["method", "setting", "learning_rate", "value"], sort=False)["score"].mean().reset_index()
     for method, own in means.groupby("method", sort=False):
         setting = own["setting"].iloc[0]
-        rate, value = stands[method]["training.learning_rate"], stands[method][setting]
+        rate, value = previous[method]["training.learning_rate"], previous[method][setting]
         here = own[(own["learning_rate"] == rate) & (own["value"] == value)]
         best = own.loc[own["score"].idxmax()]
-        stood = here["score"].iloc[0] if len(here) else float("nan")
-        changed = not best["score"] - stood < MARGIN
+        previous_score = here["score"].iloc[0] if len(here) else float("nan")
+        changed = not best["score"] - previous_score < WINNING_MARGIN
         winner = best if changed else here.iloc[0]
         rows.append(
             {
                 **winner[["method", "setting", "learning_rate", "value", "score"]],
                 "stood_learning_rate": rate,
                 "stood_value": value,
-                "stood": stood,
+                "stood": previous_score,
                 "changed": changed,
             }
         )

@@ -29,23 +29,23 @@ from dvpo_lib.reporting.names import setting_text
 from dvpo_lib.rl.config import with_changes
 from dvpo_lib.rl.methods import METHODS
 
-PARAMS = load_params(ROOT / command.FILES[0], overlaid=ROOT / command.FILES[1])
+PARAMS = load_params(ROOT / command.SETTINGS_FILES[0], overlaid=ROOT / command.SETTINGS_FILES[1])
 
 
-def made_up(methods=tuple(tuning.SENSITIVE), seeds=1, best=None) -> pd.DataFrame:
+def made_up(methods=tuple(tuning.SENSITIVE_SETTINGS), seeds=1, best=None) -> pd.DataFrame:
     """A table as `tune` makes it. best: {method: number of the point that is ahead by 0.1}."""
     rows = []
     for m, k, s in itertools.product(methods, range(9), range(seeds)):
-        point = tuning.grid(m)[k]
+        point = tuning.grid_points(m)[k]
         rate, value = point.values()
         rows.append(
             {
                 "method": m,
                 "family": "math",
                 "learning_rate": rate,
-                "setting": tuning.SENSITIVE[m][0],
+                "setting": tuning.SENSITIVE_SETTINGS[m][0],
                 "value": value,
-                "seed": tuning.FIRST_SEED + s,
+                "seed": tuning.FIRST_DEVELOPMENT_SEED + s,
                 "rollouts": 6144,
                 "score": 0.8 + 0.001 * k + 0.1 * ((best or {}).get(m) == k) + 0.01 * s,
             }
@@ -53,25 +53,25 @@ def made_up(methods=tuple(tuning.SENSITIVE), seeds=1, best=None) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def stands(methods=tuple(tuning.SENSITIVE)) -> dict:
-    return {m: tuning.current(PARAMS, m) for m in methods}
+def stands(methods=tuple(tuning.SENSITIVE_SETTINGS)) -> dict:
+    return {m: tuning.current_point(PARAMS, m) for m in methods}
 
 
 # ---- the grid ----
 
 
 def test_every_method_is_tuned_with_the_same_effort():
-    assert set(tuning.SENSITIVE) == set(METHODS)
+    assert set(tuning.SENSITIVE_SETTINGS) == set(METHODS)
     for method in METHODS:
-        points = tuning.grid(method)
+        points = tuning.grid_points(method)
         assert len(points) == 9 and len({tuple(p.values()) for p in points}) == 9
         assert {p["training.learning_rate"] for p in points} == set(tuning.LEARNING_RATES)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_point_can_be_set_and_is_the_one_meant(method):
-    for point in tuning.grid(method):
-        training, critic = tuning.with_point(PARAMS, method, point)
+    for point in tuning.grid_points(method):
+        training, critic = tuning.apply_point(PARAMS, method, point)
         config = with_changes(PARAMS.training, training)
         assert config.learning_rate == point["training.learning_rate"]
         assert (critic.kind if critic else None) == METHODS[method].critic
@@ -83,8 +83,8 @@ def test_every_point_can_be_set_and_is_the_one_meant(method):
 
 
 def test_score_is_the_true_reward_late_in_training():
-    assert tuning.score(pd.DataFrame({"reward_true": [0, 0, 0, 0, 0, 0, 1, 3]})) == 2
-    assert tuning.score(pd.DataFrame({"reward_true": [0.5, 1]})) == 1
+    assert tuning.late_training_reward(pd.DataFrame({"reward_true": [0, 0, 0, 0, 0, 0, 1, 3]})) == 2
+    assert tuning.late_training_reward(pd.DataFrame({"reward_true": [0.5, 1]})) == 1
 
 
 # ---- the winner ----
@@ -94,16 +94,16 @@ def chosen(scores, stood=(1e-4, 0.2)) -> pd.Series:
     """Of the nine points of ppo with these scores."""
     table = made_up(["ppo"]).assign(score=scores)
     where = {"training.learning_rate": stood[0], "training.epsilon": stood[1]}
-    return tuning.choose(table, {"ppo": where}).iloc[0]
+    return tuning.choose_winners(table, {"ppo": where}).iloc[0]
 
 
 def test_what_stands_stays_within_the_margin():
     scores = np.full(9, 0.5)
-    scores[4], scores[8] = 0.8, 0.8 + 0.9 * tuning.MARGIN  # the fifth point is (1e-4, 0.2)
+    scores[4], scores[8] = 0.8, 0.8 + 0.9 * tuning.WINNING_MARGIN  # the fifth point is (1e-4, 0.2)
     row = chosen(scores)
     assert not row["changed"] and (row["learning_rate"], row["value"]) == (1e-4, 0.2)
     assert row["score"] == row["stood"] == 0.8
-    scores[8] = 0.8 + 1.1 * tuning.MARGIN
+    scores[8] = 0.8 + 1.1 * tuning.WINNING_MARGIN
     row = chosen(scores)
     assert row["changed"] and (row["learning_rate"], row["value"]) == (2e-4, 0.3)
     assert (row["score"], row["stood"]) == (scores[8], 0.8)
@@ -127,16 +127,16 @@ def test_where_the_point_that_stands_is_not_on_the_grid_the_best_one_wins():
 def test_seeds_are_averaged_before_points_are_compared():
     table = made_up(["ppo"], seeds=2)
     table["score"] = [s for k in range(9) for s in ((1.0, 0.0) if k == 0 else (0.6, 0.6) if k == 8 else (0.3, 0.3))]
-    row = tuning.choose(table, stands(["ppo"])).iloc[0]
+    row = tuning.choose_winners(table, stands(["ppo"])).iloc[0]
     assert row["score"] == 0.6 and row["learning_rate"] == 2e-4
 
 
 def test_every_method_gets_one_winner_from_what_is_shipped():
-    won = tuning.choose(made_up(best=dict.fromkeys(METHODS, 8)), stands())
-    assert list(won["method"]) == list(tuning.SENSITIVE)
-    on_grid = {m: tuning.current(PARAMS, m) in tuning.grid(m) for m in METHODS}
+    won = tuning.choose_winners(made_up(best=dict.fromkeys(METHODS, 8)), stands())
+    assert list(won["method"]) == list(tuning.SENSITIVE_SETTINGS)
+    on_grid = {m: tuning.current_point(PARAMS, m) in tuning.grid_points(m) for m in METHODS}
     assert list(won["stood"].notna()) == [on_grid[m] for m in won["method"]]
-    at_best = [tuning.current(PARAMS, m) == tuning.grid(m)[8] for m in won["method"]]
+    at_best = [tuning.current_point(PARAMS, m) == tuning.grid_points(m)[8] for m in won["method"]]
     assert list(won["changed"]) == [not there for there in at_best]
 
 
@@ -145,14 +145,14 @@ def test_every_method_gets_one_winner_from_what_is_shipped():
 
 @pytest.fixture
 def copies(tmp_path):
-    for file in command.FILES:
+    for file in command.SETTINGS_FILES:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
     return tmp_path
 
 
 def reload(root):
-    return load_params(root / command.FILES[0], overlaid=root / command.FILES[1])
+    return load_params(root / command.SETTINGS_FILES[0], overlaid=root / command.SETTINGS_FILES[1])
 
 
 def changed_lines(root, file) -> list[tuple[str, str]]:
@@ -162,25 +162,25 @@ def changed_lines(root, file) -> list[tuple[str, str]]:
 
 
 def test_nothing_won_nothing_written(copies):
-    won = tuning.choose(made_up().assign(score=0.5), stands()).query("stood == stood")
-    before = {file: (copies / file).stat().st_mtime_ns for file in command.FILES}
+    won = tuning.choose_winners(made_up().assign(score=0.5), stands()).query("stood == stood")
+    before = {file: (copies / file).stat().st_mtime_ns for file in command.SETTINGS_FILES}
     assert command.write_winners(won, copies) == []
-    for file in command.FILES:
+    for file in command.SETTINGS_FILES:
         assert (copies / file).read_bytes() == (ROOT / file).read_bytes()
         assert (copies / file).stat().st_mtime_ns == before[file]
 
 
 @pytest.mark.parametrize("number", [0, 5, 8])
 def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(copies, number):
-    won = tuning.choose(made_up(best=dict.fromkeys(METHODS, number)), stands())
+    won = tuning.choose_winners(made_up(best=dict.fromkeys(METHODS, number)), stands())
     written = command.write_winners(won, copies)
     assert len(written) == won["changed"].sum()
     params = reload(copies)  # valid
     for method in METHODS:
-        assert tuning.current(params, method) == tuning.grid(method)[number]
+        assert tuning.current_point(params, method) == tuning.grid_points(method)[number]
         was, now = PARAMS.methods[method], params.methods[method]
         assert now.critic == was.critic
-        dotted = {"learning_rate", tuning.SENSITIVE[method][0].removeprefix("training.")}
+        dotted = {"learning_rate", tuning.SENSITIVE_SETTINGS[method][0].removeprefix("training.")}
         assert {k: v for k, v in now.training.items() if k not in dotted} == {
             k: v for k, v in was.training.items() if k not in dotted
         }
@@ -188,7 +188,7 @@ def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(cop
             assert now.training[key] != getattr(PARAMS.training, key)
     for section in ("seed", "budget", "noises", "training", "policy", "evaluation", "ablation", "runtime"):
         assert getattr(params, section) == getattr(PARAMS, section)
-    for file in command.FILES:
+    for file in command.SETTINGS_FILES:
         for before, after in changed_lines(copies, file):
             assert re.split(r"[:{]", before)[0] == re.split(r"[:{]", after)[0], (before, after)
             assert before.partition("#")[2] == after.partition("#")[2]
@@ -200,38 +200,38 @@ def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(cop
 def test_a_critics_setting_goes_into_the_file_that_holds_its_row(copies):
     best = {}  # the learning rate that stands, and another value of the critic's setting
     for method in ("dvpo", "cql"):
-        rate, value = tuning.current(PARAMS, method).values()
+        rate, value = tuning.current_point(PARAMS, method).values()
         best[method] = next(
             k
-            for k, p in enumerate(tuning.grid(method))
+            for k, p in enumerate(tuning.grid_points(method))
             if p["training.learning_rate"] == rate and list(p.values())[1] != value
         )
-    won = tuning.choose(made_up(best, best=best), stands(best))
+    won = tuning.choose_winners(made_up(best, best=best), stands(best))
     assert won["changed"].all()
     command.write_winners(won, copies)
     params = reload(copies)
     for method, number in best.items():
-        assert tuning.current(params, method) == tuning.grid(method)[number]
-    base = load_params(copies / command.FILES[0])
+        assert tuning.current_point(params, method) == tuning.grid_points(method)[number]
+    base = load_params(copies / command.SETTINGS_FILES[0])
     assert base.critics["quantile"].loss == params.critics["quantile"].loss and "cql" not in base.methods
-    old = {f: (ROOT / f).read_text().splitlines() for f in command.FILES}
-    new = {f: (copies / f).read_text().splitlines() for f in command.FILES}
-    for file, what in zip(command.FILES, ("tail_calibration", "conservatism")):
+    old = {f: (ROOT / f).read_text().splitlines() for f in command.SETTINGS_FILES}
+    new = {f: (copies / f).read_text().splitlines() for f in command.SETTINGS_FILES}
+    for file, what in zip(command.SETTINGS_FILES, ("tail_calibration", "conservatism")):
         removed = [d for d in difflib.ndiff(old[file], new[file]) if d.startswith("- ")]
         assert len(removed) == 1 and what in removed[0]
 
 
 def test_winners_that_cannot_be_written_leave_the_files_alone(copies):
-    top = copies / command.FILES[1]
+    top = copies / command.SETTINGS_FILES[1]
     top.write_text(top.read_text().replace("critics:\n", "critics:\n  quantile: {loss: {tail_calibration: 0.03}}\n", 1))
-    before = {file: (copies / file).read_bytes() for file in command.FILES}
-    won = tuning.choose(made_up(["dvpo"], best={"dvpo": 5}), stands(["dvpo"])).assign(value=0.1, changed=True)
+    before = {file: (copies / file).read_bytes() for file in command.SETTINGS_FILES}
+    won = tuning.choose_winners(made_up(["dvpo"], best={"dvpo": 5}), stands(["dvpo"])).assign(value=0.1, changed=True)
     with pytest.raises(ConfigError, match="dvpo: .* another row stands over it"):
         command.write_winners(won, copies)
     won["value"] = -1.0  # no weight
     with pytest.raises(ConfigError):
         command.write_winners(won, copies)
-    assert {file: (copies / file).read_bytes() for file in command.FILES} == before
+    assert {file: (copies / file).read_bytes() for file in command.SETTINGS_FILES} == before
     assert not list(copies.rglob("*.new"))
 
 
@@ -268,7 +268,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "LEARNING_RATES", (1e-4, 2e-4))
     monkeypatch.setattr(
         tuning,
-        "SENSITIVE",
+        "SENSITIVE_SETTINGS",
         {"grpo": ("training.beta", (0.0, 0.01)), "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03))},
     )
     small = ChainSettings(demonstrations=1, train=20, test=4)
@@ -289,12 +289,12 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
-    table = tuning.tune(toy, ["grpo", "dvpo"], seeds=1)
-    assert len(table) == 8 and set(table["seed"]) == {tuning.FIRST_SEED} and set(table["rollouts"]) == {48}
+    table = tuning.train_grid(toy, ["grpo", "dvpo"], seeds=1)
+    assert len(table) == 8 and set(table["seed"]) == {tuning.FIRST_DEVELOPMENT_SEED} and set(table["rollouts"]) == {48}
     assert list(table["method"]) == ["grpo"] * 4 + ["dvpo"] * 4 and table["score"].between(0, 1).all()
-    points = list(itertools.product(tuning.LEARNING_RATES, tuning.SENSITIVE["dvpo"][1]))
+    points = list(itertools.product(tuning.LEARNING_RATES, tuning.SENSITIVE_SETTINGS["dvpo"][1]))
     assert list(zip(table["learning_rate"], table["value"]))[4:] == points
-    text = tuning.forecast(toy, ["grpo", "dvpo"], seeds=1)
+    text = tuning.describe_grid(toy, ["grpo", "dvpo"], seeds=1)
     assert "8 runs (2 methods, 4 points each, 1 development seed a point), pretrains 2 critics before" in text
     stored = sorted(Path("store").iterdir())
     assert len([p for p in stored if p.name != "unfinished"]) == 8 + 2
@@ -304,22 +304,25 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
 
     for spec in (CriticSpec, TrainSpec):
         monkeypatch.setattr(spec, "execute", again)
-    pd.testing.assert_frame_equal(tuning.tune(toy, ["grpo", "dvpo"], seeds=1), table)
+    pd.testing.assert_frame_equal(tuning.train_grid(toy, ["grpo", "dvpo"], seeds=1), table)
     with pytest.raises(AssertionError, match="trained twice"):
-        tuning.tune(toy, ["grpo"], seeds=2)
+        tuning.train_grid(toy, ["grpo"], seeds=2)
 
 
 # ---- the appendix ----
 
 
 def test_appendix_has_equal_bytes_for_equal_tables(project):
-    shutil.copyfile(ROOT / command.NOTEBOOK, project / command.NOTEBOOK)
-    out = project / command.OUT
+    shutil.copyfile(ROOT / command.TUNING_NOTEBOOK, project / command.TUNING_NOTEBOOK)
+    out = project / command.TUNING_FOLDER
     out.mkdir(parents=True)
     table = made_up(best={"ppo": 8, "cql": 0})
     table.to_csv(out / "grid.csv", index=False)
-    tuning.choose(table, stands()).to_csv(out / "winners.csv", index=False)
-    program = "from dvpo_lib.chain import tune; assert tune.render().read_bytes() == tune.render().read_bytes()"
+    tuning.choose_winners(table, stands()).to_csv(out / "winners.csv", index=False)
+    program = (
+        "from dvpo_lib.chain.tune import render_appendix\n"
+        "assert render_appendix().read_bytes() == render_appendix().read_bytes()"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     page = (out / "notebook.html").read_text()
@@ -330,14 +333,14 @@ def test_appendix_has_equal_bytes_for_equal_tables(project):
 
 def test_sentences_say_what_the_tables_say():
     table = made_up(["ppo", "grpo"], best={"ppo": 8})
-    won = tuning.choose(table, stands(["ppo", "grpo"]))
-    text = tuning_report.tuning_findings(table, won, tuning.MARGIN)
+    won = tuning.choose_winners(table, stands(["ppo", "grpo"]))
+    text = tuning_report.tuning_findings(table, won, tuning.WINNING_MARGIN)
     changed = won.loc[won["changed"], "method"].tolist()
     assert f"{len(changed)} of 2 methods" in text and "one development seed a point" in text
     assert "From the worst point to the best it is 5.8 points (median; at most 10.8 points, PPO)" in text
     assert "standard deviation of 0.7 points" in tuning_report.tuning_findings(made_up(["ppo"], seeds=2), won, 0.01)
     nowhere = won.assign(stood=np.nan)
-    assert "median over methods" not in tuning_report.tuning_findings(table, nowhere, tuning.MARGIN)
+    assert "median over methods" not in tuning_report.tuning_findings(table, nowhere, tuning.WINNING_MARGIN)
     assert "not on the grid" in tuning_report.winner_table(nowhere).to_string()
     assert "Points a method: 9." in tuning_report.effort_findings(table) and "6,144" in tuning_report.effort_findings(
         table
@@ -347,7 +350,7 @@ def test_sentences_say_what_the_tables_say():
 
 def test_every_cell_of_the_grid_is_drawn_on_one_scale():
     table = made_up(best={"ppo": 8})
-    figure = figures.tuning_grid(table, tuning.choose(table, stands()))
+    figure = figures.tuning_grid(table, tuning.choose_winners(table, stands()))
     panels = [ax for ax in figure.axes if ax.get_title()]
     assert len(panels) == len(METHODS)
     assert all(len(ax.texts) == 9 for ax in panels)
@@ -357,15 +360,15 @@ def test_every_cell_of_the_grid_is_drawn_on_one_scale():
 
 def test_no_stage_of_the_chain_tunes():
     for spec in read_stages(ROOT).values():
-        assert spec.notebook != command.NOTEBOOK
-        assert not any(Path(out).is_relative_to(command.OUT) for out in spec.outs)
+        assert spec.notebook != command.TUNING_NOTEBOOK
+        assert not any(Path(out).is_relative_to(command.TUNING_FOLDER) for out in spec.outs)
     assert "tun" not in (ROOT / "dvc.yaml").read_text()
 
 
 def test_its_time_is_announced_alike_everywhere():
     for file in ("Makefile", "README.md"):
         (line,) = [t for t in (ROOT / file).read_text().splitlines() if t.startswith(("tune:", "| `make tune`"))]
-        assert f"about {tuning.MINUTES} minutes" in line
+        assert f"about {tuning.TUNING_MINUTES} minutes" in line
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["--seeds", "0"], "at least 1"), (["--methods", "pp"], "pp")])
@@ -376,7 +379,7 @@ def test_wrong_arguments_are_refused(arguments, message, capsys):
 
 
 def test_without_a_base_policy_it_says_what_to_run(project, capsys):
-    for file in command.FILES:
+    for file in command.SETTINGS_FILES:
         (project / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, project / file)
     assert main(["tune"]) == 1

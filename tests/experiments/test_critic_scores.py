@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dvpo_lib.experiments import critic_scores as inspection
-from dvpo_lib.experiments import noise_effects as supervision
-from dvpo_lib.experiments import responses as chosen
-from dvpo_lib.experiments.ablation import CUMULATIVE, TERMS, ablation_rows, tail_table, weights_table
+from dvpo_lib.experiments import critic_scores, noise_effects
+from dvpo_lib.experiments import responses as examples
+from dvpo_lib.experiments.ablation import ABLATED_TERMS, CUMULATIVE_TERMS, ablation_rows, tail_table, term_weight_table
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
@@ -74,19 +73,19 @@ def test_error_free_demonstrations_have_no_wrong_word_and_wrong_ones_have(name):
 
 def test_predictions_are_scored_at_the_token_asked_for():
     predictions = [np.array([[0.0], [0.5], [1.0]]), np.array([[0.2]])]
-    last = inspection.score_predictions(predictions, [1.0, 0.0], "last")
+    last = critic_scores.score_predictions(predictions, [1.0, 0.0], "last")
     assert last["crps"].tolist() == pytest.approx([0, 0.2]) and last["pit"].isna().all()
-    first = inspection.score_predictions(predictions, [1.0, 0.0], "first")
+    first = critic_scores.score_predictions(predictions, [1.0, 0.0], "first")
     assert first["mean"].tolist() == pytest.approx([0, 0.2])
 
 
 def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
     rng = np.random.default_rng(0)
     outcomes = (rng.random(4000) < 0.3).astype(float)
-    predictions = inspection.overall_distribution([0] * 70 + [1] * 30, 4000)
-    pit = inspection.score_predictions(predictions, outcomes, "last")["pit"]
+    predictions = critic_scores.overall_distribution([0] * 70 + [1] * 30, 4000)
+    pit = critic_scores.score_predictions(predictions, outcomes, "last")["pit"]
     assert np.abs(np.histogram(pit, 10, (0, 1))[0] / 400 - 1).max() < 0.2
-    scores = inspection.critic_scores(
+    scores = critic_scores.critic_score_table(
         pd.DataFrame(
             {
                 "pit": pit,
@@ -108,9 +107,9 @@ def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
 def test_an_atom_that_is_nearly_met_counts_as_met():
     outcomes = np.array([0.0, 1.0] * 500)
     near = [np.r_[np.full(50, 0.03), np.full(50, 0.97)][None]] * 1000  # half and half, not quite at 0 and 1
-    pit = inspection.score_predictions(near, outcomes, "last")["pit"]
+    pit = critic_scores.score_predictions(near, outcomes, "last")["pit"]
     assert np.abs(np.histogram(pit, 5, (0, 1))[0] / 200 - 1).max() < 0.25
-    strict = inspection.score_predictions(near, outcomes, "last", tolerance=0.0)["pit"]
+    strict = critic_scores.score_predictions(near, outcomes, "last", tolerance=0.0)["pit"]
     assert ((strict > 0.45) & (strict < 0.55)).mean() < 0.6 and set(strict) <= {0.0, 1.0}
 
 
@@ -125,13 +124,13 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
         }
     )
     noises = {"none": NoiseSettings(), "flip": NoiseSettings("flip", rate=0.5)}
-    table = supervision.received_rewards(samples, noises, 0)
+    table = noise_effects.received_rewards(samples, noises, 0)
     by = {n: f.reset_index(drop=True) for n, f in table.groupby("noise")}
     assert (by["none"]["true"] == by["none"]["received"]).all()
     assert 0.4 < (by["flip"]["true"] != by["flip"]["received"]).mean() < 0.6
     assert by["flip"]["true"].tolist() == by["none"]["true"].tolist()
     assert set(table["words"]) == {2}
-    errors = supervision.confusion_table(table)
+    errors = noise_effects.confusion_table(table)
     assert set(errors["family"]) == {"math", "science"} and len(errors) == 4
     errors = errors[errors["family"] == "math"].set_index("noise")
     assert errors.loc["none", "corrupted"] == 0 and errors.loc["flip", "false_positives"] == pytest.approx(0.5, abs=0.1)
@@ -140,11 +139,11 @@ def test_received_rewards_keep_the_truth_beside_every_noise():
 def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
     samples = pd.DataFrame({"prompt": ["p"] * 400, "completion": "answer 1", "answer": "1", "reward": 1.0})
     late = NoiseSettings("flip", rate=0.5, drift=(10, 30), then=(NoiseSettings("missing", rate=0.3),))
-    received = supervision.received_rewards(samples, {"late": late}, 0)["received"]
+    received = noise_effects.received_rewards(samples, {"late": late}, 0)["received"]
     assert 0.2 < received.isna().mean() < 0.4 and 0.4 < received.mean() < 0.6
-    early = supervision.received_rewards(samples, {"late": late}, 0, step=0)["received"]
+    early = noise_effects.received_rewards(samples, {"late": late}, 0, step=0)["received"]
     assert early.mean() == 1 and early.isna().any()
-    table = supervision.noise_table({"late": late, "length_bias": NoiseSettings("length_bias", scale=0.3)})
+    table = noise_effects.noise_table({"late": late, "length_bias": NoiseSettings("length_bias", scale=0.3)})
     assert table["noise"].tolist() == ["late", "... then", "length bias"]
     assert table["rate rises in steps"].tolist() == ["10 to 30", "", ""] and table["scale"].tolist() == ["", "", "0.3"]
 
@@ -152,13 +151,13 @@ def test_sources_are_shown_once_their_rate_has_risen_and_with_what_follows():
 def test_examples_show_a_right_and_a_wrong_answer_to_one_prompt():
     said = ["answer 2", "answer 2", "answer 1", "answer 3"]
     samples = pd.DataFrame({"prompt": list("ppqq"), "completion": said, "answer": "1", "reward": [0.0, 0.0, 1.0, 0.0]})
-    shown = supervision.examples(samples, {"none": NoiseSettings()}, 0)
+    shown = noise_effects.noise_examples(samples, {"none": NoiseSettings()}, 0)
     assert shown["prompt"].tolist() == ["q", "q"] and shown["none"].tolist() == [1, 0]
     vote = {"none": NoiseSettings(), "majority_vote": NoiseSettings("majority_vote")}
     said = pd.DataFrame({"prompt": list("ppqq"), "completion": "c", "answer": "1", "reward": [1.0, 0.6, 1.0, 0.0]})
-    struck = supervision.examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
+    struck = noise_effects.noise_examples(said, {"lenient": NoiseSettings("false_positive")}, 0)  # strikes at q alone
     assert struck["prompt"].tolist() == ["q", "q"] and struck["lenient"].tolist() == [1.0, 1.0]
-    beside = supervision.examples_beside(supervision.examples(samples, vote, 0)).set_index("")
+    beside = noise_effects.transpose_examples(noise_effects.noise_examples(samples, vote, 0)).set_index("")
     assert beside.loc["no noise"].to_dict() == {"the best answer": "1.00", "the worst": "0.00"}
     assert beside.loc["completion", "the worst"] == "answer 3" and set(beside.loc["majority vote"]) == {"–"}
 
@@ -169,14 +168,16 @@ def test_wrong_and_right_marks_the_wrong_word():
         {"prompt": "math 7 a +5 b *3 ?", "completion": said, "true": [1.0, 0.0, 0.0], "received": [1.0, 0.0, 5.0]}
     )
     responses["completion_ids"] = [tasks.build_tokenizer(CFG)(text).input_ids for text in said]  # cut: without an end
-    wrong, right = chosen.wrong_and_right(responses, FAMILIES["math"])
+    wrong, right = examples.wrong_and_right_response(responses, FAMILIES["math"])
     assert (wrong["wrong_word"], wrong.name) == (4, 1) and (right["wrong_word"], right.name) == (-1, 0)
-    wrong, right = chosen.wrong_and_right(responses.assign(received=0.3), FAMILIES["math"])  # none is uncorrupted
+    wrong, right = examples.wrong_and_right_response(
+        responses.assign(received=0.3), FAMILIES["math"]
+    )  # none is uncorrupted
     assert wrong["wrong_word"] == 4 and right["wrong_word"] == -1
     tokenizer = tasks.build_tokenizer(CFG)
-    settings = chosen.along(wrong, tokenizer)
+    settings = examples.response_plot_arguments(wrong, tokenizer)
     assert settings["tokens"] == said[1].split() and settings["marks"] == [3.5] and "(wrong)" in settings["title"]
-    assert chosen.along(right, tokenizer)["marks"] == []
+    assert examples.response_plot_arguments(right, tokenizer)["marks"] == []
 
 
 def test_change_at_error_by_hand():
@@ -184,7 +185,7 @@ def test_change_at_error_by_hand():
     responses = pd.DataFrame({"prompt": "math 7 a +5 ?", "completion": said})
     flat, falling = np.full((8, 2), 0.5), np.full((8, 2), 0.7)
     falling[5:] = 0.1  # the value before the word after the wrong one
-    found = chosen.change_at_error([flat, falling], responses, FAMILIES["math"])
+    found = examples.value_change_at_error([flat, falling], responses, FAMILIES["math"])
     assert found == pytest.approx({"wrong": -0.6, "style": 0.1, "count": 1})
 
 
@@ -209,32 +210,32 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
         noise=NoiseSettings("spikes", rate=0.5, scale=9.0, then=(NoiseSettings("missing", rate=0.2),)),
     )
     torch.manual_seed(1)  # the result must not depend on the global generator
-    batch = chosen.first_batch(spec)
+    batch = examples.first_training_batch(spec)
     torch.manual_seed(2)
-    assert chosen.first_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
+    assert examples.first_training_batch(spec)["advantages"].tolist() == batch["advantages"].tolist()
     assert 8 < len(batch) < 16 and batch["reward"].notna().all()  # those without reward take no part
     assert set(batch["reward_true"]) <= {0.0, 1.0}
     for row in batch.itertuples():
         assert len(row.tokens) == len(row.advantages) and np.isfinite(row.advantages).all()
         assert len(set(row.advantages)) == 1 or METHODS[method].critic
-    shown = chosen.telling_responses(batch)
+    shown = examples.telling_responses(batch)
     assert any("corrupted" in r["title"] for r in shown)
 
 
 def test_ablation_rows_add_one_step_at_a_time_and_end_at_the_full_critic():
-    weights = dict(zip(TERMS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    weights = dict(zip(ABLATED_TERMS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
     loss = CriticLossSettings(**weights)
     critic = CriticSettings(loss=loss, heads=5)
     rows = ablation_rows(critic)
-    assert list(rows) == list(CUMULATIVE) and rows["+ tail shape and curvature"] == critic
-    on = [[t for t in TERMS if getattr(c.loss, t)] for c in rows.values()]
+    assert list(rows) == list(CUMULATIVE_TERMS) and rows["+ tail shape and curvature"] == critic
+    on = [[t for t in ABLATED_TERMS if getattr(c.loss, t)] for c in rows.values()]
     assert [len(o) for o in on] == [0, 1, 2, 3, 5]
     assert rows["+ mean shift"].loss.mean_shift == 0.3 and all(c.heads == 5 for c in rows.values())
     more = ablation_rows(critic, leave_one_out=True)
-    for term in TERMS:
+    for term in ABLATED_TERMS:
         left = more[f"without {term.replace('_', ' ')}"]
         assert left == dataclasses.replace(critic, loss=dataclasses.replace(loss, **{term: 0.0}))
-    assert weights_table(rows)["mean shift"].tolist() == ["0", "0", "0", "0.3", "0.3"]
+    assert term_weight_table(rows)["mean shift"].tolist() == ["0", "0", "0", "0.3", "0.3"]
 
 
 def test_tail_table_by_hand():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dvpo_lib.experiments import critic_scores as inspection
+from dvpo_lib.experiments.responses import first_training_batch, response_words
 from dvpo_lib.experiments.specs.base_policy import BaseSpec
 from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec, pretraining_rollouts
 from dvpo_lib.experiments.specs.training import TrainSpec, final_test, start
@@ -64,7 +64,7 @@ def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
     roles = final.drop_duplicates("suite").set_index("suite")["role"]
     assert roles[f"{family}_id"] == "ID" and roles[f"{family}_ood"] == "OOD"
     assert set(roles[~roles.index.str.startswith(family)]) == {"transfer"}
-    batch = inspection.first_batch(spec)
+    batch = first_training_batch(spec)
     assert all(len(r.tokens) == len(r.advantages) for r in batch.itertuples())
     assert not any("<user>" in tokens and not tokens.index("<user>") for tokens in batch["tokens"])
 
@@ -105,7 +105,7 @@ def test_critics_value_the_policys_own_tokens(dialogues):
     assert np.isfinite([h["loss"] for h in fit_critic(critic, rows, tokenizer, CRITIC, 0)]).all()
     values = predict_values(critic, rows, tokenizer)
     for value, row in zip(values, rows, strict=True):
-        own = inspection.own_words(row, tokenizer)
+        own = response_words(row, tokenizer)
         assert len(value) == row["length"] == len(own)
         turns = [words for words in row["completion"].split(" <eos>")[::2]]
         assert [w for w in own if w != "<eos>"] == " ".join(turns).split()

@@ -112,7 +112,7 @@ def test_reward_by_label():
 def test_votes_beside_the_truth():
     labels = pd.DataFrame({"prompt": ["a", "b", "c"], "label": ["1", "2", None], "agreement": [1.0, 0.5, 0.0]})
     samples = pd.DataFrame({"prompt": ["a", "a", "b", "c"], "answer": ["1", "1", "9", "3"], "steps": [2, 2, 3, 3]})
-    votes = supervision.votes_on(samples, labels)
+    votes = supervision.pseudo_label_quality(samples, labels)
     assert votes["right"].tolist() == [True, False, False]
     text = world_findings.vote_findings(votes, 8)
     assert "wrong on 66.7 %" in text and "(33 % of the prompts) it is wrong on 0.0 %" in text
@@ -270,7 +270,7 @@ def test_a_family_without_single_answers_cannot_be_voted_on(world):
     samples = pd.DataFrame({"prompt": ["p"], "answer": ["1"], "completion": ["answer 1"], "reward": [1.0]})
     noises = {"none": NoiseSettings(), "vote": NoiseSettings("majority_vote")}
     assert set(supervision.received_rewards(samples, noises, 0)["noise"]) == {"none"}
-    assert supervision.examples(samples, noises, 0)["vote"].isna().all()
+    assert supervision.noise_examples(samples, noises, 0)["vote"].isna().all()
     assert tasks.FAMILIES["dialogue"].answer_of is None
 
 

@@ -81,7 +81,7 @@ def explained_variance_panels(scores: pd.DataFrame, note: str = "") -> Figure:
     """Explained variance of the received and of the true reward at three positions of a response; dots are seeds.
 
     Args:
-        scores: A frame of `critic_scores.critic_scores`; the row "constant" explains nothing and is left out.
+        scores: A frame of `critic_score_table`; the row "constant" explains nothing and is left out.
         note: Further text of the caption.
     """
     scores = scores[scores["critic"] != "constant"]

@@ -178,7 +178,7 @@ def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:
     """Share of right majority votes, by agreement of the answers and by number of steps.
 
     Args:
-        votes: A row per prompt, from `noise_effects.votes_on`: prompt, agreement (0..1), steps, right (bool).
+        votes: A row per prompt, from `pseudo_label_quality`: prompt, agreement (0..1), steps, right (bool).
         note: Further text of the caption.
     """
     figure, axes = new_figure(8.4, 3.3, 1, 2, sharey=True, width_ratios=[2, 1])

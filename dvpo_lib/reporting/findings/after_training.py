@@ -27,7 +27,7 @@ def critic_findings(scores: pd.DataFrame) -> str:
     """Explained variance, CRPS and coverage of the quantile critic, against the scalar one and a constant.
 
     Args:
-        scores: A frame of `critic_scores.critic_scores`: a row per critic, noise, family, seed and position (`at`).
+        scores: A frame of `critic_score_table`: a row per critic, noise, family, seed and position (`at`).
     """
     lines = []
     for noise, cell in scores[scores["at"] == "last"].groupby("noise", sort=False):
@@ -48,7 +48,7 @@ def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str
     """Whether critics notice the first wrong word or judge by the style alone.
 
     Args:
-        changes: Results of `responses.change_at_error`, by critic.
+        changes: Results of `responses.value_change_at_error`, by critic.
         noise: The noise of the critics' training rewards.
     """
     parts = [

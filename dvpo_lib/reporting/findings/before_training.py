@@ -92,7 +92,7 @@ def vote_findings(votes: pd.DataFrame, k: int) -> str:
     """Error rate of the majority vote, by agreement and by steps of the problem.
 
     Args:
-        votes: A frame of `noise_effects.votes_on`.
+        votes: A frame of `noise_effects.pseudo_label_quality`.
         k: Answers to each prompt.
     """
     sure, wrong = votes["agreement"] >= 0.75, 1 - votes["right"].astype(float)
