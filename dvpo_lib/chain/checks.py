@@ -14,7 +14,7 @@ import pydantic
 
 from dvpo_lib.rl.config import DVPOConfig, with_changes
 from dvpo_lib.rl.methods import METHODS
-from dvpo_lib.tasks.chains import LABELS
+from dvpo_lib.tasks.chains import STEP_LETTERS
 from dvpo_lib.tasks.families import FAMILIES
 
 SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
@@ -149,6 +149,6 @@ def _tasks(params) -> Iterator[Problem]:
         cfg = getattr(params.tasks, family)
         for key in ("short", "long"):
             first, last = getattr(cfg, key)
-            if not 1 <= first <= last <= len(LABELS):
-                most = len(LABELS)
+            if not 1 <= first <= last <= len(STEP_LETTERS):
+                most = len(STEP_LETTERS)
                 yield ("tasks", family, key), f"should be 1 <= first <= last <= {most} steps, not {first}, {last}"

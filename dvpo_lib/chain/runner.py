@@ -229,7 +229,7 @@ def move_into_place(spec: StageSpec, scratch: Path) -> None:
 
 def log_duration(name: str, minutes: float) -> None:
     """Appends a stage's duration to durations.tsv in the run store, because no output of a stage may hold a time."""
-    folder = run_store.store()
+    folder = run_store.store_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "durations.tsv", "a", encoding="utf-8") as log:
         log.write(f"{name}\t{minutes:.2f}\t{time.strftime('%Y-%m-%d %H:%M')}\n")

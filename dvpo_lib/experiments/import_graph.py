@@ -1,4 +1,4 @@
-"""Which modules of this package a module reaches through its imports: what the run store hashes as a run's code."""
+"""Import graph of this package: the run store hashes all modules that a run's module depends on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ PACKAGE = "dvpo_lib"
 
 
 def notebook_source(path: Path) -> str:
-    """The code of a notebook as one module, without lines of IPython (magics, shell)."""
+    """The code of a notebook as one module, without IPython lines (magics, shell)."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     lines = "\n".join(cell for cell in code if not cell.startswith("%%")).split("\n")
     return "\n".join("" if line.startswith(("%", "!", "?")) else line for line in lines)
 
 
-def reachable(modules: Iterable[str], root: Path) -> set[str]:
-    """The files of the modules of this package among `modules` and of all that they import, directly or not."""
+def reachable_files(modules: Iterable[str], root: Path) -> set[str]:
+    """Finds the files of modules and of everything of this package that they import, directly or not.
+
+    Args:
+        modules: Dotted names; names outside the package are ignored.
+        root: The folder that holds the package's folder.
+
+    Returns:
+        Paths relative to `root`.
+    """
     found: set[str] = set()
     todo = list(modules)
     while todo:
@@ -29,15 +37,21 @@ def reachable(modules: Iterable[str], root: Path) -> set[str]:
             continue
         found.add(file)
         package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
-        todo += imports_of((root / file).read_text(encoding="utf-8"), package)
+        todo += library_imports((root / file).read_text(encoding="utf-8"), package)
         todo += [module.rpartition(".")[0]] if "." in module else []
     return found
 
 
-def imports_of(source: str, package: str = "") -> list[str]:
-    """The modules of this package that a source imports anywhere, functions included, type-checking blocks excluded.
+def library_imports(source: str, package: str = "") -> list[str]:
+    """Lists the imports of this package in a source, inside functions too, but not under TYPE_CHECKING.
 
-    `from dvpo_lib import x` gives both dvpo_lib and dvpo_lib.x; names that are no modules are dropped later."""
+    Args:
+        source: Python source.
+        package: Dotted name of the package that holds the source, for relative imports.
+
+    Returns:
+        Dotted names. `from dvpo_lib import x` gives dvpo_lib and dvpo_lib.x, whether or not x is a module.
+    """
     found = []
     todo: list[ast.AST] = [ast.parse(source)]
     while todo:

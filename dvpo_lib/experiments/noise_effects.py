@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.noise.proxies import received
-from dvpo_lib.noise.sources import NOISES, NoiseSettings, confusion
+from dvpo_lib.noise.confusion import confusion_rates
+from dvpo_lib.noise.proxies import corrupt_table
+from dvpo_lib.noise.sources import NOISES, NoiseSettings
 from dvpo_lib.reporting.names import display_name
 
 
@@ -32,7 +33,7 @@ def received_rewards(
         `samples` for each source, with columns noise, true, received (NaN if missing) and words.
     """
     frames = [
-        samples.assign(noise=name, true=samples["reward"], received=received(samples, cfg, seed, proxies, step))
+        samples.assign(noise=name, true=samples["reward"], received=corrupt_table(samples, cfg, seed, proxies, step))
         for name, cfg in noises.items()
         if {*cfg.proxies} <= {*(proxies or {})}
     ]
@@ -48,7 +49,7 @@ def confusion_table(rewards: pd.DataFrame) -> pd.DataFrame:
     """
     return pd.DataFrame(
         [
-            {"family": family, "noise": name, **confusion(own["true"], own["received"], own["words"])}
+            {"family": family, "noise": name, **confusion_rates(own["true"], own["received"], own["words"])}
             for (family, name), own in rewards.groupby(["family", "noise"], sort=False)
         ]
     )
@@ -106,7 +107,7 @@ def noise_examples(
     table = samples[["prompt", "answer", "completion", "reward"]].reset_index(drop=True)
     for name, cfg in noises.items():
         there = {*cfg.proxies} <= {*(proxies or {})}
-        table[name] = received(samples, cfg, seed, proxies).to_numpy() if there else np.nan
+        table[name] = corrupt_table(samples, cfg, seed, proxies).to_numpy() if there else np.nan
     table = table.drop_duplicates(["prompt", "reward"])
     struck = table[list(noises)].ne(table["reward"], axis=0).groupby(table["prompt"], sort=False).any().sum(axis=1)
     both = table.groupby("prompt", sort=False).size().gt(1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dvpo_lib.experiments.specs.training import start
+from dvpo_lib.experiments.specs.training import build_trainer
 from dvpo_lib.models.tokens import encode
 from dvpo_lib.rl.rewards import score
 from dvpo_lib.tasks.suites import World
@@ -18,13 +18,13 @@ def first_training_batch(spec) -> pd.DataFrame:
     """The first batch of a training run, with the advantages before any update.
 
     Args:
-        spec: A `TrainSpec`. With equal seeds, methods without groups get the same responses.
+        spec: A `TrainingSpec`. With equal seeds, methods without groups get the same responses.
 
     Returns:
         One row per response: prompt, completion, tokens (list of words), advantages (list, one per token), reward (as
         received) and reward_true.
     """
-    trainer = start(spec)
+    trainer = build_trainer(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
     rewards, true = (
         score(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)

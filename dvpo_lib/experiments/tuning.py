@@ -11,9 +11,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from dvpo_lib.common.settings_tree import get_dotted, merge_trees, nest_dotted
-from dvpo_lib.experiments.run_store import collect, execute
-from dvpo_lib.experiments.specs.critic_pretraining import critic_spec
-from dvpo_lib.experiments.specs.training import train_spec
+from dvpo_lib.experiments.run_store import collect_tables, execute_specs
+from dvpo_lib.experiments.specs.critic_pretraining import critic_pretraining_spec
+from dvpo_lib.experiments.specs.training import training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 
@@ -94,7 +94,7 @@ def plan_grid(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
         for s in range(seeds)
     ]
     critics = [
-        critic_spec(params, critic, "none", params.families[0], seed)
+        critic_pretraining_spec(params, critic, "none", params.families[0], seed)
         for _, _, seed, _, critic in runs
         if critic is not None
     ]
@@ -125,17 +125,18 @@ def train_grid(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
     """
     family = params.families[0]
     runs, critics = plan_grid(params, methods, seeds)
-    folders = iter(execute(critics, params.runtime.workers, "critics of the grid"))
+    folders = iter(execute_specs(critics, params.runtime.workers, "critics of the grid"))
     specs = []
     for method, _, seed, training, critic in runs:
         file = next(folders) / "critic.safetensors" if critic is not None else None
-        spec = train_spec(params, method, method, "none", family, seed, critic, file, training)
+        spec = training_spec(params, method, method, "none", family, seed, critic, file, training)
         specs.append(
             dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1))
         )  # the final test is not used
     rows = []
-    for (method, point, seed, *_), folder in zip(runs, execute(specs, params.runtime.workers, "the grid"), strict=True):
-        curves, setting = collect([folder], "curves"), SENSITIVE_SETTINGS[method][0]
+    trained = execute_specs(specs, params.runtime.workers, "the grid")
+    for (method, point, seed, *_), folder in zip(runs, trained, strict=True):
+        curves, setting = collect_tables([folder], "curves"), SENSITIVE_SETTINGS[method][0]
         rows.append(
             {
                 "method": method,

@@ -1,8 +1,8 @@
-"""A trained reward model of a chosen accuracy: a noise source whose errors depend on what the response says.
+"""A trained reward model of a chosen accuracy: a noise source whose errors depend on the response.
 
-A classifier on the policy's backbone learns from answers of the base policy whether they are right, some of its labels
-being turned over, and is trained for as long as its accuracy, on prompts that it has not seen, is the one asked for:
-the search is over training length. Then it is measured on further prompts, seen neither in training nor in the search.
+A classifier on the policy's backbone learns from answers of the base policy whether they are right; some of its labels
+are flipped. A search over the length of training brings its accuracy on unseen prompts to the target. The final
+accuracy is measured on further prompts, used neither in training nor in the search.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from torch import Tensor, nn
 from dvpo_lib.common.seeds import generator_for
 from dvpo_lib.models.tokens import Tokens, encode, shuffled_batches
 
-WEIGHTS = "reward_model.safetensors"
-TOLERANCE = 0.001  # of the accuracy that the search reaches on its own answers
+WEIGHTS_FILE = "reward_model.safetensors"
+ACCURACY_TOLERANCE = 0.001  # of the search, on its own answers
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class RewardModelSettings:
-    """A reward model and the search for its accuracy."""
+    """Settings of the reward model and of the search for its accuracy."""
 
     accuracy: Annotated[float, Field(gt=0.5, lt=1)] = 0.718  # on held-out answers; the paper's for dialogue
-    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share of its training labels that are turned over
-    examples: Annotated[int, Field(ge=1)] = 1024  # labelled answers of the base policy that it learns from
-    held_out: Annotated[int, Field(ge=1)] = 12_288  # answers that the search looks at, and as many to measure it on
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.2  # share of its training labels that are flipped
+    examples: Annotated[int, Field(ge=1)] = 1024  # labelled answers of the base policy to learn from
+    held_out: Annotated[int, Field(ge=1)] = 12_288  # answers for the search, and as many for the measurement
     steps: Annotated[int, Field(ge=1)] = 1024  # optimiser steps at most
-    check_every: Annotated[int, Field(ge=1)] = 24  # steps between two looks at the accuracy
+    check_every: Annotated[int, Field(ge=1)] = 24  # steps between two checks of the accuracy
     batch_size: Annotated[int, Field(ge=1)] = 64  # answers a step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
 
@@ -45,7 +45,8 @@ class RewardModel(nn.Module):
     """P(right) of a whole response, read at its last token, on a copy of the policy's backbone.
 
     Args:
-        policy: the causal LM whose backbone is copied. seed: of the head's weights.
+        policy: The causal LM to copy the backbone from.
+        seed: Of the head's weights.
     """
 
     def __init__(self, policy, seed: int = 0):
@@ -60,31 +61,32 @@ class RewardModel(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B,) logits."""
-        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        last = torch.where(tokens.attention_mask.bool(), places, -1).amax(1)  # the last real token
+        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state  # (B, T, width)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last = torch.where(tokens.attention_mask.bool(), positions, -1).amax(1)  # (B,) the last real token
         return self.head(hidden[torch.arange(len(last), device=last.device), last].float()).squeeze(-1)
 
 
 @torch.no_grad()
-def probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512) -> np.ndarray:
+def predict_probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512) -> np.ndarray:
     """(B,) P(right) of encoded responses."""
     order, device = tokens.attention_mask.sum(1).argsort(stable=True), next(model.parameters()).device
     found = torch.empty(len(tokens))
-    for rows in order.split(batch_size):  # of like length, so that little is padded
+    for rows in order.split(batch_size):  # sorted by length, so that batches need little padding
         found[rows] = model(tokens.rows(rows).to(device)).sigmoid().cpu()
     return found.numpy()
 
 
-class Look(NamedTuple):
-    """A model on its way: its place among all looks, step, by how much its accuracy exceeds the target, weights."""
+class Snapshot(NamedTuple):
+    """The model at one check of the search: row of the log, step, accuracy minus target, weights."""
 
-    place: int
+    row: int
     step: float
     error: float
     weights: list[Tensor]
 
     def distance(self) -> float:
+        """Distance of the accuracy from the target."""
         return abs(self.error)
 
 
@@ -97,35 +99,41 @@ def search_accuracy(
     cfg: RewardModelSettings,
     seed: int,
 ) -> list[dict]:
-    """Trains `model`, in place, for as long as its accuracy on `held` is the one asked for.
+    """Trains a model in place until its accuracy on held-out answers equals the target.
 
-    The accuracy rises while the model learns what right answers look like, and falls while it learns its wrong labels
-    by heart. Training is broken off where it falls to the target; where it never falls that far, the last place counts
-    at which it rises to it. (At first everything is called what answers are more rarely, right or wrong: there is such
-    a place wherever the accuracy is reached at all.) Between the two looks around that place the length is refined by
-    bisection on the straight line between their weights, along which the accuracy passes the target too.
+    The accuracy rises while the model learns the form of right answers, and falls once it memorises wrong labels.
+    Training stops when the accuracy falls to the target; if it never does, the last rise through the target counts.
+    (The model starts by predicting the rarer class for every answer, so the accuracy rises through every target that it
+    reaches.) Bisection then refines the length between the two checks around the crossing, on the straight line between
+    their weights, along which the accuracy crosses the target too.
 
     Args:
-        labels: (B,) 0 or 1, noise included, of `tokens`. truth: (B',) 0 or 1, of `held`.
+        model: The model to train.
+        tokens: (B, T) answers to learn from.
+        labels: (B,) their labels, 0 or 1, noise included.
+        held: (B', T') held-out answers.
+        truth: (B',) whether they are right, 0 or 1.
+        cfg: Settings of training and search.
+        seed: Of the order of batches.
 
     Returns:
-        One record for each look: step (a fraction of steps where refined), accuracy, taken (bool, one of them).
+        One record per check: step (a fraction after bisection), accuracy, taken (True for the model returned).
 
     Raises:
-        ValueError: the accuracy is never reached.
+        ValueError: If the accuracy is never reached.
     """
-    looks: list[dict] = []
+    log: list[dict] = []
 
-    def look(step: float) -> Look:
-        accuracy = float(((probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean())
-        looks.append({"step": step, "accuracy": accuracy, "taken": False})
-        return Look(len(looks) - 1, step, accuracy - cfg.accuracy, [p.detach().clone() for p in model.parameters()])
+    def check(step: float) -> Snapshot:
+        accuracy = float(((predict_probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean())
+        log.append({"step": step, "accuracy": accuracy, "taken": False})
+        return Snapshot(len(log) - 1, step, accuracy - cfg.accuracy, [p.detach().clone() for p in model.parameters()])
 
     with torch.no_grad():
         model.head.bias.fill_(1.0 if truth.mean() < 0.5 else -1.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.learning_rate)
     batches = shuffled_batches(len(tokens), cfg.batch_size, generator_for(seed, "reward model batches"))
-    before, around = look(0), None
+    previous, crossing = check(0), None
     for step in range(1, cfg.steps + 1):
         rows = next(batches)
         loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
@@ -135,44 +143,48 @@ def search_accuracy(
         optimizer.step()
         if step % cfg.check_every and step < cfg.steps:
             continue
-        now = look(step)
-        if (before.error < 0) != (now.error < 0):
-            around = before, now
-        if before.error >= 0 > now.error:
+        current = check(step)
+        if (previous.error < 0) != (current.error < 0):
+            crossing = previous, current
+        if previous.error >= 0 > current.error:
             break
-        before = now
-    if around is None:
-        best = max(x["accuracy"] for x in looks)
+        previous = current
+    if crossing is None:
+        best = max(record["accuracy"] for record in log)
         raise ValueError(
-            f"reward_model.accuracy: {cfg.accuracy:.1%} is not reached in {cfg.steps} steps (at most "
-            f"{best:.1%}): more examples or steps, or less label_noise, are needed"
+            f"reward_model.accuracy: {cfg.accuracy:.1%} is not reached in {cfg.steps} steps (at most {best:.1%}): "
+            "use more examples or steps, or less label_noise"
         )
-    first, last = around
-    nearest = min(around, key=Look.distance)
-    low, high = 0.0, 1.0  # places on the line from the first to the last
-    while nearest.distance() > TOLERANCE and high - low > 1e-3:
+    first, last = crossing
+    nearest = min(crossing, key=Snapshot.distance)
+    low, high = 0.0, 1.0  # positions on the line between the two weights
+    while nearest.distance() > ACCURACY_TOLERANCE and high - low > 1e-3:
         share = (low + high) / 2
-        move(model, [a + share * (b - a) for a, b in zip(first.weights, last.weights, strict=True)])
-        between = look(first.step + share * (last.step - first.step))
+        set_weights(model, [a + share * (b - a) for a, b in zip(first.weights, last.weights, strict=True)])
+        between = check(first.step + share * (last.step - first.step))
         low, high = (share, high) if (between.error < 0) == (first.error < 0) else (low, share)
-        nearest = min(nearest, between, key=Look.distance)
-    move(model, nearest.weights)
-    looks[nearest.place]["taken"] = True
-    return looks
+        nearest = min(nearest, between, key=Snapshot.distance)
+    set_weights(model, nearest.weights)
+    log[nearest.row]["taken"] = True
+    return log
 
 
 @torch.no_grad()
-def move(model: nn.Module, weights: list[Tensor]) -> None:
-    """Gives a model other weights, in the order of its parameters."""
+def set_weights(model: nn.Module, weights: list[Tensor]) -> None:
+    """Copies weights into a model, in the order of its parameters."""
     for parameter, value in zip(model.parameters(), weights, strict=True):
         parameter.copy_(value)
 
 
 def calibration_table(predictions: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
-    """Predicted against actual shares of right answers, a row for each tenth of all answers: predicted, right, count.
+    """Predicted and actual shares of right answers, by bins of equal size.
 
     Args:
-        predictions: probability, right (0/1).
+        predictions: Columns probability, right (0/1).
+        bins: Number of bins, from the smallest to the largest probability.
+
+    Returns:
+        One row per bin: predicted, right (means), count.
     """
     place = predictions["probability"].rank(method="first").sub(1) * bins // len(predictions)
     by = predictions.groupby(place.astype(int))
@@ -180,16 +192,22 @@ def calibration_table(predictions: pd.DataFrame, bins: int = 10) -> pd.DataFrame
 
 
 def model_reward(model: RewardModel, tokenizer) -> Callable:
-    """A reward function: the model's probability that a response is right."""
+    """Builds a reward function: the model's probability that a response is right."""
 
-    def judged(prompts, completions, **columns):
-        return probabilities(model, encode(tokenizer, list(prompts), list(completions))).astype(float).tolist()
+    def right_probability(prompts, completions, **columns):
+        tokens = encode(tokenizer, list(prompts), list(completions))
+        return predict_probabilities(model, tokens).astype(float).tolist()
 
-    return judged
+    return right_probability
 
 
 def load_reward_model(path: str | Path, policy) -> RewardModel:
-    """A trained reward model from its file of weights; `policy` is the one whose backbone it has."""
+    """Loads a trained reward model.
+
+    Args:
+        path: The file of weights.
+        policy: The policy whose backbone the model was built on.
+    """
     model = RewardModel(policy)
     model.load_state_dict(load_file(path))
     return model.eval()

@@ -1,14 +1,14 @@
-"""Noisy supervision: seeded corruptions around any reward function, put together at will.
+"""Noise sources: seeded corruptions of rewards that can be combined.
 
-A source is a row of `noises` in params.yaml. Its kind says what a reward becomes where the noise strikes, its rate how
-often it strikes; `drift` lets the rate rise in the course of training; `then` lists sources that act on the result::
+A source is a row of `noises` in params.yaml. Its kind sets what a corrupted reward becomes, its rate how often that
+happens. `drift` lets the rate rise during training; `then` lists sources that act on the result::
 
     flip: {kind: flip, rate: 0.4}
     late_flips: {kind: flip, rate: 0.4, drift: [10, 30]}
     long_and_gappy: {kind: length_bias, scale: 0.3, then: [{kind: missing, rate: 0.2}]}
 
-Kinds `majority_vote` and `reward_model` put another reward function in the truth's place (`PROXIES`; notebook 01 makes
-them). Randomness is drawn anew for every (seed, step), so that a resumed run sees the same noise.
+The kinds `majority_vote` and `reward_model` (`PROXIES`) replace the true reward by that of another reward function;
+notebook 01 makes both. Every (seed, step) has its own random stream, so a resumed run sees the same noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
@@ -25,12 +25,20 @@ from pydantic.dataclasses import dataclass as settings
 from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.rl.rewards import call
 
-PROXIES = ("majority_vote", "reward_model")  # reward functions that stand for the truth, by kind
+PROXIES = ("majority_vote", "reward_model")  # kinds that need a reward function in place of the true one
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class NoiseSettings:
-    """One noise source."""
+    """One noise source.
+
+    Example:
+        >>> NoiseSettings("flip", rate=0.4)  # 40 % of the rewards r become 1 - r
+        >>> late = NoiseSettings("flip", rate=0.4, drift=(10, 30))  # ... rising from 0 between steps 10 and 30
+        >>> late.rate_at(20)
+        0.2
+        >>> NoiseSettings("length_bias", scale=0.3, then=(NoiseSettings("missing", rate=0.2),)).chain  # both, in order
+    """
 
     kind: Literal[
         "none",
@@ -44,32 +52,32 @@ class NoiseSettings:
         "majority_vote",
         "reward_model",
     ] = "none"
-    rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # probability that it strikes a reward at risk
-    scale: Annotated[float, Field(ge=0)] = 5.0  # of spikes: standard deviation; of length_bias: a deviation's reward
-    drift: tuple[int, int] | None = None  # steps between which the rate rises from 0 to its value; null: it holds
-    hard: bool = False  # reward_model: its verdict, 0 or 1, in place of its probability
-    then: tuple[NoiseSettings, ...] = ()  # sources that act on the result, one after the other
+    rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # probability that it corrupts a reward
+    scale: Annotated[float, Field(ge=0)] = 5.0  # spikes: standard deviation; length_bias: reward per deviation
+    drift: tuple[int, int] | None = None  # steps between which the rate rises from 0; null: constant rate
+    hard: bool = False  # reward_model: verdicts 0 or 1 in place of probabilities
+    then: tuple[NoiseSettings, ...] = ()  # sources that act on the result, in order
 
     @model_validator(mode="after")
     def _drift_fits(self):
         if self.drift is not None and not 0 <= self.drift[0] <= self.drift[1]:
-            raise ValueError(f"drift: steps (first, last) with 0 <= first <= last are expected, not {self.drift}")
+            raise ValueError(f"drift: steps (first, last) with 0 <= first <= last expected, not {self.drift}")
         if self.hard and self.kind != "reward_model":
             raise ValueError(f"hard: only a reward model has verdicts, not {self.kind}")
         return self
 
     @property
     def chain(self) -> tuple[NoiseSettings, ...]:
-        """The sources that act one after the other, this one first."""
+        """All sources in the order in which they act, this one first."""
         return (self, *(part for source in self.then for part in source.chain))
 
     @property
     def proxies(self) -> tuple[str, ...]:
-        """The reward functions that it needs in the truth's place."""
+        """The kinds of `PROXIES` in the chain."""
         return tuple(kind for kind in PROXIES if any(part.kind == kind for part in self.chain))
 
     def rate_at(self, step: int) -> float:
-        """The rate at a step of training; pretraining counts as step 0."""
+        """The rate at a training step; critic pretraining counts as step 0."""
         if self.drift is None:
             return self.rate
         first, last = self.drift
@@ -126,6 +134,7 @@ def reward_model(rewards, prompts, completions, cfg, rng):
     """What a trained reward model says, in place of the truth: its probability, or, where `hard`, its verdict."""
 
 
+# The functions' names are the kinds of NoiseSettings; their docstrings are cells of the table of noise sources.
 NOISES = {
     f.__name__: f
     for f in (
@@ -143,72 +152,111 @@ NOISES = {
 }
 
 
+def corrupt_rewards(
+    rewards: np.ndarray,
+    prompts: list[str],
+    completions: list[str],
+    cfg: NoiseSettings,
+    seed: int,
+    step: int = 0,
+    proxies: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Applies a noise source, and the sources chained to it, to a batch of rewards.
+
+    Each source of the chain has its own random stream, set by (seed, step, position). Missing rewards stay missing.
+
+    Args:
+        rewards: (B,) rewards; NaN if missing.
+        prompts: (B,) prompts.
+        completions: (B,) completions.
+        cfg: The source.
+        seed: Of the noise.
+        step: Training step, for the random stream and the drift of rates.
+        proxies: {kind: (B,) rewards by that proxy, NaN if missing} for the kinds in `cfg.proxies`.
+
+    Returns:
+        (B,) corrupted rewards; NaN if missing.
+    """
+    for place, part in enumerate(cfg.chain):
+        rng = np.random.default_rng(seed_for(seed, "noise", step, place))
+        struck = (rng.random(len(rewards)) < part.rate_at(step)) & ~np.isnan(rewards)
+        if part.kind in PROXIES:
+            new = (proxies or {})[part.kind]
+            new = np.where(np.isnan(new), new, new >= 0.5) if part.hard else new
+        else:
+            new = NOISES[part.kind](rewards, prompts, completions, part, rng)
+        rewards = np.where(struck, new, rewards)
+    return rewards
+
+
+def score_proxies(
+    cfg: NoiseSettings,
+    proxies: Mapping[str, Callable],
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list],
+    state: Any = None,
+) -> dict[str, np.ndarray]:
+    """Calls the proxies that a source needs, for `corrupt_rewards`.
+
+    Args:
+        cfg: The source.
+        proxies: {kind: reward function}.
+        prompts: (B,) prompts.
+        completions: (B,) completions.
+        columns: Other columns of the records.
+        state: The `trainer_state` passed to the functions.
+
+    Returns:
+        {kind: (B,) rewards, NaN if missing}.
+
+    Raises:
+        ValueError: If a proxy that the source needs is missing.
+    """
+    _check_proxies(cfg, proxies)
+    return {kind: call(proxies[kind], prompts, completions, columns, state) for kind in cfg.proxies}
+
+
+def _check_proxies(cfg: NoiseSettings, proxies: Mapping[str, Callable]) -> None:
+    for kind in cfg.proxies:
+        if kind not in proxies:
+            raise ValueError(f"noise of kind {kind} needs proxies[{kind!r}], a reward function")
+
+
 def corrupt(
     reward_func: Callable, cfg: NoiseSettings, seed: int, proxies: Mapping[str, Callable] | None = None
 ) -> Callable:
-    """`reward_func` under noise, in the same signature. A missing reward (None) stays missing.
+    """Wraps a reward function in noise; see `corrupt_rewards`.
 
-    The noise of a call depends on `seed` and on the trainer's `global_step` (0 where no `trainer_state` is passed).
+    The noise of a call depends on `seed` and the trainer's `global_step` (0 without `trainer_state`).
 
     Args:
-        proxies: {kind: reward function} for the kinds of `PROXIES`; any callable with the signature serves.
+        reward_func: A reward function in TRL's signature.
+        cfg: The noise source.
+        seed: Of the noise.
+        proxies: {kind: reward function} for the kinds in `cfg.proxies`.
+
+    Returns:
+        A reward function in the same signature; None marks a missing reward.
 
     Raises:
-        ValueError: a proxy that the source needs is not there.
+        ValueError: If a proxy that the source needs is missing.
+
+    Example:
+        >>> def exact_match(prompts, completions, answer, **columns):
+        ...     return [float(c == a) for c, a in zip(completions, answer)]
+        >>> noisy = corrupt(exact_match, NoiseSettings("flip", rate=1.0), seed=0)
+        >>> noisy(["1 + 1", "1 + 2"], ["2", "4"], answer=["2", "3"])
+        [0.0, 1.0]
     """
-    proxies = proxies or {}
-    for kind in cfg.proxies:
-        if kind not in proxies:
-            raise ValueError(f"noise of kind {kind} needs proxies[{kind!r}], the reward function in the truth's place")
+    _check_proxies(cfg, proxies or {})
 
     @functools.wraps(reward_func)
     def noisy(prompts, completions, trainer_state=None, **columns):
         rewards = call(reward_func, prompts, completions, columns, trainer_state)
+        scores = score_proxies(cfg, proxies or {}, prompts, completions, columns, trainer_state)
         step = getattr(trainer_state, "global_step", 0)
-        for place, part in enumerate(cfg.chain):
-            rng = np.random.default_rng(seed_for(seed, "noise", step, place))
-            struck = (rng.random(len(rewards)) < part.rate_at(step)) & ~np.isnan(rewards)
-            if part.kind in PROXIES:
-                new = call(proxies[part.kind], prompts, completions, columns, trainer_state)
-                new = np.where(np.isnan(new), new, new >= 0.5) if part.hard else new
-            else:
-                new = NOISES[part.kind](rewards, prompts, completions, part, rng)
-            rewards = np.where(struck, new, rewards)
+        rewards = corrupt_rewards(rewards, prompts, completions, cfg, seed, step, scores)
         return [None if np.isnan(r) else r for r in rewards.tolist()]
 
     return noisy
-
-
-def confusion(true: np.ndarray, noisy: np.ndarray, length: np.ndarray | None = None) -> dict[str, float]:
-    """How a source errs, its reward read as a label at 0.5, with its rates as measured.
-
-    Args:
-        true, noisy: (n,) rewards; NaN in `noisy` is a missing one. length: (n,) of the responses.
-
-    Returns:
-        Shares of all responses tp, fp, fn, tn, missing (sum 1); `corrupted`: share of rewards that are not the true
-        ones, missing ones included; `accuracy`: of the labels that there are; `false_positives`, `false_negatives`:
-        shares of the wrong, and of the right, whose label is not theirs; with `length`, correlations of the reward
-        (`length_reward`) and of its error (`length_error`) with it, 0 where either is constant.
-    """
-    true, noisy = np.asarray(true, dtype=float), np.asarray(noisy, dtype=float)
-    given = ~np.isnan(noisy)
-    t, y, n = true[given] >= 0.5, noisy[given] >= 0.5, max(len(true), 1)
-    counts = dict(tp=(t & y).sum(), fp=(~t & y).sum(), fn=(t & ~y).sum(), tn=(~t & ~y).sum(), missing=(~given).sum())
-    found = {name: float(count / n) for name, count in counts.items()}
-    found |= dict(
-        corrupted=float((true != noisy).mean()),
-        accuracy=float((t == y).mean()) if len(t) else float("nan"),
-        false_positives=float(counts["fp"] / max((~t).sum(), 1)),
-        false_negatives=float(counts["fn"] / max(t.sum(), 1)),
-    )
-    if length is not None:
-        length = np.asarray(length, dtype=float)[given]
-        found |= dict(
-            length_reward=_correlation(noisy[given], length), length_error=_correlation((noisy - true)[given], length)
-        )
-    return found
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else 0.0

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dvpo_lib.tasks.dialogue_rules import END, follow, judge, mean_scores, metrics, split_turns
+from dvpo_lib.tasks.dialogue_rules import END_OF_TURN, split_turns, track_dialogue
+from dvpo_lib.tasks.dialogue_scores import mean_scores, score_dialogue, score_dialogues
 from dvpo_lib.tasks.suites import STYLES
 
 
@@ -23,16 +24,16 @@ def telling_dialogue(samples: pd.DataFrame) -> dict:
 
 def verdict_text(record: Mapping) -> str:
     """The metrics and the reward of a sampled dialogue, as text."""
-    scores = judge(record, record["completion"])
+    scores = score_dialogue(record, record["completion"])
     parts = ", ".join(f"{name.upper()} {value:.2f}" for name, value in scores._asdict().items())
     return f"{parts}: reward {scores.mean:.2f}"
 
 
 def turn_by_turn(record: Mapping, completion: str) -> pd.DataFrame:
     """One row per turn of a dialogue: number, speaker, words and the acts that the metrics count."""
-    turns, before, rows = split_turns(completion), follow(record, "")[0], []
+    turns, before, rows = split_turns(completion), track_dialogue(record, "")[0], []
     for i, words in enumerate(turns):
-        state, _ = follow(record, " ".join(f"{' '.join(turn)} {END}" for turn in turns[: i + 1]))
+        state, _ = track_dialogue(record, " ".join(f"{' '.join(turn)} {END_OF_TURN}" for turn in turns[: i + 1]))
         changes = {"right acts": state.done - before.done, "needless acts": state.needless - before.needless}
         counts = [f"{name}: {n}" for name, n in changes.items() if n]
         counts += ["booked"] * (state.booking is not None) + ["not understood"] * state.failed
@@ -49,7 +50,7 @@ def scores_by_group(samples: pd.DataFrame) -> pd.DataFrame:
     Args:
         samples: Dialogues in a frame of `evaluation.sample_table`.
     """
-    scores = metrics(samples["prompt"], samples["completion"], samples["answer"], samples["user"])
+    scores = score_dialogues(samples["prompt"], samples["completion"], samples["answer"], samples["user"])
     styles = samples["completion"].str.split().str[0].where(lambda first: first.isin(STYLES), "other").fillna("other")
     groups = {"domain": mean_scores(samples["domain"], scores), "style": mean_scores(styles, scores)}
     rows = [

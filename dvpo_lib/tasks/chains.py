@@ -1,12 +1,12 @@
-"""Chain problems: the common shape of mathematics and science.
+"""Chain problems, the common form of the math and science families.
 
-A chain starts in a state and applies operations one after the other; the answer is the last state. A worked solution
-names each step with a letter, so that a small policy can look the operation up in the prompt::
+A chain starts in a state and applies one operation after another; the answer is the last state. A worked solution
+repeats the letter of each step, so that a small policy can look the operation up in the prompt::
 
     prompt      math 7 a +5 b *3 ?
     completion  careful a +5 = 2 b *3 = 6 so 6 answer 6
 
-A wrong step of an annotator lands in any other state, and is carried on.
+A wrong step leads to a random other state, and the solution goes on from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from dvpo_lib.tasks.suites import STYLES, SuiteSettings
 
-LABELS = tuple("abcdefgh")
+STEP_LETTERS = tuple("abcdefgh")
 MARKERS = ("?", "=", "so", "answer")
 
 
@@ -31,13 +31,13 @@ class ChainSettings(SuiteSettings):
 
 @dataclass(frozen=True)
 class Chains:
-    """A family of chain problems.
+    """A family of chain problems; a `World`.
 
     Attributes:
-        name: first word of every prompt.
-        states: all states; a wrong step lands in another of them, uniformly.
-        operations: all operations, each one word.
-        apply: (state, operation) -> next state, the truth.
+        name: First word of every prompt.
+        states: All states. A wrong step leads to another of them, uniformly.
+        operations: All operations, each one word.
+        apply: (state, operation) -> the true next state.
     """
 
     name: str
@@ -47,13 +47,15 @@ class Chains:
 
     @property
     def words(self) -> list[str]:
-        """Every word that prompts and solutions of this family can hold."""
-        return list(dict.fromkeys([self.name, *MARKERS, *STYLES, *LABELS, *self.states, *self.operations]))
+        """The vocabulary of the family's prompts and solutions."""
+        return list(dict.fromkeys([self.name, *MARKERS, *STYLES, *STEP_LETTERS, *self.states, *self.operations]))
 
     def prompt(self, start: str, operations: list[str]) -> str:
-        return " ".join([self.name, start, *(f"{a} {op}" for a, op in zip(LABELS, operations)), "?"])
+        """The question as text."""
+        return " ".join([self.name, start, *(f"{a} {op}" for a, op in zip(STEP_LETTERS, operations)), "?"])
 
     def answer(self, start: str, operations: list[str]) -> str:
+        """The true last state."""
         for op in operations:
             start = self.apply(start, op)
         return start
@@ -61,23 +63,34 @@ class Chains:
     def solution(
         self, start: str, operations: list[str], style: str, error: float, restate: float, rng: np.random.Generator
     ) -> str:
-        """One annotator's worked solution; a wrong step is carried on, as people do."""
+        """Writes one annotator's worked solution; later steps build on a wrong result.
+
+        Args:
+            start: The first state.
+            operations: The operations of the prompt.
+            style: The style token that opens the solution.
+            error: Probability that a step is wrong.
+            restate: Probability that a step's result is said again.
+            rng: Source of the errors and restatements.
+        """
         words, state = [style], start
-        for label, op in zip(LABELS, operations):
+        for letter, op in zip(STEP_LETTERS, operations):
             result = self.apply(state, op)
             if rng.random() < error:
                 result = str(rng.choice([s for s in self.states if s != result]))
-            words += [label, op, "=", result]
+            words += [letter, op, "=", result]
             if rng.random() < restate:
                 words += ["so", result]
             state = result
         return " ".join([*words, "answer", state])
 
     def sample(self, rng: np.random.Generator, steps: tuple[int, int]) -> tuple[str, list[str]]:
+        """Draws a start state and between steps[0] and steps[1] operations."""
         length = int(rng.integers(steps[0], steps[1] + 1))
         return str(rng.choice(self.states)), [str(op) for op in rng.choice(self.operations, size=length)]
 
     def draw(self, rng: np.random.Generator, steps: tuple[int, int], cfg: ChainSettings) -> dict:
+        """Draws a problem: prompt, answer, steps, family."""
         start, operations = self.sample(rng, steps)
         return dict(
             prompt=self.prompt(start, operations),
@@ -87,14 +100,15 @@ class Chains:
         )
 
     def demonstrate(self, record: Mapping, style: str, error: float, restate: float, rng: np.random.Generator) -> str:
+        """Writes a `solution` of a record."""
         words = record["prompt"].split()
         return self.solution(words[1], words[3::2], style, error, restate, rng)
 
     def first_wrong_word(self, record: Mapping, completion: str) -> int | None:
-        """Index of the first word of a worked solution that is wrong, None where all steps are right.
+        """Index of the first wrong word of a worked solution; None if all steps are right.
 
-        A step reads `<letter> <operation> = <result>`; it is wrong where the operation is not the prompt's, or the
-        result not what the operation makes of the state before it. The answer is wrong where it is not the last state.
+        A step reads `<letter> <operation> = <result>`. It is wrong if its operation is not the prompt's, or if its
+        result does not follow from the state before it. The answer is wrong if it differs from the last state.
         """
         asked, words = record["prompt"].split(), completion.split()
         state, operations = asked[1], dict(zip(asked[2:-1:2], asked[3:-1:2], strict=False))
@@ -110,18 +124,18 @@ class Chains:
         return said[-1] + 1 if said and words[said[-1] + 1] != state else None
 
 
-def room(steps: int) -> int:
-    """Tokens that a completion of so many steps may take: a third more than the longest worked solution."""
+def chain_token_limit(steps: int) -> int:
+    """Token limit of a solution with this many steps: a third more than the longest demonstration needs."""
     return 8 * steps + 8
 
 
 def final_answer(completion: str) -> str | None:
-    """The word after the last `answer`, or None where the completion gives none."""
+    """The word after the last `answer`; None if there is none."""
     words = completion.split()
-    where = [i for i, w in enumerate(words[:-1]) if w == "answer"]
-    return words[where[-1] + 1] if where else None
+    markers = [i for i, w in enumerate(words[:-1]) if w == "answer"]
+    return words[markers[-1] + 1] if markers else None
 
 
 def accuracy_reward(prompts: list[str], completions: list[str], answer: list[str], **columns) -> list[float]:
-    """1.0 where the final answer is the right one, else 0.0 (a reward function in TRL's signature)."""
+    """Reward 1.0 if the final answer is right, else 0.0 (a reward function in TRL's signature)."""
     return [float(final_answer(c) == a) for c, a in zip(completions, answer, strict=True)]

@@ -1,4 +1,4 @@
-"""Evaluation of a policy on a suite: rewards sampled at temperature 1 (avg@k), pass@k and greedy."""
+"""Evaluation of a policy on a suite: avg@k and pass@k at temperature 1, and greedy decoding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,34 @@ from pydantic.dataclasses import dataclass as settings
 from dvpo_lib.rl.rollouts import Rollouts, sample
 from dvpo_lib.tasks.families import Family
 
-TEXTS = ("prompt", "completion", "completion_ids", "length", "sample", "reward")  # columns that no record brings
+SAMPLED_COLUMNS = ("prompt", "completion", "completion_ids", "length", "sample", "reward")  # added by `sample_table`
 
 
-def sample_all(
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
+class EvaluationSettings:
+    """Size of the final tests."""
+
+    prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
+    k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
+
+
+def sample_batches(
     policy, tokenizer, records: list[dict], family: Family, temperature: float, seed: int, batch_size: int = 512
 ) -> list[Rollouts]:
-    """One completion per record, in batches; randomness from `seed` alone."""
+    """Samples one completion per record, batch by batch; all randomness comes from `seed`.
+
+    Args:
+        policy: The causal LM.
+        tokenizer: Its tokenizer.
+        records: Problems of one family.
+        family: The family, for its token limit and its user's replies.
+        temperature: Of sampling; 0 decodes greedily.
+        seed: Of sampling.
+        batch_size: Completions sampled at a time.
+
+    Returns:
+        The rollouts of each batch, in the order of the records.
+    """
     generator, length = torch.Generator(policy.device).manual_seed(seed), family.max_completion_length(records)
     return [
         sample(policy, tokenizer, records[i : i + batch_size], length, temperature, generator, family.reply)
@@ -28,33 +49,51 @@ def sample_all(
 
 
 def sample_table(policy, tokenizer, data, family: Family, k: int, seed: int, temperature: float = 1.0) -> pd.DataFrame:
-    """k completions for each record of `data`, with their true reward.
+    """Samples k completions for each record and scores them with the true reward.
+
+    Args:
+        policy: The causal LM.
+        tokenizer: Its tokenizer.
+        data: Records of one family.
+        family: The family.
+        k: Completions per record.
+        seed: Of sampling.
+        temperature: Of sampling; 0 decodes greedily.
 
     Returns:
-        One row per completion: prompt, completion, completion_ids (as sampled, cut ones without end of sequence),
-        reward, length (tokens of the policy), sample (0..k-1), and the record's columns.
+        One row per completion: the record's columns (prompt among them), completion, completion_ids (as sampled;
+        truncated completions lack the end of sequence), length (tokens of the policy), reward, sample (0..k-1).
     """
     records = list(data) * k
-    rollouts = sample_all(policy, tokenizer, records, family, temperature, seed)
+    rollouts = sample_batches(policy, tokenizer, records, family, temperature, seed)
     table = pd.DataFrame(records)
     table["completion"] = [c for r in rollouts for c in r.completions]
     table["completion_ids"] = [ids for r in rollouts for ids in r.completion_ids()]
     table["length"] = np.concatenate([r.tokens.mask.sum(1).cpu().numpy() for r in rollouts])
-    table["reward"] = family.reward(table["prompt"].tolist(), table["completion"].tolist(), **columns_of(table))
+    table["reward"] = family.reward(table["prompt"].tolist(), table["completion"].tolist(), **record_columns(table))
     table["sample"] = np.repeat(np.arange(k), len(records) // k)
     return table
 
 
-def columns_of(table: pd.DataFrame) -> dict[str, list]:
-    """What reward functions are told of a table's records beside prompts and completions."""
-    return {name: table[name].tolist() for name in table.columns if name not in TEXTS}
+def record_columns(table: pd.DataFrame) -> dict[str, list]:
+    """The columns of the records in a `sample_table`, as keyword arguments of a reward function."""
+    return {name: table[name].tolist() for name in table.columns if name not in SAMPLED_COLUMNS}
 
 
-def evaluate(policy, tokenizer, data, family: Family, k: int, seed: int) -> dict[str, float]:
-    """True rewards (0..1) on a suite: `sampled` (mean over k samples), `pass_at_k` and `greedy`.
+def evaluate_policy(policy, tokenizer, data, family: Family, k: int, seed: int) -> dict[str, float]:
+    """Scores a policy on a test set by true rewards (0..1).
 
-    `pass_at_k` is the mean over prompts of the best of k rewards: where rewards are 0 or 1, the share of prompts that
-    are solved at least once. What `family.details` tells of the k samples follows under names of its own.
+    Args:
+        policy: The causal LM.
+        tokenizer: Its tokenizer.
+        data: Records of one family.
+        family: The family.
+        k: Samples per prompt.
+        seed: Of sampling.
+
+    Returns:
+        `sampled`: mean reward of k samples. `pass_at_k`: mean over prompts of the best of k rewards; with 0/1 rewards,
+        the share of prompts solved at least once. `greedy`: mean reward of greedy decoding. Then `family.details`.
     """
     sampled = sample_table(policy, tokenizer, data, family, k, seed)
     greedy = sample_table(policy, tokenizer, data, family, 1, seed, temperature=0.0)
@@ -64,11 +103,3 @@ def evaluate(policy, tokenizer, data, family: Family, k: int, seed: int) -> dict
         greedy=float(greedy["reward"].mean()),
         **family.details(sampled),
     )
-
-
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
-class EvaluationSettings:
-    """How policies are tested."""
-
-    prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
-    k: Annotated[int, Field(ge=1)] = 4  # samples a prompt

@@ -151,7 +151,7 @@ def test_names_of_rows_must_exist(key, message):
         ({"training.generation_batch_size": 100}, "training.generation_batch_size: 100 is not a multiple of"),
         ({"training.max_steps": 7}, "training.max_steps: is not set here but by `budget`"),
         ({"training.max_completion_length": 7}, "training.max_completion_length: is not set here but by the length of"),
-        ({"tasks.dialogue": {"long": [2, 3]}}, "tasks.dialogue: .* `long` must begin beyond `short`"),
+        ({"tasks.dialogue": {"long": [2, 3]}}, "tasks.dialogue: .* `long` must start above `short`"),
         ({"training.method": "ppo"}, "training.method: is not set here but by rows of `methods`"),
         ({"tasks.math": {"long": [9, 9]}}, "tasks.math.long: should be 1 <= first <= last <= 8 steps, not 9, 9"),
         ({"tasks.math": {"short": [3, 2]}}, "tasks.math.short: should be 1 <= first <= last"),

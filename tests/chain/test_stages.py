@@ -23,7 +23,7 @@ from dvpo_lib.chain.params import SECTIONS, load_params
 from dvpo_lib.chain.profiles import sync_copy
 from dvpo_lib.chain.stages import open_stage, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
-from dvpo_lib.experiments.import_graph import imports_of, notebook_source, reachable
+from dvpo_lib.experiments.import_graph import library_imports, notebook_source, reachable_files
 
 # ---- dvc.yaml ----
 
@@ -45,8 +45,8 @@ def test_stages_are_read_as_dvc_reads_them():
 def test_a_stage_depends_on_every_folder_that_its_notebook_reaches():
     """Settings types, which `chain` imports for all stages alike, do not count: their values are tracked as params."""
     for name, spec in read_stages(ROOT).items():
-        modules = [m for m in imports_of(notebook_source(ROOT / spec.notebook)) if "dvpo_lib.chain" not in m]
-        used = {Path(file) for file in reachable(modules, ROOT)} | {Path("dvpo_lib/chain/pages.py")}
+        modules = [m for m in library_imports(notebook_source(ROOT / spec.notebook)) if "dvpo_lib.chain" not in m]
+        used = {Path(file) for file in reachable_files(modules, ROOT)} | {Path("dvpo_lib/chain/pages.py")}
         code = [Path(dep) for dep in spec.deps if dep.startswith("dvpo_lib")]
         for file in used:
             covered = file.name == "__init__.py" or any(file.is_relative_to(folder) for folder in code)
@@ -92,7 +92,7 @@ def test_imports_are_followed(tmp_path):
     }
     for name, source in sources.items():
         (package / name).write_text(source)
-    found = reachable(["dvpo_lib.a"], tmp_path)
+    found = reachable_files(["dvpo_lib.a"], tmp_path)
     assert found == {f"dvpo_lib/{name}" for name in sources if name != "d.py"}
 
 

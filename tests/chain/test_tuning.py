@@ -21,8 +21,8 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import read_stages
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments import tuning
-from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec
-from dvpo_lib.experiments.specs.training import TrainSpec
+from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec
+from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import tuning as tuning_report
 from dvpo_lib.reporting.names import setting_text
@@ -261,7 +261,8 @@ def toy(tmp_path, monkeypatch):
     from dvpo_lib.models.policy import PolicySettings, build_policy
     from dvpo_lib.tasks.chains import ChainSettings
     from dvpo_lib.tasks.dialogue import DialogueSettings
-    from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer, save_suites
+    from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
+    from dvpo_lib.tasks.suites import save_suites
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
@@ -302,7 +303,7 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
     def again(*_):
         raise AssertionError("trained twice")
 
-    for spec in (CriticSpec, TrainSpec):
+    for spec in (CriticPretrainingSpec, TrainingSpec):
         monkeypatch.setattr(spec, "execute", again)
     pd.testing.assert_frame_equal(tuning.train_grid(toy, ["grpo", "dvpo"], seeds=1), table)
     with pytest.raises(AssertionError, match="trained twice"):

@@ -18,11 +18,14 @@ from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.chains import ChainSettings
+from dvpo_lib.tasks.dialogue import DialogueSettings
+from dvpo_lib.tasks.suites import save_suites
 
-SMALL = tasks.ChainSettings(demonstrations=20, train=40, test=10)
-TALKS = tasks.DialogueSettings(demonstrations=20, train=40, test=10)
+SMALL = ChainSettings(demonstrations=20, train=40, test=10)
+TALKS = DialogueSettings(demonstrations=20, train=40, test=10)
 CFG = tasks.TaskSettings(math=SMALL, science=SMALL, dialogue=TALKS)
-FAMILIES = tasks.families(CFG)
+FAMILIES = tasks.build_worlds(CFG)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
     policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), 0)
     policy.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    tasks.save_suites(tasks.build_suites(CFG), tmp_path / "suites")
+    save_suites(tasks.build_suites(CFG), tmp_path / "suites")
     config = DVPOConfig(
         method=method, generation_batch_size=16, max_completion_length=6, critic=CriticSettings(heads=2, quantiles=8)
     )

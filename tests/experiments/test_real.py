@@ -419,7 +419,7 @@ def test_differences_are_paired(twice):
 
 
 def test_run_keys_ignore_figures_scores_and_downloads():
-    used = store.reachable(["dvpo_lib.experiments.real.solutions.specs"], ROOT)
+    used = store.reachable_files(["dvpo_lib.experiments.real.solutions.specs"], ROOT)
     assert {
         "dvpo_lib/experiments/real/solutions/data.py",
         "dvpo_lib/models/critic.py",

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from dvpo_lib.experiments import run_store as store
+from dvpo_lib.experiments.import_graph import reachable_files
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,18 @@ def runs(toy):
 
 def test_a_run_is_done_once_and_results_keep_their_order(toy):
     specs = [replace(toy, number=n) for n in (3, 1, 2)]
-    folders = store.execute(specs, workers=1, progress=None)
-    assert store.collect(folders, "final")["x"].tolist() == [3, 1, 2]
-    store.execute(specs[::-1], workers=1, progress=None)
+    folders = store.execute_specs(specs, workers=1, progress=None)
+    assert store.collect_tables(folders, "final")["x"].tolist() == [3, 1, 2]
+    store.execute_specs(specs[::-1], workers=1, progress=None)
     assert sorted(runs(toy)) == ["1", "2", "3"]
 
 
 def test_two_processes_that_want_the_same_run_share_it(toy, tmp_path):
     """The second one waits; neither loses its result."""
-    key, root = store.spec_key(replace(toy, number=5)), store.store()
+    key, root = store.spec_key(replace(toy, number=5)), store.store_folder()
     spec = Slow(5, toy.source, toy.log)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for job in [pool.submit(store.work, spec, key, root) for _ in range(2)]:
+        for job in [pool.submit(store.execute_once, spec, key, root) for _ in range(2)]:
             job.result()
     assert runs(toy) == ["5"] and (root / key / "final.csv").is_file()
     assert not list((root / "unfinished").iterdir())
@@ -79,33 +81,42 @@ def test_key_follows_fields_and_input_bytes_not_input_names(toy, tmp_path):
     assert store.spec_key(toy) != key
 
 
-def test_key_follows_the_code_that_a_run_executes_not_figures():
-    used = store.reachable(["dvpo_lib.runs"], Path(store.__file__).parent.parent)
-    assert {"dvpo_lib/trainer.py", "dvpo_lib/losses.py", "dvpo_lib/noise.py", "dvpo_lib/tasks/math.py"} <= used
-    assert not [f for f in used if "figures" in f or "config" in f or "stage" in f or "statistics" in f]
+@pytest.mark.parametrize("module", ["base_policy", "critic_pretraining", "pseudo_labels", "reward_model", "training"])
+def test_key_follows_the_code_that_a_run_executes_not_what_shows_its_results(module):
+    used = {Path(f).parts[1] for f in reachable_files([f"dvpo_lib.experiments.specs.{module}"], ROOT)}
+    assert {"common", "models", "rl", "tasks"} <= used and not {"reporting", "chain"} & used
+
+
+def test_a_change_of_reports_keeps_the_keys_of_trainings_and_a_change_of_the_trainer_does_not():
+    used = reachable_files(["dvpo_lib.experiments.specs.training"], ROOT)
+    assert {
+        f"dvpo_lib/{f}.py" for f in ("rl/trainer", "functional/critic_losses", "noise/sources", "tasks/chains")
+    } <= used
+    assert not {f"dvpo_lib/experiments/{f}.py" for f in ("run_store", "noise_effects", "specs/reward_model")} & used
 
 
 def test_a_failed_run_leaves_the_finished_ones_and_no_half_result(toy):
     with pytest.raises(ValueError, match="negative"):
-        store.execute([toy, replace(toy, number=-1)], workers=1, progress=None)
-    assert (store.store() / store.spec_key(toy) / "final.csv").exists()
-    assert not (store.store() / store.spec_key(replace(toy, number=-1))).exists()
-    store.execute([toy], workers=1, progress=None)
+        store.execute_specs([toy, replace(toy, number=-1)], workers=1, progress=None)
+    assert (store.store_folder() / store.spec_key(toy) / "final.csv").exists()
+    assert not (store.store_folder() / store.spec_key(replace(toy, number=-1))).exists()
+    store.execute_specs([toy], workers=1, progress=None)
     assert runs(toy) == ["1", "-1"]
 
 
 SCRIPT = """
 import sys
-from dvpo_lib.runs import TrainSpec, EvaluationSettings
-from dvpo_lib.methods import DVPOConfig
-from dvpo_lib.critics import CriticSettings
-from dvpo_lib.noise import NoiseSettings
-from dvpo_lib.store import execute
+from dvpo_lib.experiments.specs.training import TrainingSpec
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.experiments.run_store import execute_specs
+from dvpo_lib.tasks.evaluation import EvaluationSettings
 critic = CriticSettings(heads=2, quantiles=16)
 config = DVPOConfig(max_steps=41, generation_batch_size=16, critic=critic)
 test = EvaluationSettings(prompts=4, k=1)
-spec = TrainSpec("dvpo", "none", config, NoiseSettings(), "math", test, None, "base", "suites")
-print(execute([spec], workers=1, progress=None)[0])
+spec = TrainingSpec("dvpo", "none", config, NoiseSettings(), "math", test, None, "base", "suites")
+print(execute_specs([spec], workers=1, progress=None)[0])
 """
 
 
@@ -113,7 +124,8 @@ def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     from dvpo_lib.models.policy import PolicySettings, build_policy
     from dvpo_lib.tasks.chains import ChainSettings
     from dvpo_lib.tasks.dialogue import DialogueSettings
-    from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer, save_suites
+    from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
+    from dvpo_lib.tasks.suites import save_suites
 
     small = ChainSettings(demonstrations=1, train=20, test=4)
     cfg = TaskSettings(math=small, science=small, dialogue=DialogueSettings(demonstrations=1, train=20, test=4))
@@ -123,11 +135,7 @@ def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
 
     def run(name, kill=False):
-        env = os.environ | {
-            "DVPO_STORE": str(tmp_path / name),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(store.__file__).parent.parent),
-        }
+        env = os.environ | {"DVPO_STORE": str(tmp_path / name), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", SCRIPT]
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
         if kill:
@@ -158,7 +166,7 @@ def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():
         code.replace("    return", "    # why\n    return"),
         code.replace('    """Doubles."""\n', ""),
     ):
-        assert same != code and store.behaviour(same) == store.behaviour(code)
+        assert same != code and store.bare_code(same) == store.bare_code(code)
     for other in (
         code.replace("0.1", "0.2"),
         code.replace("2 * x", "x * 2"),
@@ -167,4 +175,4 @@ def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():
         code + "f(1)\n",
         code.replace("return 2", '"text"; return 2'),
     ):
-        assert store.behaviour(other) != store.behaviour(code)
+        assert store.bare_code(other) != store.bare_code(code)

@@ -8,24 +8,27 @@ import pytest
 import torch
 
 from dvpo_lib.experiments.responses import first_training_batch, response_words
-from dvpo_lib.experiments.specs.base_policy import BaseSpec
-from dvpo_lib.experiments.specs.critic_pretraining import CriticSpec, pretraining_rollouts
-from dvpo_lib.experiments.specs.training import TrainSpec, final_test, start
+from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
+from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec, pretraining_rollouts
+from dvpo_lib.experiments.specs.training import TrainingSpec, build_trainer, final_test
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
 from dvpo_lib.models.policy import PolicySettings, load_policy
-from dvpo_lib.noise.proxies import received
+from dvpo_lib.noise.proxies import corrupt_table
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting import dialogue_tables as talks
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.chains import ChainSettings
+from dvpo_lib.tasks.dialogue import DialogueSettings, dialogue_token_limit
 from dvpo_lib.tasks.dialogue_rules import split_turns
-from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate, sample_table
+from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy, sample_table
+from dvpo_lib.tasks.suites import load_suites, save_suites
 
 SIZES = dict(demonstrations=300, train=40, test=20)
 CFG = tasks.TaskSettings(
-    math=tasks.ChainSettings(**SIZES), science=tasks.ChainSettings(**SIZES), dialogue=tasks.DialogueSettings(**SIZES)
+    math=ChainSettings(**SIZES), science=ChainSettings(**SIZES), dialogue=DialogueSettings(**SIZES)
 )
 CRITIC = CriticSettings(heads=2, quantiles=16, pretrain_rollouts=24, pretrain_epochs=1, batch_size=8)
 SPIKES = NoiseSettings("spikes", rate=0.5, scale=5.0)
@@ -37,15 +40,15 @@ def world(tmp_path_factory):
     """(folder of the base policy, folder of the suites): a policy that has seen demonstrations of all families."""
     folder = tmp_path_factory.mktemp("world")
     policy = PolicySettings(hidden_size=32, num_hidden_layers=1, steps=250, batch_size=16, learning_rate=1e-2)
-    BaseSpec(CFG, policy, 0).execute(folder, folder)
-    tasks.save_suites(tasks.build_suites(CFG), folder / "suites")
+    BasePolicySpec(CFG, policy, 0).execute(folder, folder)
+    save_suites(tasks.build_suites(CFG), folder / "suites")
     return str(folder / "base"), str(folder / "suites")
 
 
 @pytest.fixture(scope="module")
 def dialogues(world):
     policy, tokenizer = load_policy(world[0])
-    data = tasks.load_suites(world[1])["dialogue"]["test"]
+    data = load_suites(world[1])["dialogue"]["test"]
     return policy, tokenizer, data, sample_table(policy, tokenizer, data, tasks.FAMILIES["dialogue"], 3, 0)
 
 
@@ -54,9 +57,11 @@ def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
     base, suites = world
     folder = tmp_path / "critic"
     folder.mkdir()
-    CriticSpec(CRITIC, SPIKES, family, 0, 1.0, base, suites).execute(folder, tmp_path)
+    CriticPretrainingSpec(CRITIC, SPIKES, family, 0, 1.0, base, suites).execute(folder, tmp_path)
     config = DVPOConfig(max_steps=2, generation_batch_size=16, critic=CRITIC)
-    spec = TrainSpec("dvpo", "spikes", config, SPIKES, family, TEST, str(folder / "critic.safetensors"), base, suites)
+    spec = TrainingSpec(
+        "dvpo", "spikes", config, SPIKES, family, TEST, str(folder / "critic.safetensors"), base, suites
+    )
     spec.execute(tmp_path, tmp_path)
     curves, final = pd.read_csv(tmp_path / "curves.csv"), pd.read_csv(tmp_path / "final.csv")
     assert curves["rollouts"].tolist() == [24 + 16, 24 + 32] and curves["reward_true"].between(0, 1).all()
@@ -74,8 +79,8 @@ def test_every_method_trains_on_dialogues_as_the_chain_does(world, method):
     kind = METHODS[method].critic
     critic = dataclasses.replace(CRITIC, kind=kind) if kind else None
     config = DVPOConfig(method=method, max_steps=1, generation_batch_size=16, critic=critic)
-    trainer = start(TrainSpec(method, "none", config, NoiseSettings(), "dialogue", TEST, None, *world))
-    assert trainer.args.max_completion_length == tasks.dialogue.room(2)
+    trainer = build_trainer(TrainingSpec(method, "none", config, NoiseSettings(), "dialogue", TEST, None, *world))
+    assert trainer.args.max_completion_length == dialogue_token_limit(2)
     logs = trainer.step()
     if not METHODS[method].offline:  # they log the truth of what the policy in training says
         assert logs["reward"] == pytest.approx(logs["reward_true"])
@@ -90,8 +95,8 @@ def test_tables_keep_tokens_as_they_were_sampled(dialogues, world):
     for row in table.itertuples():
         assert tokenizer.decode(row.completion_ids) == row.completion
     assert encode_table(table.to_dict("records"), tokenizer).tokens.mask.sum(1).tolist() == table["length"].tolist()
-    shortened = tasks.FAMILIES["math"]._replace(room=lambda steps: 3)
-    chains = tasks.load_suites(world[1])["math"]["test"]
+    shortened = tasks.FAMILIES["math"]._replace(max_completion_tokens=lambda steps: 3)
+    chains = load_suites(world[1])["math"]["test"]
     cut = sample_table(policy, tokenizer, chains, shortened, 1, 0).to_dict("records")
     ids = encode_table(cut, tokenizer).tokens.input_ids[:, -3:]
     assert ids.tolist() == [r["completion_ids"] for r in cut] and (ids[:, -1] != eos).any()
@@ -113,7 +118,7 @@ def test_critics_value_the_policys_own_tokens(dialogues):
 
 def test_metrics_of_dialogues_add_up(dialogues):
     policy, tokenizer, data, table = dialogues
-    found = evaluate(policy, tokenizer, data, tasks.FAMILIES["dialogue"], 3, 0)
+    found = evaluate_policy(policy, tokenizer, data, tasks.FAMILIES["dialogue"], 3, 0)
     assert found["sampled"] == pytest.approx(table["reward"].mean())
     assert found["sampled"] == pytest.approx((found["tcr"] + found["acr"] + found["gcr"]) / 3)
     assert found["pass_at_k"] == pytest.approx(table.groupby("prompt")["reward"].max().mean())
@@ -128,15 +133,15 @@ def test_metrics_of_dialogues_add_up(dialogues):
 
 def test_pass_at_k_of_right_and_wrong_is_the_usual_one(world):
     policy, tokenizer = load_policy(world[0])
-    data, family = tasks.load_suites(world[1])["math"]["test"], tasks.FAMILIES["math"]
+    data, family = load_suites(world[1])["math"]["test"], tasks.FAMILIES["math"]
     table = sample_table(policy, tokenizer, data, family, 3, 0)
     solved = [bool((own["reward"] == 1).any()) for _, own in table.groupby("prompt")]
-    assert evaluate(policy, tokenizer, data, family, 3, 0)["pass_at_k"] == pytest.approx(np.mean(solved))
+    assert evaluate_policy(policy, tokenizer, data, family, 3, 0)["pass_at_k"] == pytest.approx(np.mean(solved))
 
 
 def test_pretraining_keeps_truth_and_noise_of_dialogues_apart(world):
     policy, tokenizer = load_policy(world[0])
-    table = pretraining_rollouts(CriticSpec(CRITIC, SPIKES, "dialogue", 0, 1.0, *world), policy, tokenizer)
+    table = pretraining_rollouts(CriticPretrainingSpec(CRITIC, SPIKES, "dialogue", 0, 1.0, *world), policy, tokenizer)
     assert table["reward_true"].between(0, 1).all() and len(table) == 24
     assert 0.2 < (table["reward"] != table["reward_true"]).mean() < 0.8
 
@@ -152,16 +157,16 @@ def test_pretraining_keeps_truth_and_noise_of_dialogues_apart(world):
 )
 def test_label_noise_of_rewards_between_0_and_1(kind, expected):
     table = pd.DataFrame({"prompt": "p", "completion": "c", "reward": [0.0, 0.25, 0.5, 0.75, 1.0]})
-    assert received(table, NoiseSettings(kind, rate=1.0), 0).tolist() == expected
+    assert corrupt_table(table, NoiseSettings(kind, rate=1.0), 0).tolist() == expected
 
 
 def test_final_test_needs_no_more_than_suites(world):
     policy, tokenizer = load_policy(world[0])
-    rows = list(final_test(policy, tokenizer, tasks.load_suites(world[1]), "science", TEST, 0))
+    rows = list(final_test(policy, tokenizer, load_suites(world[1]), "science", TEST, 0))
     kept = {(r["suite"], r["metric"]): r["value"] for r in rows}
     assert kept == {
         (r["suite"], r["metric"]): r["value"]
-        for r in final_test(policy, tokenizer, tasks.load_suites(world[1]), "math", TEST, 0)
+        for r in final_test(policy, tokenizer, load_suites(world[1]), "math", TEST, 0)
     }
     torch.manual_seed(5)
     assert ("dialogue_ood", "tcr") in kept and ("math_id", "tcr") not in kept

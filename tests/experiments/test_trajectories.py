@@ -343,7 +343,7 @@ def test_without_the_file_nothing_is_done(tmp_path):
 
 
 def test_run_keys_ignore_figures_and_scores():
-    used = store.reachable(["dvpo_lib.experiments.real.trajectories.specs"], ROOT)
+    used = store.reachable_files(["dvpo_lib.experiments.real.trajectories.specs"], ROOT)
     assert "dvpo_lib/experiments/real/pretraining.py" in used
     assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "study" in f]
 

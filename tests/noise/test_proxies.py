@@ -13,33 +13,50 @@ from conftest import ROOT
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments import noise_effects as supervision
 from dvpo_lib.experiments.run_store import spec_key
-from dvpo_lib.experiments.specs import training as runs
+from dvpo_lib.experiments.specs import reward_model as reward_model_runs
+from dvpo_lib.experiments.specs.critic_pretraining import (
+    CriticPretrainingSpec,
+    critic_pretraining_spec,
+    pretraining_rollouts,
+)
 from dvpo_lib.experiments.specs.pseudo_labels import PseudoLabelSpec
 from dvpo_lib.experiments.specs.reward_model import RewardModelSpec
+from dvpo_lib.experiments.specs.training import TrainingSpec, training_reward, training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.tokens import encode
-from dvpo_lib.noise import reward_model as reward_models
-from dvpo_lib.noise.pseudo_labels import LABELS, VoteSettings, label_reward, load_labels, majority, save_labels, vote
+from dvpo_lib.noise.proxies import load_proxies, proxies_folder
+from dvpo_lib.noise.pseudo_labels import (
+    LABELS_FILE,
+    VoteSettings,
+    label_reward,
+    load_labels,
+    majority_answer,
+    majority_labels,
+    save_labels,
+)
 from dvpo_lib.noise.reward_model import (
-    WEIGHTS,
+    WEIGHTS_FILE,
     RewardModel,
     RewardModelSettings,
     calibration_table,
     load_reward_model,
     model_reward,
-    probabilities,
+    predict_probabilities,
     search_accuracy,
 )
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting.findings import before_training as world_findings
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.tasks import families as tasks
-from dvpo_lib.tasks.chains import accuracy_reward
+from dvpo_lib.tasks.chains import ChainSettings, accuracy_reward, final_answer
+from dvpo_lib.tasks.dialogue import DialogueSettings
+from dvpo_lib.tasks.evaluation import EvaluationSettings
+from dvpo_lib.tasks.suites import load_suites, save_suites
 
 SIZES = dict(demonstrations=200, train=20, test=5)
 CFG = tasks.TaskSettings(
-    math=tasks.ChainSettings(**SIZES), science=tasks.ChainSettings(**SIZES), dialogue=tasks.DialogueSettings(**SIZES)
+    math=ChainSettings(**SIZES), science=ChainSettings(**SIZES), dialogue=DialogueSettings(**SIZES)
 )
 
 
@@ -51,7 +68,7 @@ def world(tmp_path_factory):
     policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), 0)
     policy.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
-    tasks.save_suites(tasks.build_suites(CFG), root / "suites")
+    save_suites(tasks.build_suites(CFG), root / "suites")
     return SimpleNamespace(
         root=root, policy=policy, tokenizer=tokenizer, paths=dict(base=str(root / "base"), suites=str(root / "suites"))
     )
@@ -62,9 +79,9 @@ def world(tmp_path_factory):
 
 def test_majority_by_hand():
     rng = np.random.default_rng(0)
-    assert majority(["3", "5", "3", None], rng) == ("3", 0.5)
-    assert majority([None, None], rng) == (None, 0.0)
-    drawn = [majority(["1", "2", "2", "1", "7"], rng) for _ in range(400)]
+    assert majority_answer(["3", "5", "3", None], rng) == ("3", 0.5)
+    assert majority_answer([None, None], rng) == (None, 0.0)
+    drawn = [majority_answer(["1", "2", "2", "1", "7"], rng) for _ in range(400)]
     assert {d[1] for d in drawn} == {0.4} and {d[0] for d in drawn} == {"1", "2"}
     assert 150 < sum(d[0] == "1" for d in drawn) < 250
 
@@ -76,36 +93,36 @@ def test_vote_counts_prompt_by_prompt_and_ties_depend_on_seed_and_prompt_alone()
             "completion": ["answer 1", "answer 2", "answer 5", "answer 5", "answer 1", "nothing", "so", ""],
         }
     )
-    labels = vote(samples, tasks.final_answer, 0)
+    labels = majority_labels(samples, final_answer, 0)
     assert labels.to_dict("records") == [
         {"prompt": "a", "label": "1", "agreement": 0.5},
         {"prompt": "b", "label": "5", "agreement": 1.0},
         {"prompt": "c", "label": None, "agreement": 0.0},
     ]
     tied = pd.DataFrame([{"prompt": f"p{i}", "completion": f"answer {a}"} for i in range(50) for a in (1, 2)])
-    whole, part = vote(tied, tasks.final_answer, 3), vote(tied[::-1].head(20), tasks.final_answer, 3)
+    whole, part = majority_labels(tied, final_answer, 3), majority_labels(tied[::-1].head(20), final_answer, 3)
     both = whole.merge(part, on="prompt")
     assert (both["label_x"] == both["label_y"]).all() and set(whole["label"]) == {"1", "2"}
-    assert whole["label"].tolist() != vote(tied, tasks.final_answer, 4)["label"].tolist()
+    assert whole["label"].tolist() != majority_labels(tied, final_answer, 4)["label"].tolist()
 
 
 def test_labels_are_kept_as_text_and_malformed_ones_named(tmp_path):
     labels = pd.DataFrame(
         {"prompt": ["a", "b", "c"], "label": pd.Series(["07", None, "nan"], dtype=object), "agreement": [1.0, 0.0, 0.5]}
     )
-    save_labels(labels, tmp_path / LABELS)
-    assert load_labels(tmp_path / LABELS).to_dict("records") == labels.to_dict("records")
-    with open(tmp_path / LABELS, "a") as file:
+    save_labels(labels, tmp_path / LABELS_FILE)
+    assert load_labels(tmp_path / LABELS_FILE).to_dict("records") == labels.to_dict("records")
+    with open(tmp_path / LABELS_FILE, "a") as file:
         file.write(json.dumps({"prompt": "d", "agreement": 1.0}) + "\n")
     with pytest.raises(ValueError, match="labels.jsonl:4: the field `label` is missing"):
-        load_labels(tmp_path / LABELS)
+        load_labels(tmp_path / LABELS_FILE)
 
 
 def test_reward_by_label():
     labels = pd.DataFrame({"prompt": ["a", "b"], "label": ["1", None], "agreement": [1.0, 0.0]})
     reward = label_reward(labels, accuracy_reward)
     assert reward(["a", "a", "b"], ["answer 1", "answer 2", "answer 2"], answer=["2", "2", "2"]) == [1.0, 0.0, None]
-    with pytest.raises(ValueError, match="record 1: there is no pseudo-label for the prompt 'z'"):
+    with pytest.raises(ValueError, match="record 1: no pseudo-label for the prompt 'z'"):
         reward(["a", "z"], ["", ""], answer=["1", "1"])
 
 
@@ -122,12 +139,12 @@ def test_votes_beside_the_truth():
 def test_label_spec_labels_every_prompt_of_its_family(world, tmp_path):
     spec = PseudoLabelSpec(VoteSettings(k=2), "math", 0, **world.paths)
     spec.execute(tmp_path, tmp_path)
-    labels = load_labels(tmp_path / LABELS)
-    suites = tasks.load_suites(world.paths["suites"])["math"]
+    labels = load_labels(tmp_path / LABELS_FILE)
+    suites = load_suites(world.paths["suites"])["math"]
     assert set(labels["prompt"]) == {r["prompt"] for s in ("train", "test", "ood") for r in suites[s]}
-    first = (tmp_path / LABELS).read_bytes()
+    first = (tmp_path / LABELS_FILE).read_bytes()
     spec.execute(tmp_path, tmp_path)
-    assert (tmp_path / LABELS).read_bytes() == first
+    assert (tmp_path / LABELS_FILE).read_bytes() == first
 
 
 # ---- the reward model ----
@@ -155,12 +172,12 @@ def test_the_search_reaches_the_accuracy_asked_for(world, target, noise):
     labels = torch.tensor(np.where(np.random.default_rng(5).random(256) < noise, 1 - right, right), dtype=torch.float32)
     model = RewardModel(world.policy, 0)
     looks = search_accuracy(model, tokens, labels, held, truth, cfg, 0)
-    accuracy = ((probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean()
+    accuracy = ((predict_probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean()
     assert abs(accuracy - target) < 0.01  # TOLERANCE, were it not for answers that are all alike
     [taken] = [x for x in looks if x["taken"]]
     assert taken["accuracy"] == pytest.approx(accuracy, abs=1e-9)
     assert min(abs(x["accuracy"] - target) for x in looks) == pytest.approx(abs(accuracy - target), abs=1e-9)
-    measured = ((probabilities(model, fresh) >= 0.5) == (fresh_truth >= 0.5)).mean()
+    measured = ((predict_probabilities(model, fresh) >= 0.5) == (fresh_truth >= 0.5)).mean()
     assert abs(measured - target) < 0.015 + 3 * (0.2 / 1000 + 0.2 / 2000) ** 0.5
 
 
@@ -187,8 +204,8 @@ def test_a_response_is_judged_by_its_last_token_whatever_the_padding(world):
     model = RewardModel(world.policy, 0)
     with torch.no_grad():
         model.head.weight.mul_(50)
-    both = probabilities(model, encode(world.tokenizer, prompts, completions))
-    alone = [probabilities(model, encode(world.tokenizer, [p], [c]))[0] for p, c in zip(prompts, completions)]
+    both = predict_probabilities(model, encode(world.tokenizer, prompts, completions))
+    alone = [predict_probabilities(model, encode(world.tokenizer, [p], [c]))[0] for p, c in zip(prompts, completions)]
     judge = model_reward(model, world.tokenizer)
     assert both == pytest.approx(alone, abs=1e-6) and abs(both[0] - both[1]) > 1e-3
     assert judge(prompts, completions, answer=["1", "1"]) == pytest.approx(alone, abs=1e-6)
@@ -209,7 +226,7 @@ def test_parts_of_the_model_spec_share_no_prompt(world, family):
     assert list(parts) == ["training", "search", "measurement"] and len(set.union(*parts.values())) == sum(
         map(len, parts.values())
     )
-    trained = {r["prompt"] for r in tasks.load_suites(world.paths["suites"])[family]["train"]}
+    trained = {r["prompt"] for r in load_suites(world.paths["suites"])[family]["train"]}
     assert not trained & set.union(*parts.values())
 
 
@@ -223,7 +240,7 @@ def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     assert list(predictions) == ["probability", "right", "words"] and len(predictions) == 40
     assert {"step", "accuracy", "taken"} == set(pd.read_csv(tmp_path / "search.csv"))
-    model = load_reward_model(tmp_path / WEIGHTS, world.policy)
+    model = load_reward_model(tmp_path / WEIGHTS_FILE, world.policy)
     fresh = spec.examples(world.policy, world.tokenizer)["measurement"]
     said = model_reward(model, world.tokenizer)(fresh["prompt"].tolist(), fresh["completion"].tolist())
     assert said == pytest.approx(predictions["probability"].tolist(), abs=1e-5)
@@ -235,34 +252,34 @@ def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
 def test_runs_read_the_proxies_that_their_noise_needs(world, tmp_path):
     folder = tmp_path / "noise"
     folder.mkdir()
-    assert runs.proxy_rewards(None) == {} == runs.proxy_rewards(tmp_path / "absent")
-    suites = tasks.load_suites(world.paths["suites"])["math"]
+    assert load_proxies(None) == {} == load_proxies(tmp_path / "absent")
+    suites = load_suites(world.paths["suites"])["math"]
     records = [r for s in ("train", "test", "ood") for r in suites[s]]
     labels = pd.DataFrame([{"prompt": r["prompt"], "label": "7", "agreement": 1.0} for r in records])
-    save_labels(labels, folder / LABELS)
-    assert list(runs.proxy_rewards(folder, world.paths["base"])) == ["majority_vote"]
+    save_labels(labels, folder / LABELS_FILE)
+    assert list(load_proxies(folder, world.paths["base"])) == ["majority_vote"]
     noise = NoiseSettings("majority_vote", then=(NoiseSettings("missing", rate=0.25),))
     cfg = CriticSettings(heads=2, quantiles=8, pretrain_rollouts=64, pretrain_epochs=1)
-    spec = runs.CriticSpec(cfg, noise, "math", 0, 1.0, **world.paths, proxies=str(folder))
-    table = runs.pretraining_rollouts(spec, world.policy, world.tokenizer)
+    spec = CriticPretrainingSpec(cfg, noise, "math", 0, 1.0, **world.paths, proxies=str(folder))
+    table = pretraining_rollouts(spec, world.policy, world.tokenizer)
     assert 30 < len(table) < 60 and table["reward"].notna().all()  # without those that got none
     spec.execute(tmp_path, tmp_path)
     key = spec_key(spec)
     assert spec_key(dataclasses.replace(spec, proxies=None)) != key
-    (folder / LABELS).write_text((folder / LABELS).read_text().replace('"7"', '"8"'))
+    (folder / LABELS_FILE).write_text((folder / LABELS_FILE).read_text().replace('"7"', '"8"'))
     assert spec_key(spec) != key
-    train = runs.TrainSpec(
-        "ppo", "n", DVPOConfig(), noise, "math", runs.EvaluationSettings(), **world.paths, proxies=str(folder)
+    train = TrainingSpec(
+        "ppo", "n", DVPOConfig(), noise, "math", EvaluationSettings(), **world.paths, proxies=str(folder)
     )
     prompt = records[0]["prompt"]
-    rewards = runs.training_reward(train)([prompt] * 40, ["answer 8"] * 40, answer=["1"] * 40)
+    rewards = training_reward(train)([prompt] * 40, ["answer 8"] * 40, answer=["1"] * 40)
     assert set(rewards) == {1.0, None}
 
 
 def test_only_noises_that_need_proxies_are_keyed_by_them():
-    assert runs.proxies_of(NoiseSettings("spikes"), "math") is None
+    assert proxies_folder(NoiseSettings("spikes"), "math") is None
     nested = NoiseSettings("flip", then=(NoiseSettings("reward_model"),))
-    assert runs.proxies_of(nested, "science") == "data/noise/science" and nested.proxies == ("reward_model",)
+    assert proxies_folder(nested, "science") == "data/noise/science" and nested.proxies == ("reward_model",)
 
 
 def test_a_family_without_single_answers_cannot_be_voted_on(world):
@@ -278,16 +295,16 @@ def test_runs_are_told_where_their_proxies_lie():
     params = load_params(ROOT / "params.yaml")
     args = dict(critic=None, critic_file=None)
     for noise, folder in (("spikes", None), ("majority_vote", "data/noise/science")):
-        assert runs.train_spec(params, "grpo", "grpo", noise, "science", 0, **args).proxies == folder
-        assert runs.critic_spec(params, params.critics["quantile"], noise, "science", 0).proxies == folder
+        assert training_spec(params, "grpo", "grpo", noise, "science", 0, **args).proxies == folder
+        assert critic_pretraining_spec(params, params.critics["quantile"], noise, "science", 0).proxies == folder
 
 
 def test_critics_are_pretrained_before_any_drift(world):
     """Pretraining is step 0: a rate that rises in training has not risen yet."""
     late = NoiseSettings("flip", rate=1.0, drift=(10, 30))
     cfg = CriticSettings(heads=2, quantiles=8, pretrain_rollouts=40, pretrain_epochs=1)
-    spec = runs.CriticSpec(cfg, late, "dialogue", 0, 1.0, **world.paths)
-    table = runs.pretraining_rollouts(spec, world.policy, world.tokenizer)
+    spec = CriticPretrainingSpec(cfg, late, "dialogue", 0, 1.0, **world.paths)
+    table = pretraining_rollouts(spec, world.policy, world.tokenizer)
     assert len(table) == 40 and (table["reward"] == table["reward_true"]).all()
 
 
@@ -299,7 +316,7 @@ def test_a_share_of_the_models_labels_is_turned_over(world, tmp_path, monkeypatc
         seen[cfg.label_noise] = labels
         return [{"step": 0, "accuracy": 0.5}]
 
-    monkeypatch.setattr(reward_models, "search_accuracy", look)
+    monkeypatch.setattr(reward_model_runs, "search_accuracy", look)
     for noise in (0.0, 0.25):
         cfg = RewardModelSettings(examples=200, held_out=4, label_noise=noise)
         RewardModelSpec(cfg, "math", 0, **world.paths).execute(tmp_path, tmp_path)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dvpo_lib.noise.sources import NOISES, PROXIES, NoiseSettings, confusion, corrupt
+from dvpo_lib.noise.confusion import confusion_rates
+from dvpo_lib.noise.sources import NOISES, PROXIES, NoiseSettings, corrupt
 
 N = 20_000
 TRUE = (np.arange(N) % 4 == 0).astype(float)  # a quarter right
@@ -176,7 +177,7 @@ def test_wrapper_keeps_name_and_passes_columns():
 
 
 def test_confusion_by_hand():
-    c = confusion(np.array([1, 1, 0, 0, 0]), np.array([1, 0, 1, 0, 0.2]))
+    c = confusion_rates(np.array([1, 1, 0, 0, 0]), np.array([1, 0, 1, 0, 0.2]))
     assert c == pytest.approx(
         dict(
             tp=0.2,
@@ -193,7 +194,7 @@ def test_confusion_by_hand():
 
 
 def test_confusion_leaves_missing_rewards_out_and_counts_them():
-    c = confusion(np.array([1, 1, 0, 0]), np.array([1, np.nan, 1, np.nan]), np.array([1, 9, 3, 9]))
+    c = confusion_rates(np.array([1, 1, 0, 0]), np.array([1, np.nan, 1, np.nan]), np.array([1, 9, 3, 9]))
     assert c == pytest.approx(
         dict(
             tp=0.25,
@@ -209,7 +210,7 @@ def test_confusion_leaves_missing_rewards_out_and_counts_them():
             length_error=1,
         )
     )
-    nothing = confusion(np.array([1.0, 0.0]), np.array([np.nan, np.nan]), np.array([1, 2]))
+    nothing = confusion_rates(np.array([1.0, 0.0]), np.array([np.nan, np.nan]), np.array([1, 2]))
     assert nothing["missing"] == 1 and np.isnan(nothing["accuracy"]) and nothing["length_error"] == 0
 
 
@@ -218,14 +219,14 @@ def test_confusion_leaves_missing_rewards_out_and_counts_them():
     [("flip", 0.2, 0.2), ("false_positive", 0, 0.2), ("false_negative", 0.2, 0)],
 )
 def test_measured_rates_are_those_set(kind, false_negatives, false_positives):
-    c = confusion(TRUE, noisy(kind, 0.2), WORDS)
+    c = confusion_rates(TRUE, noisy(kind, 0.2), WORDS)
     assert c["false_negatives"] == pytest.approx(false_negatives, abs=0.015)
     assert c["false_positives"] == pytest.approx(false_positives, abs=0.015)
     assert abs(c["length_error"]) < 0.03
 
 
 def test_the_length_biass_correlation_is_reported():
-    c = confusion(TRUE, noisy("length_bias", scale=0.5), WORDS)
+    c = confusion_rates(TRUE, noisy("length_bias", scale=0.5), WORDS)
     assert c["length_error"] == pytest.approx(1)
     assert c["length_reward"] == pytest.approx(0.5 / (0.25 + TRUE.var()) ** 0.5, abs=0.02)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from dvpo_lib.experiments.import_graph import imports_of
+from dvpo_lib.experiments.import_graph import library_imports
 
 FLOORS = ["common", "functional", "models", "rl", "tasks", "noise", "reporting", "experiments", "chain"]
 MODULES = sorted((ROOT / "dvpo_lib").rglob("*.py"))
@@ -31,7 +31,7 @@ def test_imports_point_down(path: Path):
     if own is None:  # the public face and the command line stand on top
         return
     package = module.removesuffix(".__init__") if path.name == "__init__.py" else module.rpartition(".")[0]
-    for name in imports_of(path.read_text(encoding="utf-8"), package):
+    for name in library_imports(path.read_text(encoding="utf-8"), package):
         assert (floor_of(name) or 0) <= own, f"{module} imports {name}, which is above it"
 
 

@@ -17,12 +17,13 @@ from dvpo_lib.rl.rewards import score
 from dvpo_lib.rl.rollouts import converse, generate, sample
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks import dialogue
-from dvpo_lib.tasks import dialogue_rules as transcripts
 from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.dialogue_rules import split_turns, user_reply
+from dvpo_lib.tasks.dialogue_scores import dialogue_reward, score_dialogue
 from dvpo_lib.tasks.suites import build_split
 
 CFG = dialogue.DialogueSettings(demonstrations=200, train=40, test=20)
-FAMILY = dialogue.family(CFG)
+FAMILY = dialogue.dialogue_world(CFG)
 PROMPT = "life haircut day mon place north ?"
 TEXT = "careful ask hour <eos> <user> hour noon <eos> book day mon hour noon place north <eos>"
 
@@ -54,7 +55,7 @@ def policy(tokenizer, shown):
 
 @pytest.fixture(scope="module")
 def rollouts(tokenizer, policy, records):
-    return converse(policy, tokenizer, records, transcripts.reply, 48, 0.9, torch.Generator().manual_seed(0))
+    return converse(policy, tokenizer, records, user_reply, 48, 0.9, torch.Generator().manual_seed(0))
 
 
 def segments(mask):
@@ -91,7 +92,7 @@ def test_masks_of_demonstrations_are_the_policys_turns(tokenizer, shown):
     for i, record in enumerate(shown):
         completion = tokens.input_ids[i, -tokens.completion_length :]
         own = tokenizer.decode(completion[tokens.mask[i]])
-        turns = [" ".join(words) for words in transcripts.split_turns(record["completion"])[::2]]
+        turns = [" ".join(words) for words in split_turns(record["completion"])[::2]]
         assert own == " ".join(f"{turn} <eos>" for turn in turns)
 
 
@@ -113,10 +114,10 @@ def test_rollouts_are_what_their_texts_say(tokenizer, rollouts, records):
 def test_the_user_says_what_the_simulator_says(rollouts, records):
     heard = 0
     for record, completion in zip(records, rollouts.completions):
-        turns = transcripts.split_turns(completion)
+        turns = split_turns(completion)
         for i in range(1, len(turns), 2):
             before = " ".join(" ".join([*words, "<eos>"]) for words in turns[:i])
-            assert " ".join(turns[i]) == transcripts.reply(record, before)
+            assert " ".join(turns[i]) == user_reply(record, before)
             heard += 1
     assert heard > 20
 
@@ -140,9 +141,9 @@ def test_sampled_logprobs_are_those_of_one_forward(policy, rollouts):
 
 @pytest.mark.parametrize("length", [48, 12])
 def test_batched_is_one_by_one(tokenizer, policy, records, length):
-    together = converse(policy, tokenizer, records[:12], transcripts.reply, length, temperature=0.0)
+    together = converse(policy, tokenizer, records[:12], user_reply, length, temperature=0.0)
     for i, record in enumerate(records[:12]):
-        alone = converse(policy, tokenizer, [record], transcripts.reply, length, temperature=0.0)
+        alone = converse(policy, tokenizer, [record], user_reply, length, temperature=0.0)
         assert alone.completions == [together.completions[i]]
         row = together.tokens.rows(torch.tensor([i]))
         assert torch.equal(row.input_ids, alone.tokens.input_ids) and torch.equal(row.mask, alone.tokens.mask)
@@ -162,7 +163,7 @@ def test_without_replies_it_is_generate(tokenizer, policy, records):
 
 def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
     prompts = [r["prompt"] for r in records]
-    for reply in (None, transcripts.reply):
+    for reply in (None, user_reply):
         seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
         ours = sample(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
         theirs = (
@@ -180,8 +181,7 @@ def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
 
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
     runs = [
-        converse(policy, tokenizer, records, transcripts.reply, 40, 1.0, torch.Generator().manual_seed(s))
-        for s in (0, 0, 1)
+        converse(policy, tokenizer, records, user_reply, 40, 1.0, torch.Generator().manual_seed(s)) for s in (0, 0, 1)
     ]
     assert runs[0].completions == runs[1].completions != runs[2].completions
     assert torch.equal(runs[0].tokens.input_ids, runs[1].tokens.input_ids)
@@ -189,7 +189,7 @@ def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
 
 def test_sampling_leaves_no_trace(tokenizer, policy, records):
     before = torch.get_rng_state()
-    rollouts = converse(policy, tokenizer, records[:4], transcripts.reply, 30, 1.0, torch.Generator().manual_seed(0))
+    rollouts = converse(policy, tokenizer, records[:4], user_reply, 30, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(before, torch.get_rng_state())
     assert not rollouts.tokens.input_ids.is_inference() and not rollouts.logprobs.is_inference()
 
@@ -248,25 +248,24 @@ def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
     record = dict(prompt="life haircut day mon hour noon ?", answer="day mon hour noon", user=[""], steps=0)
     words = "book day mon hour noon <eos>"
     whole, cut = (
-        converse(Scripted(policy, tokenizer, words), tokenizer, [record], transcripts.reply, length, 0.0)
-        for length in (6, 5)
+        converse(Scripted(policy, tokenizer, words), tokenizer, [record], user_reply, length, 0.0) for length in (6, 5)
     )
     assert whole.completions == [words] and cut.completions == [words.removesuffix(" <eos>")]
-    assert transcripts.judge(record, whole.completions[0]).tcr == 1
-    assert transcripts.judge(record, cut.completions[0]) == (0, 0, 0)
+    assert score_dialogue(record, whole.completions[0]).tcr == 1
+    assert score_dialogue(record, cut.completions[0]) == (0, 0, 0)
 
 
 def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer, policy, records):
     for words in ("<user> <eos>", "ask hour <user> <eos>", "<user> hour noon book day mon <eos>"):
-        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], transcripts.reply, 40, 0.0)
+        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], user_reply, 40, 0.0)
         assert found.completions == [words]
         assert found.tokens.mask.all()  # its own words, marker included: it is they that are punished
-        assert transcripts.judge(records[0], words) == (0, 0, 0)
+        assert score_dialogue(records[0], words) == (0, 0, 0)
 
 
 def test_impossible_calls_are_named(tokenizer, policy, records):
     with pytest.raises(ValueError, match="no records"):
-        converse(policy, tokenizer, [], transcripts.reply, 10)
+        converse(policy, tokenizer, [], user_reply, 10)
     with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
         scripted(policy, tokenizer, "ask hour <eos>", 20, 3, said="<user> hour <eos> noon")
 
@@ -333,9 +332,7 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
             max_completion_length=40,
             learning_rate=1e-3,
         )
-        t = DVPOTrainer(
-            copy.deepcopy(policy), transcripts.dialogue_reward, config, records, tokenizer, reply=transcripts.reply
-        )
+        t = DVPOTrainer(copy.deepcopy(policy), dialogue_reward, config, records, tokenizer, reply=user_reply)
         rollouts, columns = t.sample()
         assert max(segments(mask) for mask in rollouts.tokens.mask) >= 2
         rewards = score(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)

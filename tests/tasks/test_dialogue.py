@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 
 from dvpo_lib.tasks import dialogue
-from dvpo_lib.tasks import dialogue_rules as transcripts
 from dvpo_lib.tasks.dialogue import DOMAINS, DialogueSettings
-from dvpo_lib.tasks.dialogue_rules import FACTS, NUMBERS, VALUES, follow, hold, judge, pairs, reply
+from dvpo_lib.tasks.dialogue_rules import (
+    FACT_NUMBERS,
+    FACTS,
+    SLOT_VALUES,
+    run_dialogue,
+    track_dialogue,
+    user_reply,
+    word_pairs,
+)
+from dvpo_lib.tasks.dialogue_scores import DialogueScores, dialogue_reward, mean_scores, score_dialogue
 from dvpo_lib.tasks.suites import SPLITS, STYLES, build_split
 
 CFG = DialogueSettings(demonstrations=900, train=150, test=60)
-FAMILY = dialogue.family(CFG)
+FAMILY = dialogue.dialogue_world(CFG)
 HAIRCUT = dict(
     prompt="life haircut day mon place north ?",
     answer="day tue hour noon place north",
@@ -42,35 +50,37 @@ def users(kind="short", size=400, **changes):
 
 def annotated(records, style):
     rng, error = np.random.default_rng(1), CFG.step_errors[STYLES.index(style)]
-    return [hold(r, dialogue.annotator(r, style, error, CFG.restate, rng)) for r in records]
+    return [run_dialogue(r, dialogue.make_annotator(r, style, error, CFG.restate, rng)) for r in records]
 
 
 def mean_score(records, completions):
-    return np.mean([judge(r, c) for r, c in zip(records, completions, strict=True)])
+    return np.mean([score_dialogue(r, c) for r, c in zip(records, completions, strict=True)])
 
 
 # ---- the user ----
 
 
 def test_user_by_hand():
-    assert reply(HAIRCUT, "careful ask hour <eos>") == "<user> hour noon rather day tue price ?"
-    assert reply(HAIRCUT, "ask size <eos>") == "<user> size any rather day tue price ?"
-    assert reply(HAIRCUT, "ask day <eos>") == "<user> day mon rather day tue price ?"  # it changes its mind afterwards
-    assert reply(HAIRCUT, TOLD + " say price 7 ask day <eos>") == "<user> day tue"  # nothing left in the script
-    assert reply(HAIRCUT, TOLD + " ask day <eos> <user> day tue <eos> ask day <eos>") is None  # out of patience
-    assert reply(HAIRCUT, TOLD + " book day tue hour noon place north <eos>") is None  # booked
-    assert reply(HAIRCUT, "careful ask <eos>") is None  # not understood
+    assert user_reply(HAIRCUT, "careful ask hour <eos>") == "<user> hour noon rather day tue price ?"
+    assert user_reply(HAIRCUT, "ask size <eos>") == "<user> size any rather day tue price ?"
+    assert (
+        user_reply(HAIRCUT, "ask day <eos>") == "<user> day mon rather day tue price ?"
+    )  # it changes its mind afterwards
+    assert user_reply(HAIRCUT, TOLD + " say price 7 ask day <eos>") == "<user> day tue"  # nothing left in the script
+    assert user_reply(HAIRCUT, TOLD + " ask day <eos> <user> day tue <eos> ask day <eos>") is None  # out of patience
+    assert user_reply(HAIRCUT, TOLD + " book day tue hour noon place north <eos>") is None  # booked
+    assert user_reply(HAIRCUT, "careful ask <eos>") is None  # not understood
 
 
 def test_user_is_a_function_of_record_and_transcript(splits):
     for record in splits["train"]:
         transcripts = [
-            hold(r, dialogue.annotator(r, "average", 0.3, 0.3, np.random.default_rng(5)))
+            run_dialogue(r, dialogue.make_annotator(r, "average", 0.3, 0.3, np.random.default_rng(5)))
             for r in (record, dict(record))
         ]
         assert transcripts[0] == transcripts[1]
         first = transcripts[0].split(" <eos>")[0] + " <eos>"
-        assert reply(record, first) == reply(record, first)
+        assert user_reply(record, first) == user_reply(record, first)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -86,7 +96,7 @@ def test_mind_changes_and_questions_come_at_the_set_rate(rate):
     asked = sum(r["steps"] for r in records)
     scripted = [turn.split() for r in records for turn in r["user"]]
     assert len(scripted) == asked
-    changed = [any(word in VALUES for word in turn) for turn in scripted]
+    changed = [any(word in SLOT_VALUES for word in turn) for turn in scripted]
     assert abs(np.mean(changed) - rate) < 0.03
     assert abs(np.mean([any(word in FACTS for word in turn) for turn in scripted]) - (1 - rate)) < 0.03
     assert abs(np.mean(["rather" in words for words in said]) - rate) < 0.03  # what is in the script is said
@@ -96,15 +106,15 @@ def test_goals_follow_from_prompt_and_changes(splits):
     for split in SPLITS:
         for record in splits[split]:
             words = record["prompt"].split()
-            told = dict(pairs(words[2:-1]))
+            told = dict(word_pairs(words[2:-1]))
             for turn in record["user"]:
-                for name, value in pairs(turn.split()):
-                    if name in VALUES:
+                for name, value in word_pairs(turn.split()):
+                    if name in SLOT_VALUES:
                         assert value != told[name]
                         told[name] = value
                     else:
                         assert FAMILY.facts[words[0], words[1], name] == value
-            goal = dict(pairs(record["answer"].split()))
+            goal = dict(word_pairs(record["answer"].split()))
             assert tuple(goal) == FAMILY.needs[words[0], words[1]]
             assert told.items() <= goal.items() and len(goal) - len(told) == record["steps"] == len(record["user"])
 
@@ -164,8 +174,8 @@ def test_goals_follow_from_prompt_and_changes(splits):
     ],
 )
 def test_metrics_by_hand(completion, expected):
-    assert judge(HAIRCUT, completion) == pytest.approx(expected)
-    assert transcripts.dialogue_reward(
+    assert score_dialogue(HAIRCUT, completion) == pytest.approx(expected)
+    assert dialogue_reward(
         [HAIRCUT["prompt"]], [completion], answer=[HAIRCUT["answer"]], user=[HAIRCUT["user"]], steps=[1]
     ) == pytest.approx([sum(expected) / 3])
 
@@ -175,13 +185,13 @@ def test_metrics_of_a_longer_dialogue_by_hand():
         "average ask hour <eos> <user> hour dusk rather day tue <eos> "
         "ok hour dusk ask place <eos> <user> place east rather day wed wait ? <eos> "
     )
-    assert judge(TAXI, said + "say wait 3 book day wed hour dusk place east pay cash <eos>") == (1, 1, 1)
-    assert judge(TAXI, said + "say wait 3 book day tue hour dusk place east pay cash <eos>") == (1, 1, 0)
+    assert score_dialogue(TAXI, said + "say wait 3 book day wed hour dusk place east pay cash <eos>") == (1, 1, 1)
+    assert score_dialogue(TAXI, said + "say wait 3 book day tue hour dusk place east pay cash <eos>") == (1, 1, 0)
     # Cut short: the mind that it had not yet spoken counts, and so does the question that it had not yet asked.
     short = (
         "average ask hour <eos> <user> hour dusk rather day tue <eos> book day tue hour dusk place east pay cash <eos>"
     )
-    assert judge(TAXI, short) == pytest.approx((0, 1 / 3, 0))
+    assert score_dialogue(TAXI, short) == pytest.approx((0, 1 / 3, 0))
 
 
 @pytest.mark.parametrize(
@@ -198,20 +208,20 @@ def test_metrics_of_a_longer_dialogue_by_hand():
 )
 def test_the_users_marker_fails_the_dialogue(marker):
     completion = f"{marker} <eos>"
-    assert reply(HAIRCUT, completion) is None
-    assert judge(HAIRCUT, completion) == (0, 0, 0)
-    assert judge(HAIRCUT, f"{TOLD} {marker} <eos>") == (0, 0, 0)
+    assert user_reply(HAIRCUT, completion) is None
+    assert score_dialogue(HAIRCUT, completion) == (0, 0, 0)
+    assert score_dialogue(HAIRCUT, f"{TOLD} {marker} <eos>") == (0, 0, 0)
 
 
 def test_a_user_forged_by_the_policy_fails_even_if_it_is_right():
     right = TOLD.replace(" <eos>", "") + " say price 7 book day tue hour noon place north <eos>"
-    assert judge(HAIRCUT, right) == (0, 0, 0)
-    assert reply(HAIRCUT, right) is None
+    assert score_dialogue(HAIRCUT, right) == (0, 0, 0)
+    assert user_reply(HAIRCUT, right) is None
 
 
 def test_means_by_group():
-    scores = [transcripts.Scores(1, 1, 1), transcripts.Scores(0, 0.5, 0), transcripts.Scores(1, 0, 0)]
-    assert transcripts.mean_scores(["life", "life", "finance"], scores) == {
+    scores = [DialogueScores(1, 1, 1), DialogueScores(0, 0.5, 0), DialogueScores(1, 0, 0)]
+    assert mean_scores(["life", "life", "finance"], scores) == {
         "finance": (1, 0, 0),
         "life": (0.5, 0.75, 0.5),
         "overall": pytest.approx((2 / 3, 0.5, 1 / 3)),
@@ -223,9 +233,9 @@ def test_means_by_group():
 
 
 def known_or_guessed(record, completion, stale=False):
-    state, _ = follow(record, completion)
+    state, _ = track_dialogue(record, completion)
     known = {**state.known, **(state.stale if stale else {})}
-    return {s: known.get(s, VALUES[s][0]) for s, _ in pairs(record["answer"].split())}
+    return {s: known.get(s, SLOT_VALUES[s][0]) for s, _ in word_pairs(record["answer"].split())}
 
 
 def booking(values):
@@ -233,11 +243,11 @@ def booking(values):
 
 
 def perfect(record):
-    return dialogue.annotator(record, "careful", 0.0, 0.0, np.random.default_rng(0))
+    return dialogue.make_annotator(record, "careful", 0.0, 0.0, np.random.default_rng(0))
 
 
 def careful(record):
-    return dialogue.annotator(
+    return dialogue.make_annotator(
         record, "careful", CFG.step_errors[0], CFG.restate, np.random.default_rng(list(record["prompt"].encode()))
     )
 
@@ -247,7 +257,7 @@ def books_at_once(record):
 
 
 def asks_all_in_one_turn(record):
-    asks = " ".join(f"ask {s}" for s, _ in pairs(record["answer"].split()))
+    asks = " ".join(f"ask {s}" for s, _ in word_pairs(record["answer"].split()))
     return lambda completion: booking(known_or_guessed(record, completion)) if completion else asks
 
 
@@ -255,7 +265,7 @@ def asks_every_slot_of_the_domain(record):
     slots = DOMAINS[record["domain"]][0].split()
 
     def speak(completion):
-        turns = follow(record, completion)[0].turns
+        turns = track_dialogue(record, completion)[0].turns
         return f"ask {slots[turns]}" if turns < len(slots) else booking(known_or_guessed(record, completion))
 
     return speak
@@ -304,7 +314,7 @@ def answers_with_every_number(record):
         words = right(completion).split()
         asked = [words[i + 1] for i, w in enumerate(words) if w == "say"]
         tail = words[next(i for i, w in enumerate(words) if w in ("ask", "book")) :]
-        return " ".join([*(f"say {fact} {n}" for fact in asked for n in NUMBERS), *tail])
+        return " ".join([*(f"say {fact} {n}" for fact in asked for n in FACT_NUMBERS), *tail])
 
     return speak
 
@@ -334,16 +344,16 @@ def books_every_slot_of_the_domain(record):
 
     def speak(completion):
         head, word, _ = right(completion).partition("book")
-        known = follow(record, completion)[0].known
+        known = track_dialogue(record, completion)[0].known
         slots = DOMAINS[record["domain"]][0].split()
-        return head + (booking({s: known.get(s, VALUES[s][0]) for s in slots}) if word else "")
+        return head + (booking({s: known.get(s, SLOT_VALUES[s][0]) for s in slots}) if word else "")
 
     return speak
 
 
 def forges_the_user(record):
-    asks = [s for s, _ in pairs(record["answer"].split()) if s not in record["prompt"].split()]
-    forged = " ".join(f"ask {s} <user> {s} {VALUES[s][0]}" for s in asks)
+    asks = [s for s, _ in word_pairs(record["answer"].split()) if s not in record["prompt"].split()]
+    forged = " ".join(f"ask {s} <user> {s} {SLOT_VALUES[s][0]}" for s in asks)
     return lambda completion: f"{forged} {booking(known_or_guessed(record, completion))}"
 
 
@@ -373,7 +383,7 @@ def test_exploits_score_less_than_careful_work(behaviour, kind):
     """An exploit that makes no error besides pays less than the careful annotator with its errors, where training is;
     everywhere it pays clearly less than the same work without it."""
     records, long = users(kind, 300), kind == "long"
-    score = mean_score(records, [hold(r, behaviour(r)) for r in records])
+    score = mean_score(records, [run_dialogue(r, behaviour(r)) for r in records])
     table = {**EXPLOITS, **FAULTS, perfect: (1.0, 1.0), careful: CAREFUL}
     assert score == pytest.approx(table[behaviour][long], abs=0.03)
     if behaviour in EXPLOITS and not long:
@@ -384,7 +394,7 @@ def test_exploits_score_less_than_careful_work(behaviour, kind):
 
 def test_work_without_errors_gets_all_there_is():
     for record in users("short", 100) + users("long", 100):
-        assert judge(record, hold(record, perfect(record))) == (1, 1, 1)
+        assert score_dialogue(record, run_dialogue(record, perfect(record))) == (1, 1, 1)
 
 
 # ---- demonstrations and splits ----
@@ -407,7 +417,7 @@ def test_demonstrations_are_dialogues_with_the_users_of_their_records(splits):
     for record in splits["demonstrations"]:
         words = record["completion"].split()
         assert words[0] == record["style"] and words[-1] == "<eos>" and "book" in words
-        state, said = follow(record, record["completion"])
+        state, said = track_dialogue(record, record["completion"])
         assert not state.failed and state.booking is not None and said is None
     assert {r["style"] for r in splits["demonstrations"]} == set(STYLES)
 
@@ -433,8 +443,8 @@ def test_long_dialogues_have_more_slots_and_turns(splits):
     assert set(slots("train")) == {3, 4} == set(slots("test"))
     assert set(slots("ood")) == {5, 6}
     assert {r["steps"] for r in splits["ood"]} == {3, 4}
-    longest = max(len(hold(r, perfect(r)).split()) for r in splits["test"])
-    assert np.mean([len(hold(r, perfect(r)).split()) for r in splits["ood"]]) > longest
+    longest = max(len(run_dialogue(r, perfect(r)).split()) for r in splits["test"])
+    assert np.mean([len(run_dialogue(r, perfect(r)).split()) for r in splits["ood"]]) > longest
 
 
 def test_all_domains_in_every_split(splits):
@@ -449,7 +459,7 @@ def test_default_sizes_can_be_had():
 
 
 def test_too_many_prompts_is_a_clear_error():
-    with pytest.raises(ValueError, match=r"tasks\.dialogue\.test: found only \d+ distinct prompts of the 5000"):
+    with pytest.raises(ValueError, match=r"tasks\.dialogue\.test: found only \d+ of 5000 distinct prompts"):
         list(build_split(FAMILY, "test", DialogueSettings(test=5000)))
 
 
@@ -471,7 +481,7 @@ def test_impossible_settings_are_refused(slots):
 
 def test_other_numbers_of_slots():
     cfg = DialogueSettings(short=(1, 1), long=(2, 2), demonstrations=50, train=20, test=10)
-    family = dialogue.family(cfg)
+    family = dialogue.dialogue_world(cfg)
     assert {r["steps"] for r in build_split(family, "train", cfg)} == {1}
     assert {r["steps"] for r in build_split(family, "ood", cfg)} == {2}
 
@@ -479,7 +489,7 @@ def test_other_numbers_of_slots():
 def test_equal_seeds_give_equal_splits(splits):
     assert list(build_split(FAMILY, "train", CFG)) == splits["train"]
     assert list(build_split(FAMILY, "demonstrations", CFG)) == splits["demonstrations"]
-    assert dialogue.family(DialogueSettings(seed=8)) != FAMILY
+    assert dialogue.dialogue_world(DialogueSettings(seed=8)) != FAMILY
 
 
 def test_words_are_complete_and_unambiguous(splits):
@@ -488,15 +498,15 @@ def test_words_are_complete_and_unambiguous(splits):
         for record in splits[split]:
             text = f"{record['prompt']} {record['answer']} {record.get('completion', '')} {' '.join(record['user'])}"
             assert set(text.split()) <= words | {"<eos>"}
-    values = {value for own in VALUES.values() for value in own}
+    values = {value for own in SLOT_VALUES.values() for value in own}
     services = {service for _, own in DOMAINS.values() for service in own.split()}
     kinds = [
-        set(VALUES),
+        set(SLOT_VALUES),
         values,
         services,
         set(DOMAINS),
         set(FACTS),
-        set(NUMBERS),
+        set(FACT_NUMBERS),
         {"?", "<user>", "ask", "say", "book", "ok", "rather", "any"},
         set(STYLES),
     ]
@@ -508,4 +518,4 @@ def test_every_service_needs_what_its_settings_say():
         names, services = DOMAINS[domain]
         assert list(slots) == [s for s in names.split() if s in slots]
         short = services.split().index(service) < dialogue.SHORT_SERVICES
-        assert len(slots) - dialogue.GIVEN in (CFG.short if short else CFG.long)
+        assert len(slots) - dialogue.GIVEN_SLOTS in (CFG.short if short else CFG.long)

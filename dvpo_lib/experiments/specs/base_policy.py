@@ -1,4 +1,4 @@
-"""The base policy as a run of the store: supervised training on the demonstrations of every family."""
+"""Run spec of the base policy: supervised training on the demonstrations of every family."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
 
 @dataclass(frozen=True)
-class BaseSpec:
-    """Base policy training. Stores base/ (`save_pretrained`) and losses.csv (step, loss in nats a token).
+class BasePolicySpec:
+    """Trains the base policy. Stores base/ (`save_pretrained`) and losses.csv (step, loss in nats a token).
 
-    Where `policy.name_or_path` is set, that model is taken as it is and nothing is trained.
+    If `policy.name_or_path` is set, that model is stored as it is, without training.
     """
 
     tasks: TaskSettings
@@ -31,6 +31,7 @@ class BaseSpec:
             object.__setattr__(self, "folder", self.policy.name_or_path)
 
     def execute(self, folder: Path, scratch: Path) -> None:
+        """Writes the results to `folder`."""
         losses: list[float] = []
         if self.policy.name_or_path:
             policy, tokenizer = load_policy(self.policy.name_or_path)
@@ -44,3 +45,8 @@ class BaseSpec:
         tokenizer.save_pretrained(folder / "base")
         table = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})
         table.to_csv(folder / "losses.csv", index=False, float_format="%.6g")
+
+
+def base_policy_spec(params) -> BasePolicySpec:
+    """Builds the spec of the base policy from params.yaml."""
+    return BasePolicySpec(params.tasks, params.policy, params.seed)

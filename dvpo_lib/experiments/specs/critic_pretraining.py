@@ -1,4 +1,4 @@
-"""Critic pretraining as a run of the store."""
+"""Run spec of critic pretraining."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from dvpo_lib.common.seeds import generator_for, seed_for
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import fit_critic
 from dvpo_lib.models.policy import load_policy
-from dvpo_lib.noise.proxies import proxies_of, proxy_rewards, received
+from dvpo_lib.noise.proxies import corrupt_table, load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.tasks.evaluation import sample_table
-from dvpo_lib.tasks.families import FAMILIES, load_suites
+from dvpo_lib.tasks.families import FAMILIES
+from dvpo_lib.tasks.suites import load_suites
 
 
 @dataclass(frozen=True)
-class CriticSpec:
-    """Critic pretraining on scored rollouts of the base policy under noise. Stores critic.safetensors, history.csv."""
+class CriticPretrainingSpec:
+    """Fits a critic to scored rollouts of the base policy under noise. Stores critic.safetensors and history.csv."""
 
     critic: CriticSettings
     noise: NoiseSettings
@@ -30,10 +31,11 @@ class CriticSpec:
     gamma: float
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
-    proxies: str | None = None  # folder of `proxy_rewards`, for noises that need them
+    proxies: str | None = None  # folder of the proxies, for noise that needs them
     inputs = ("base", "suites", "proxies")
 
     def execute(self, folder: Path, scratch: Path) -> None:
+        """Writes the results to `folder`."""
         policy, tokenizer = load_policy(self.base)
         rollouts = pretraining_rollouts(self, policy, tokenizer)
         critic = build_critic(policy, self.critic, self.seed)
@@ -42,10 +44,13 @@ class CriticSpec:
         pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.8g")
 
 
-def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
-    """`critic.pretrain_rollouts` completions of training prompts, with `reward` (noisy) and `reward_true`.
+def pretraining_rollouts(spec: CriticPretrainingSpec, policy, tokenizer) -> pd.DataFrame:
+    """Samples `critic.pretrain_rollouts` completions of training prompts.
 
-    Those whose reward is missing are left out: nothing can be learned from them before there is a critic.
+    Completions whose reward is missing are dropped: without a critic nothing can fill it in.
+
+    Returns:
+        A table of `sample_table`, with `reward` (received) and `reward_true`.
     """
     data = load_suites(spec.suites)[spec.family]["train"]
     generator = generator_for(spec.seed, "pretraining prompts")
@@ -54,14 +59,25 @@ def pretraining_rollouts(spec: CriticSpec, policy, tokenizer) -> pd.DataFrame:
     table = sample_table(
         policy, tokenizer, records, FAMILIES[spec.family], 1, seed_for(spec.seed, "pretraining rollouts")
     )
-    noisy = received(
-        table, spec.noise, seed_for(spec.seed, "pretraining noise"), proxy_rewards(spec.proxies, spec.base), step=0
-    )
-    table = table.rename(columns={"reward": "reward_true"}).assign(reward=noisy)
+    noise_seed, proxies = seed_for(spec.seed, "pretraining noise"), load_proxies(spec.proxies, spec.base)
+    received = corrupt_table(table, spec.noise, noise_seed, proxies, step=0)
+    table = table.rename(columns={"reward": "reward_true"}).assign(reward=received)
     return table.dropna(subset="reward").reset_index(drop=True)
 
 
-def critic_spec(params, critic: CriticSettings, noise: str, family: str, seed: int) -> CriticSpec:
-    """The pretraining of one critic, by params.yaml."""
+def critic_pretraining_spec(
+    params, critic: CriticSettings, noise: str, family: str, seed: int
+) -> CriticPretrainingSpec:
+    """Builds the spec of one critic from params.yaml.
+
+    Args:
+        params: The settings.
+        critic: The critic.
+        noise: A row of `noises`.
+        family: A row of FAMILIES.
+        seed: Of the run.
+    """
     source = params.noises[noise]
-    return CriticSpec(critic, source, family, seed, params.training.gamma, proxies=proxies_of(source, family))
+    return CriticPretrainingSpec(
+        critic, source, family, seed, params.training.gamma, proxies=proxies_folder(source, family)
+    )

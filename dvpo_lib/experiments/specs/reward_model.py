@@ -1,4 +1,4 @@
-"""Reward model training as a run of the store."""
+"""Run spec of the reward model: training, search for its accuracy, measurement."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from safetensors.torch import save_file
 from dvpo_lib.common.seeds import generator_for, seed_for
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.models.tokens import encode
-from dvpo_lib.noise.reward_model import WEIGHTS, RewardModel, RewardModelSettings, probabilities, search_accuracy
+from dvpo_lib.noise.reward_model import (
+    WEIGHTS_FILE,
+    RewardModel,
+    RewardModelSettings,
+    predict_probabilities,
+    search_accuracy,
+)
 from dvpo_lib.tasks.evaluation import sample_table
-from dvpo_lib.tasks.families import FAMILIES, load_suites
+from dvpo_lib.tasks.families import FAMILIES
+from dvpo_lib.tasks.suites import load_suites
 
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """Training, search and measurement of one family's reward model; right are responses whose true reward is >= 0.5.
+    """Trains one family's reward model and measures it. A response is right if its true reward is at least 0.5.
 
-    Half of the prompts of demonstrations (as long as those that are trained on) serve training, a quarter each the
-    search and the measurement: no example is shared. Stores reward_model.safetensors, search.csv (step, accuracy,
-    taken) and predictions.csv (probability, right, words: of the answers that the measurement is of).
+    The prompts are those of demonstrations with the steps of training problems: half of them for training, a quarter
+    each for the search and the measurement. Stores reward_model.safetensors, search.csv (step, accuracy, taken) and
+    predictions.csv (probability, right, words), one row per answer of the measurement.
     """
 
     model: RewardModelSettings
@@ -34,18 +41,19 @@ class RewardModelSpec:
     inputs = ("base", "suites")
 
     def execute(self, folder: Path, scratch: Path) -> None:
+        """Writes the results to `folder`."""
         cfg, (policy, tokenizer) = self.model, load_policy(self.base)
         policy.eval()
         parts = self.examples(policy, tokenizer)
         tokens = {name: encode(tokenizer, t["prompt"].tolist(), t["completion"].tolist()) for name, t in parts.items()}
         right = {name: (table["reward"] >= 0.5).to_numpy(dtype=float) for name, table in parts.items()}
         labels = torch.tensor(right["training"], dtype=torch.float32)
-        turned = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise
+        flipped = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise
         model = RewardModel(policy, self.seed)
-        looks = search_accuracy(
+        log = search_accuracy(
             model,
             tokens["training"],
-            torch.where(turned, 1 - labels, labels),
+            torch.where(flipped, 1 - labels, labels),
             tokens["search"],
             right["search"],
             cfg,
@@ -53,17 +61,20 @@ class RewardModelSpec:
         )
         measured = pd.DataFrame(
             {
-                "probability": probabilities(model, tokens["measurement"]),
+                "probability": predict_probabilities(model, tokens["measurement"]),
                 "right": right["measurement"],
                 "words": parts["measurement"]["completion"].str.split().str.len(),
             }
         )
-        save_file(model.state_dict(), folder / WEIGHTS)
-        for name, table in {"search": pd.DataFrame(looks), "predictions": measured}.items():
+        save_file(model.state_dict(), folder / WEIGHTS_FILE)
+        for name, table in {"search": pd.DataFrame(log), "predictions": measured}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
     def examples(self, policy, tokenizer) -> dict[str, pd.DataFrame]:
-        """Scored answers of the base policy by part: training, search, measurement. Prompts are not shared."""
+        """Samples and scores answers of the base policy: {part: table} for training, search and measurement.
+
+        No two parts share a prompt.
+        """
         splits = load_suites(self.suites, ("demonstrations", "train"))[self.family]
         usual, family = set(splits["train"]["steps"]), FAMILIES[self.family]
         shown = [r for r in splits["demonstrations"] if r["steps"] in usual]
@@ -81,3 +92,8 @@ class RewardModelSpec:
             chosen = [records[own[i % len(own)]] for i in range(size)]
             parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed_for(self.seed, "reward model", name))
         return parts
+
+
+def reward_model_spec(params, family: str, **folders: str) -> RewardModelSpec:
+    """Builds the spec of a family's reward model from params.yaml; `folders` may set base and suites."""
+    return RewardModelSpec(params.reward_model, family, params.seed, **folders)

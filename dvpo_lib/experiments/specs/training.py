@@ -1,13 +1,9 @@
-"""Specs: what a run of critic pretraining or of training is, as data, and how it is carried out.
-
-A spec holds everything that its run depends on. `dvpo_lib.store.execute` carries specs out side by side and keeps their
-results.
-"""
+"""Run spec of a policy's training and its final test."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +12,27 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 from dvpo_lib.common.seeds import seed_for
-from dvpo_lib.models.critic import CriticSettings, build_critic
+from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.policy import load_policy
-from dvpo_lib.noise.proxies import proxies_of, proxy_rewards
+from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
 from dvpo_lib.rl.config import DVPOConfig, with_changes
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.trainer import DVPOTrainer
-from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate
-from dvpo_lib.tasks.families import FAMILIES, load_suites
+from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy
+from dvpo_lib.tasks.families import FAMILIES
+from dvpo_lib.tasks.suites import load_suites
 
 
 @dataclass(frozen=True)
-class TrainSpec:
-    """One training and its final test. Stores curves.csv, final.csv, policy.safetensors (and critic.safetensors)."""
+class TrainingSpec:
+    """Trains one policy and tests it. Stores curves.csv, final.csv, policy.safetensors and, if any, critic.safetensors.
 
-    name: str  # the row's name in tables: a method, or a row of the ablation
-    noise_name: str
+    A spec holds everything that its run depends on, so that the run store can key the result by it.
+    """
+
+    name: str  # row in tables: a method, or a row of the ablation
+    noise_name: str  # row of `noises`
     config: DVPOConfig
     noise: NoiseSettings
     family: str
@@ -40,88 +40,94 @@ class TrainSpec:
     critic: str | None = None  # file of the pretrained critic's weights
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
-    proxies: str | None = None  # folder of `proxy_rewards`, for noises that need them
+    proxies: str | None = None  # folder of the proxies, for noise that needs them
     inputs = ("base", "suites", "critic", "proxies")
-    unkeyed = ("name", "noise_name")  # they say what the run is called, not what it is
+    not_hashed = ("name", "noise_name")  # labels that change no result
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The columns that tell this run from others in tables."""
+        """The columns that identify this run in tables."""
         return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
 
     def execute(self, folder: Path, scratch: Path) -> None:
-        trainer = start(self)
+        """Writes the results to `folder`; keeps resumable state in `scratch`."""
+        trainer = build_trainer(self)
         trainer.train(checkpoint=scratch / "state.pt", progress=False)
         policy, critic, config = trainer.policy, trainer.critic, trainer.args
         head_start = config.critic.pretrain_rollouts if self.critic else 0
         curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
         curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * config.generation_batch_size)
-        final = pd.DataFrame(
-            final_test(
-                trainer.actor,
-                trainer.processing_class,
-                load_suites(self.suites),
-                self.family,
-                self.evaluation,
-                config.seed,
-            )
-        )
+        suites, tokenizer = load_suites(self.suites), trainer.processing_class
+        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, config.seed))
         for name, table in {"curves": curves, "final": final}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
-        state = {k: v for k, v in policy.state_dict().items() if k != "lm_head.weight" or not tied(policy)}
+        state = policy.state_dict()
+        if policy.config.tie_word_embeddings:
+            state.pop("lm_head.weight", None)  # the embeddings once more: safetensors refuses shared memory
         save_file(state, folder / "policy.safetensors")
         if critic is not None:
             save_file(critic.state_dict(), folder / "critic.safetensors")
 
 
-def start(spec: TrainSpec) -> DVPOTrainer:
-    """The trainer of a run before its first step."""
+def build_trainer(spec: TrainingSpec) -> DVPOTrainer:
+    """Builds the trainer of a run, before its first step."""
     policy, tokenizer = load_policy(spec.base)
     family, data = FAMILIES[spec.family], load_suites(spec.suites)[spec.family]["train"]
     config = dataclasses.replace(spec.config, max_completion_length=family.max_completion_length(data))
-    critic = None
-    if METHODS[config.method].critic is not None:
-        critic = build_critic(policy, config.critic, config.seed)
-        if spec.critic:
-            critic.load_state_dict(load_file(spec.critic))
     return DVPOTrainer(
         policy,
         training_reward(spec),
         config,
         data,
         tokenizer,
-        critic,
+        pretrained_critic(spec, policy),
         {"reward_true": family.reward},
         reply=family.reply,
     )
 
 
-def training_reward(spec: TrainSpec) -> Callable:
-    """The reward function that a run learns from."""
-    return corrupt(
-        FAMILIES[spec.family].reward,
-        spec.noise,
-        seed_for(spec.config.seed, "training noise"),
-        proxy_rewards(spec.proxies, spec.base),
-    )
+def training_reward(spec: TrainingSpec) -> Callable:
+    """The reward function that a run learns from: the family's true reward under the run's noise."""
+    noise_seed, proxies = seed_for(spec.config.seed, "training noise"), load_proxies(spec.proxies, spec.base)
+    return corrupt(FAMILIES[spec.family].reward, spec.noise, noise_seed, proxies)
 
 
-def tied(policy) -> bool:
-    return bool(policy.config.tie_word_embeddings)
+def pretrained_critic(spec: TrainingSpec, policy) -> Critic | None:
+    """The run's critic, with pretrained weights if the spec names a file; None for methods without a critic."""
+    if METHODS[spec.config.method].critic is None:
+        return None
+    critic = build_critic(policy, spec.config.critic, spec.config.seed)
+    if spec.critic:
+        critic.load_state_dict(load_file(spec.critic))
+    return critic
 
 
-def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterable[dict]:
-    """`evaluate` on every test set: role ID (trained family), OOD (its longer problems), transfer (other families)."""
+def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterator[dict]:
+    """Evaluates a policy on every test set.
+
+    Args:
+        policy: The causal LM.
+        tokenizer: Its tokenizer.
+        suites: {family: splits}, from `load_suites`.
+        family: The family that the policy was trained on.
+        cfg: Size of the tests.
+        seed: Of sampling.
+
+    Yields:
+        {suite, role, metric, value}; role is ID (trained family), OOD (its longer problems) or transfer (others).
+    """
     for name, splits in suites.items():
         for split in ("test", "ood"):
             data = splits[split].select(range(min(cfg.prompts, len(splits[split]))))
             role = "transfer" if name != family else "ID" if split == "test" else "OOD"
             suite = f"{name}_{'id' if split == 'test' else 'ood'}"
-            scores = evaluate(policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite))
+            scores = evaluate_policy(
+                policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite)
+            )
             yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
 
 
-def train_spec(
+def training_spec(
     params,
     name: str,
     method: str,
@@ -131,17 +137,27 @@ def train_spec(
     critic: CriticSettings | None,
     critic_file: str | Path | None,
     changes: Mapping[str, Any] | None = None,
-) -> TrainSpec:
-    """One training, by params.yaml: `training` with what the method's own row (or `changes` in its place) changes.
+) -> TrainingSpec:
+    """Builds the spec of one training from params.yaml.
 
-    Every method has the same budget of scored rollouts (`params.budget`): what critic pretraining takes of it is left
-    out of training.
+    Every method has the same budget of scored rollouts (`params.budget`): training gets what critic pretraining leaves.
+
+    Args:
+        params: The settings.
+        name: Row in tables.
+        method: A row of METHODS.
+        noise: A row of `noises`.
+        family: A row of FAMILIES.
+        seed: Of the run.
+        critic: The critic; None for methods without one.
+        critic_file: Weights of the pretrained critic.
+        changes: Changes to the section `training`; by default those of the method's row in `methods`.
     """
     config = with_changes(params.training, params.methods[method].training if changes is None else changes)
     spent = critic.pretrain_rollouts if critic else 0
     steps = max(1, (params.budget - spent) // config.generation_batch_size)
     config = dataclasses.replace(config, method=method, seed=seed, max_steps=steps, critic=critic)
-    return TrainSpec(
+    return TrainingSpec(
         name,
         noise,
         config,
@@ -149,5 +165,5 @@ def train_spec(
         family,
         params.evaluation,
         str(critic_file) if critic_file else None,
-        proxies=proxies_of(params.noises[noise], family),
+        proxies=proxies_folder(params.noises[noise], family),
     )

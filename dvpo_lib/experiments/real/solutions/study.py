@@ -21,7 +21,7 @@ from dvpo_lib.experiments.real.solutions.data import (
     truncate_texts,
 )
 from dvpo_lib.experiments.real.solutions.specs import solution_backbone_spec, solution_critic_specs
-from dvpo_lib.experiments.run_store import execute
+from dvpo_lib.experiments.run_store import execute_specs
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.models.policy import load_policy
@@ -90,9 +90,9 @@ def run_solution_study(
     records = {name: len(read_worked_problems(root / name, name)) for name in (TRAIN_FILE, TEST_FILE)}
     records[SOLUTIONS_FILE] = solutions["problem"].nunique()
     split_by_problem(solutions, cfg.held_out)  # fails on an empty part before anything is trained
-    (base,) = execute([solution_backbone_spec(cfg, seed)], 1, None)
+    (base,) = execute_specs([solution_backbone_spec(cfg, seed)], 1, None)
     specs = solution_critic_specs(cfg, critics, seed, base / "base")
-    folders = dict(zip(specs, execute(list(specs.values()), workers, progress), strict=True))
+    folders = dict(zip(specs, execute_specs(list(specs.values()), workers, progress), strict=True))
     table, changed = truncate_texts(solutions, load_policy(str(base / "base"))[1], cfg.max_tokens)
     training, held = split_by_problem(table, cfg.held_out)
     predictions = held_out_predictions(folders, held)

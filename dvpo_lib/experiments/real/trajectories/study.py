@@ -30,7 +30,7 @@ from dvpo_lib.experiments.real.trajectories.data import (
     tokenize_turns,
 )
 from dvpo_lib.experiments.real.trajectories.specs import trajectory_backbone_specs, trajectory_critic_specs
-from dvpo_lib.experiments.run_store import collect, execute
+from dvpo_lib.experiments.run_store import collect_tables, execute_specs
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.reporting.statistics import Estimate
@@ -93,9 +93,10 @@ def run_trajectory_study(
         return None
     table = read_trajectories(path)
     table["fold"] = assign_folds(table["task"], own.folds, seed)  # fails on too few tasks before anything is trained
-    bases = execute(trajectory_backbone_specs(cfg, seed, path), workers, progress and "language models of the folds")
+    backbones = trajectory_backbone_specs(cfg, seed, path)
+    bases = execute_specs(backbones, workers, progress and "language models of the folds")
     specs = trajectory_critic_specs(cfg, critics, seed, path, [base / "base" for base in bases])
-    folders = dict(zip(specs, execute(list(specs.values()), workers, progress), strict=True))
+    folders = dict(zip(specs, execute_specs(list(specs.values()), workers, progress), strict=True))
     quantiles = {
         name: np.stack([held_out_quantiles(table, folders, name, s) for s in range(seed, seed + own.seeds)])
         for name in critics
@@ -108,7 +109,7 @@ def run_trajectory_study(
         table=table,
         cut=cut,
         max_tokens=own.max_tokens,
-        language_model=collect(bases, "language_model"),
+        language_model=collect_tables(bases, "language_model"),
         quantiles=quantiles,
         scores=score_table(TRAJECTORY_DESIGN, predictions, table, resamples),
         differences=difference_table(
