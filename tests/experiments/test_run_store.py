@@ -84,7 +84,7 @@ def test_key_follows_fields_and_input_bytes_not_input_names(toy, tmp_path):
 @pytest.mark.parametrize("module", ["base_policy", "critic_pretraining", "pseudo_labels", "reward_model", "training"])
 def test_key_follows_the_code_that_a_run_executes_not_what_shows_its_results(module):
     used = {Path(f).parts[1] for f in reachable_files([f"dvpo_lib.experiments.specs.{module}"], ROOT)}
-    assert {"common", "models", "rl", "tasks"} <= used and not {"reporting", "chain"} & used
+    assert {"common", "models", "tasks"} <= used and not {"reporting", "chain"} & used
 
 
 def test_a_change_of_reports_keeps_the_keys_of_trainings_and_a_change_of_the_trainer_does_not():
