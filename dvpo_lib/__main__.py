@@ -1,3 +1,5 @@
+"""Entry point of `python -m dvpo_lib`."""
+
 import sys
 
 from dvpo_lib.chain.cli import main

@@ -1,13 +1,6 @@
-"""The command line: `python -m dvpo_lib COMMAND`.
+"""The command line: `python -m dvpo_lib COMMAND`, with `--help` for each command.
 
-    run STAGE        execute the notebook of a stage and move its outputs into place (what dvc.yaml calls)
-    repro [TARGETS]  validate params.yaml, say how long it will take, run `dvc repro`
-    check            validate params.yaml
-    profile NAME     run the chain with profiles/NAME.yaml laid over params.yaml, in a copy of the project
-    tune             tune every method on the same small grid
-    download DIR     download the real data sets and check their SHA-256
-
-An error is one line on stderr and exit code 1.
+An expected error is one line on stderr and exit code 1; an interrupted command exits with 130.
 """
 
 from __future__ import annotations
@@ -22,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ruamel.yaml import YAML
 
 from dvpo_lib.chain import profiles, tune
 from dvpo_lib.chain.params import load_params
@@ -38,31 +32,145 @@ from dvpo_lib.experiments.real.download import (
     download_files,
 )
 
+DESCRIPTION = "DVPO and its neighbours, as a chain of notebooks. Run it anywhere inside the project."
+EXAMPLES = {
+    "repro": "python -m dvpo_lib repro\npython -m dvpo_lib repro train@dvpo report",
+    "check": "python -m dvpo_lib check\npython -m dvpo_lib check --data data/real",
+    "run": "python -m dvpo_lib run train@dvpo\npython -m dvpo_lib run data -p 'changes={policy.steps: 100}'",
+    "profile": "python -m dvpo_lib profile smoke\n"
+    "python -m dvpo_lib profile full train@dvpo --workdir work/full --set seeds=3",
+    "tune": "python -m dvpo_lib tune --methods dvpo ppo --keep",
+    "download": "python -m dvpo_lib download data/real",
+}
 
-def repro(targets: Iterable[str] = ()) -> int:
-    """`dvc repro` with this environment's python; DVC's exit code. After a failure, earlier results are put back.
 
-    DVC deletes the outputs of a stage before it runs it; if the stage then fails, they come back from DVC's cache."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. It reaches this process alone, while Ctrl-C reaches every process of the terminal."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Its words, without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    chosen = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        return COMMANDS[chosen.command](chosen) or 0
+    except (ConfigError, StageError, DownloadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dvpo_lib",
+        description=DESCRIPTION,
+        epilog="COMMAND --help describes a command and its arguments.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add_command(name: str, summary: str, details: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {details}",
+            epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    command = add_command(
+        "repro",
+        "run the chain",
+        "Validates params.yaml, announces the duration and runs `dvc repro`: unchanged\n"
+        "stages are skipped, an interrupted run resumes. If a stage fails, its earlier results come back.",
+    )
+    command.add_argument("targets", nargs="*", metavar="STAGE", help="stages with all that they need (default: all)")
+    command = add_command(
+        "check", "validate params.yaml, or downloaded data", "The first wrong setting is named by file, line and key."
+    )
+    command.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and print what it holds")
+    command = add_command(
+        "run",
+        "execute the notebook of one stage",
+        "dvc.yaml calls this. The outputs move into place only after\nthe notebook has finished; "
+        "a failed notebook is kept in work/failed.",
+    )
+    command.add_argument("stage", metavar="STAGE", help="its name in dvc.yaml; train@dvpo for a row of a foreach")
+    command.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the notebook, its value in YAML; may be repeated",
+    )
+    command = add_command(
+        "profile",
+        "run the chain with a profile, in a copy of the project",
+        "Settings of profiles/NAME.yaml replace\nthose of params.yaml. The project's own results stay as they are.",
+    )
+    profiles.add_profile_arguments(command)
+    command = add_command(
+        "tune",
+        "tune every method on the same small grid",
+        "Trains on development seeds without noise and writes the\nwinners into params.yaml and profiles/full.yaml, "
+        "the grid into reports/tuning/. Needs the stage `data`.",
+    )
+    tune.add_tune_arguments(command)
+    command = add_command(
+        "download",
+        "download real data and check it",
+        "GSM8K with logged model solutions, and tau-bench's logged airline\nconversations (both MIT). "
+        "A file is kept only if its SHA-256 is that of the published one.",
+    )
+    command.add_argument("dir", metavar="DIR", help="the folder to fill, such as data/real")
+    names = ", ".join(Path(name).name for name in [*GSM8K_SHA256, *TAUBENCH_SHA256])
+    command.add_argument(
+        "--source", metavar="URL", help=f"one folder that serves {names} (default: the publishers' repositories)"
+    )
+    return parser
+
+
+def reproduce_chain(targets: Iterable[str] = ()) -> int:
+    """Runs `dvc repro` with this environment's Python.
+
+    DVC deletes the outputs of a stage before it runs the stage. After a failure they are restored from DVC's cache.
+
+    Args:
+        targets: Stages to run with all that they need; all stages by default.
+
+    Returns:
+        DVC's exit code.
+
+    Raises:
+        ConfigError: If a setting is wrong; nothing has run then.
+    """
     root = project_root()
-    load_params(root / "params.yaml")
-    print(_forecast(), file=sys.stderr, flush=True)
-    code = _dvc(["repro", *targets], root)
+    params = load_params(root / "params.yaml")
+    print(
+        f"The whole chain takes about {params.runtime.expected_minutes:g} minutes on two cores. Unchanged stages are "
+        "skipped, and an interrupted run resumes.",
+        file=sys.stderr,
+        flush=True,
+    )
+    code = _run_dvc(["repro", *targets], root)
     if code:
         lost = [out for spec in read_stages(root).values() for out in spec.outs if not (root / out).exists()]
         if lost and (root / "dvc.lock").is_file():
-            _dvc(["checkout", "--quiet", "--allow-missing", *lost], root, quiet=True)
+            _run_dvc(["checkout", "--quiet", "--allow-missing", *lost], root, quiet=True)
     return code
 
 
-def _forecast() -> str:
-    minutes = load_params(project_root() / "params.yaml", ()).runtime.expected_minutes
-    return (
-        f"The whole chain takes about {minutes:g} minutes on two cores; what has not changed is skipped, "
-        "and an interrupted run goes on where it stopped."
-    )
-
-
-def _dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
+def _run_dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # stages call `python`
     child = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
@@ -72,62 +180,27 @@ def _dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
     )
     try:
         return child.wait()
-    except KeyboardInterrupt as signalled:  # a Ctrl-C has reached the stage already; DVC ends when the stage does
+    except KeyboardInterrupt as interrupt:  # Ctrl-C has reached the stage already; DVC ends when the stage does
         for process in psutil.Process(child.pid).children(recursive=True):
-            if isinstance(signalled, Terminated) and process.cmdline()[1:4] == ["-m", "dvpo_lib", "run"]:
+            if isinstance(interrupt, Terminated) and process.cmdline()[1:4] == ["-m", "dvpo_lib", "run"]:
                 process.terminate()
         child.wait()
         raise
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    chosen = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return COMMANDS[chosen.command](chosen) or 0
-    except (ConfigError, StageError, DownloadError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dvpo_lib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("run", help="execute a stage's notebook")
-    command.add_argument("stage")
-    command.add_argument(
-        "-p",
-        "--parameter",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a parameter of the notebook, its value in YAML",
-    )
-    command = commands.add_parser("repro", help="run the chain")
-    command.add_argument("targets", nargs="*")
-    command = commands.add_parser("check", help="validate params.yaml, or downloaded data")
-    command.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and say what is in it")
-    profiles.add_profile_arguments(commands.add_parser("profile", help="run the chain with a profile, in a copy"))
-    tune.add_tune_arguments(commands.add_parser("tune", help="tune every method on the same grid"))
-    command = commands.add_parser("download", help="download the real data sets and check them")
-    command.add_argument("dir", metavar="DIR", help="the folder to fill; `make real-data` takes data/real")
-    names = ", ".join(Path(name).name for name in [*GSM8K_SHA256, *TAUBENCH_SHA256])
-    command.add_argument(
-        "--source",
-        metavar="URL",
-        help=f"one folder that serves {names} (default: {GSM8K_SOURCE} and {TAUBENCH_SOURCE})",
-    )
-    return parser
+def _raise_terminated(signum, frame) -> None:
+    raise Terminated
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    run_stage(chosen.stage, dict(_assignment(text) for text in chosen.parameter))
+    run_stage(chosen.stage, dict(_read_assignment(text) for text in chosen.parameter))
+
+
+def _read_assignment(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise StageError(f"-p {text}: expected KEY=VALUE")
+    return key, YAML(typ="safe").load(value)
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -147,31 +220,14 @@ def _download(chosen: argparse.Namespace) -> None:
     for source, hashes in ((GSM8K_SOURCE, GSM8K_SHA256), (TAUBENCH_SOURCE, TAUBENCH_SHA256)):
         for name, state in download_files(chosen.dir, chosen.source or source, hashes).items():
             print(f"{name}: {state}, SHA-256 as published")
-    print(f"in params.yaml, `real: {{dir: {chosen.dir}}}` lets notebook 02 use them")
+    print(f"`real: {{dir: {chosen.dir}}}` in params.yaml lets notebook 02 use them")
 
 
 COMMANDS = {
     "run": _run,
-    "repro": lambda chosen: repro(chosen.targets),
+    "repro": lambda chosen: reproduce_chain(chosen.targets),
     "check": _check,
     "profile": profiles.run_profile,
     "tune": tune.tune_command,
     "download": _download,
 }
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which reaches one process and not, as Ctrl-C does, all that the terminal started."""
-
-
-def _terminate(signum, frame) -> None:
-    raise Terminated
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    from ruamel.yaml import YAML
-
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise StageError(f"-p {text}: KEY=VALUE is expected")
-    return key, YAML(typ="safe").load(value)

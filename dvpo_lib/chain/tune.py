@@ -126,9 +126,16 @@ def render_appendix(out: Path = TUNING_FOLDER, cell_timeout: int = 600) -> Path:
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `python -m dvpo_lib tune`."""
-    parser.add_argument("--methods", nargs="+", choices=list(SENSITIVE_SETTINGS), default=list(SENSITIVE_SETTINGS))
-    parser.add_argument("--seeds", type=int, default=1, help="development seeds a point (default 1)")
-    parser.add_argument("--keep", action="store_true", help="leave params.yaml and the profile as they are")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(SENSITIVE_SETTINGS),
+        default=list(SENSITIVE_SETTINGS),
+        metavar="METHOD",
+        help=f"methods to tune (default: all): {', '.join(SENSITIVE_SETTINGS)}",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="development seeds of each point (default: 1)")
+    parser.add_argument("--keep", action="store_true", help="leave params.yaml and profiles/full.yaml unchanged")
 
 
 def tune_command(chosen: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def test_sigterm_ends_kernel_and_workers(project):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.endswith("interrupted; the same command goes on where it stopped\n")
+    assert stderr.endswith("interrupted; the same command resumes\n")
     wait_until(lambda: not any(alive(int(file.read_text())) for file in files))
 
 
@@ -121,7 +121,7 @@ def alive(pid: int) -> bool:
             ["run", "tiny", "-p", "sed=2"],
             "notebooks/tiny.ipynb: unknown parameter sed; its cell tagged `parameters` has:",
         ),
-        (["run", "tiny", "-p", "seed"], "-p seed: KEY=VALUE is expected"),
+        (["run", "tiny", "-p", "seed"], "-p seed: expected KEY=VALUE"),
     ],
 )
 def test_bad_commands_are_refused_before_anything_runs(project, capsys, arguments, message):

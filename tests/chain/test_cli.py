@@ -1,0 +1,50 @@
+"""The command line: help that names every command, and examples that can be run as they stand."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from dvpo_lib.chain.cli import COMMANDS, EXAMPLES, build_parser, main
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command} " in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_describes_it_and_gives_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: python -m dvpo_lib {command}" in shown
+    assert shown.index("\n\n") < shown.index("options:") < shown.index("examples:")
+    for example in EXAMPLES[command].split("\n"):
+        words = shlex.split(example)
+        assert words[:4] == ["python", "-m", "dvpo_lib", command] and example in shown
+        assert build_parser().parse_args(words[3:]).command == command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "COMMAND"), (["rapro"], "invalid choice: 'rapro'"), (["run"], "STAGE"), (["tune", "--methods", "x"], "'x'")],
+)
+def test_a_wrong_command_is_refused_with_its_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and message in shown and shown.startswith("usage: python -m dvpo_lib")
+
+
+def test_outside_a_project_the_error_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check"]) == 1
+    shown = capsys.readouterr().err
+    assert (
+        shown.startswith("error: ") and "no dvc.yaml with a params.yaml beside it" in shown and shown.count("\n") == 1
+    )
