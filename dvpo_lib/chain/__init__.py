@@ -1,0 +1,1 @@
+"""Settings files, stages, rendered pages, profiles and the command line."""

@@ -1,0 +1,1 @@
+"""Settings trees, JSON lines, seeds, generated passages of text."""

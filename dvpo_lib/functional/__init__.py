@@ -1,0 +1,1 @@
+"""Losses, quantiles, advantages: pure functions of tensors."""

@@ -1,0 +1,1 @@
+"""Policies, critics, Q critics, and the training of critics on logs."""

@@ -1,0 +1,1 @@
+"""Noisy rewards: corruptions, pseudo-labels, a trained reward model."""

@@ -1,0 +1,1 @@
+"""Statistics, figures, tables and sentences for the notebooks."""

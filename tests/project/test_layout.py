@@ -1,8 +1,10 @@
-"""The layout that README and CONTRIBUTING promise: small modules, small folders, imports that point down."""
+"""The layout that README and CONTRIBUTING promise: small modules and folders, imports that point down, unique names."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,43 +12,76 @@ from conftest import ROOT
 
 from dvpo_lib.experiments.import_graph import library_imports
 
-FLOORS = ["common", "functional", "models", "rl", "tasks", "noise", "reporting", "experiments", "chain"]
-MODULES = sorted((ROOT / "dvpo_lib").rglob("*.py"))
+LIBRARY = ROOT / "dvpo_lib"
+MODULES = sorted(LIBRARY.rglob("*.py"))
+ROWS = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+MAP = {name: (content, modules.split(", ")) for name, content, modules in ROWS if (LIBRARY / name).is_dir()}
+FLOORS = list(MAP)  # in import order
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(LIBRARY).as_posix())
 
 
 def floor_of(module: str) -> int | None:
-    """The floor of a dotted name of the library; None for the package itself."""
+    """The position of a module's package in the import order; None for the top of the library."""
     name = module.split(".")[1] if "." in module else ""
     return FLOORS.index(name) if name in FLOORS else None
 
 
-def test_every_package_is_a_floor():
-    assert {p.name for p in (ROOT / "dvpo_lib").iterdir() if any(p.glob("*.py"))} == set(FLOORS)
+def definitions(path: Path) -> list[ast.AST]:
+    """The public functions and classes at the top level of a module."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT / "dvpo_lib").as_posix())
+def test_the_map_in_the_readme_is_the_listing():
+    packages = [folder for folder in LIBRARY.iterdir() if any(folder.glob("*.py"))]
+    assert set(MAP) == {folder.name for folder in packages}
+    for folder in packages:
+        content, modules = MAP[folder.name]
+        found = [f.stem for f in folder.glob("*.py") if f.name != "__init__.py"]
+        found += [f"{f.parent.name}/" for f in folder.glob("*/__init__.py")]
+        assert modules == sorted(found), f"README.md, row `{folder.name}`: should list {', '.join(sorted(found))}"
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert docstring.split("\n")[0] == f"{content}."
+
+
+@each_module
 def test_imports_point_down(path: Path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     own = floor_of(module)
-    if own is None:  # the public face and the command line stand on top
+    if own is None:  # the public face and the command line
         return
     package = module.removesuffix(".__init__") if path.name == "__init__.py" else module.rpartition(".")[0]
     for name in library_imports(path.read_text(encoding="utf-8"), package):
         assert (floor_of(name) or 0) <= own, f"{module} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT / "dvpo_lib").as_posix())
-def test_modules_are_short(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+@each_module
+def test_modules_are_short_and_documented(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    assert ast.get_docstring(ast.parse(text)), "the module has no docstring"
+    for node in definitions(path):
+        assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
 def test_folders_are_small():
-    for folder in (ROOT / "dvpo_lib", *(p for p in (ROOT / "dvpo_lib").rglob("*") if p.is_dir())):
-        entries = [p.name for p in folder.iterdir() if not p.name.startswith("__")]
+    for folder in (LIBRARY, *(path for path in LIBRARY.rglob("*") if path.is_dir())):
+        entries = [path.name for path in folder.iterdir() if not path.name.startswith("__")]
         assert len(entries) <= 10, f"{folder}: {sorted(entries)}"
 
 
-def test_every_module_says_what_it_holds():
+def test_no_public_name_is_defined_twice():
+    places = defaultdict(list)
     for path in MODULES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert not tree.body or ast.get_docstring(tree) or path.name == "__main__.py", f"{path} has no docstring"
+        for node in definitions(path):
+            places[node.name].append(path.relative_to(LIBRARY).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_files_named_in_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+\.(?:py|ya?ml|toml|txt|json)|[\w.]+(?:/[\w.]+)*/)`", text)
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).exists() or (LIBRARY / name).exists(), f"CONTRIBUTING.md names {name}"

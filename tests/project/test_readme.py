@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
+from dvpo_lib.chain.cli import COMMANDS
 from dvpo_lib.chain.exports import FINDINGS, insert_findings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -32,6 +34,7 @@ def test_programs_run_one_after_the_other(tmp_path, monkeypatch):
 
 
 def test_commands_exist():
+    assert set(re.findall(r"python -m dvpo_lib (\w+)", TEXT)) <= set(COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", TEXT))
     assert {"repro", "test"} <= named <= targets
@@ -47,9 +50,14 @@ def test_settings_of_its_experiments_can_be_set():
             value = value[part]
 
 
-def test_links_lead_to_files():
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", TEXT):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"])
+def test_links_lead_to_files(file):
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / file).read_text(encoding="utf-8")):
+        assert ((ROOT / file).parent / target).is_file(), target
+
+
+def test_length():
+    assert len(TEXT.splitlines()) <= 250
 
 
 def test_numbers_are_those_of_files():

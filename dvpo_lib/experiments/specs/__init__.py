@@ -1,0 +1,1 @@
+"""Runs of the store as data: one module a kind, because the store hashes code by module."""

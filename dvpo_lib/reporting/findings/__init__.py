@@ -1,0 +1,1 @@
+"""Sentences that notebooks compute from their tables."""

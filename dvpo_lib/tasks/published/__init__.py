@@ -1,0 +1,1 @@
+"""Published problems: readers of their data sets, and the judge of their answers."""
