@@ -1,8 +1,7 @@
 """Measures speed and memory and writes results.json, results.png and costs.md (default: benchmarks/).
 
-Times are of one machine and one moment: compare rows of one file, never rows of two. All forms and methods that are
-compared take turns, so that whatever else the machine does strikes them alike. In its default place costs.md is also
-shown in README.md.
+Times hold for one machine at one moment. Compare rows of one file, never rows of two. Forms and methods take turns, so
+that other load on the machine affects them equally. The costs.md in the default folder also appears in README.md.
 """
 
 from __future__ import annotations
@@ -16,14 +15,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .costs import publish
-from .iterations import MODELS, configurations, iteration_rows, memory_ratios, ratios
+from .costs import publish_costs
+from .iterations import BENCHMARK_MODELS, benchmark_configurations, iteration_rows, memory_ratios, time_ratios
 from .kernels import gae_rows, loss_rows, sort_rows
-from .pictures import picture, write
+from .pictures import benchmark_figure, write_results
 
 
-def speedups(losses: pd.DataFrame) -> list[dict]:
-    """Table over sorted form, by kappa and M: times faster and times smaller."""
+def loss_speedups(losses: pd.DataFrame) -> list[dict]:
+    """Table form over sorted form of the loss.
+
+    Args:
+        losses: Rows of `loss_rows`.
+
+    Returns:
+        One dictionary per kappa and M: kappa, quantiles, faster and smaller (ratios of time and of memory).
+    """
     wide = losses.pivot(index=["kappa", "quantiles"], columns="form", values=["ms", "peak_mb"])
     found = pd.DataFrame(
         {
@@ -34,20 +40,25 @@ def speedups(losses: pd.DataFrame) -> list[dict]:
     return found.round(1).reset_index().to_dict("records")
 
 
-def summary(iterations: pd.DataFrame) -> dict:
-    """What results.json holds of iterations: medians over rounds, and time and memory over those of ppo."""
+def summarize_iterations(iterations: pd.DataFrame) -> dict:
+    """The part of results.json on iterations: medians over rounds, and time and memory relative to ppo.
+
+    Args:
+        iterations: Rows of `iteration_rows`.
+    """
     groups = iterations.groupby(["model", "method"], sort=False)
     medians = groups.median().round(4).drop(columns="round").reset_index()
     return {
         "iteration_seconds": medians.assign(rounds=groups.size().to_numpy()).to_dict("records"),
-        "iteration_over_ppo": ratios(iterations),
-        "iteration_without_diagnostics_over_ppo": ratios(iterations, without="describe"),
+        "iteration_over_ppo": time_ratios(iterations),
+        "iteration_without_diagnostics_over_ppo": time_ratios(iterations, without="describe"),
         "memory_over_ppo": memory_ratios(iterations),
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    methods = list(configurations())
+    """The command line."""
+    methods = list(benchmark_configurations())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=384, help="tokens times heads of the loss")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of losses and advantages")
     parser.add_argument("--rounds", type=int, default=11, help="iterations of each method on the default model")
-    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="models to train")
+    parser.add_argument(
+        "--models", nargs="*", choices=list(BENCHMARK_MODELS), default=list(BENCHMARK_MODELS), help="models to train"
+    )
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="ppo must be among them")
     parser.add_argument(
         "--large",
@@ -89,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
             "torch": torch.__version__,
         },
         "loss": losses.to_dict("records"),
-        "loss_table_over_sorted": speedups(losses),
+        "loss_table_over_sorted": loss_speedups(losses),
         "gae": gaes.to_dict("records"),
         "sort": list(sort_rows(chosen.quantiles, chosen.rows, chosen.repeats)),
     }
@@ -103,11 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
             chosen.device,
         )
     if rows:
-        found |= summary(pd.DataFrame(rows))
+        found |= summarize_iterations(pd.DataFrame(rows))
         print(json.dumps(found["iteration_over_ppo"], indent=2))
     print(pd.DataFrame(found["loss_table_over_sorted"]).to_string(index=False))
-    write(chosen.out, found, picture(found))
-    publish(chosen.out)
+    write_results(chosen.out, found, benchmark_figure(found))
+    publish_costs(chosen.out)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
     python -m benchmarks.against_trl                       # an untrained policy: responses of nearly full length
     python -m benchmarks.against_trl --policy data/base    # the chain's base policy: shorter ones
 
-The file has a part for each of the two; a run replaces its own. Both trainers start from the same model and train it on
-the same prompts, with the same rewards, settings and threads. They take turns in one process, an iteration each (one
-batch of rollouts and all its optimiser steps), so that whatever else the machine does strikes both alike. Times are of
-one machine and one moment: only their ratio is worth anything elsewhere. Where other programs want the same cores, the
-ratio of the processor's seconds is the steadier one; alone they are the same.
+The file has one part for each of the two; a run replaces its own part. Both trainers start from the same model and
+train on the same prompts with equal rewards, settings and threads. They take turns in one process, one iteration each
+(a batch of rollouts and all its optimiser steps), so that other load on the machine affects both equally. Only the
+ratio of their times carries over to other machines. If other programs compete for the cores, the ratio of CPU seconds
+is the steadier one; otherwise the two ratios agree.
 
-What TRL does beyond what is needed here: it samples through `generate` of `transformers`, which serves any sampling
-method; computes the log-probabilities of the old policy by a pass of their own, where ours keeps those of the sampling;
-and turns tokens to lists and back for its other engines. Its optimiser is its default one (fused AdamW, here without
-decay); nothing else of it is changed but what has to be equal or only costs time on a CPU.
+Extra work of TRL: it samples with `generate` of `transformers`, which supports any sampling method; it computes the
+log-probabilities of the old policy in a separate pass, while ours keeps those of the sampling; and it converts tokens
+to lists and back for its other engines. Its optimiser is its default one (fused AdamW, here without decay). All other
+changes to its settings make the comparison fair or save time on a CPU.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
-from .costs import publish
+from .costs import publish_costs
 
-OURS = DVPOConfig(method="grpo")
-PARTS = ("untrained", "trained")  # of the file: the policy that is started from
-UPDATES = OURS.num_iterations * OURS.num_mini_batches  # optimiser steps an iteration
-MISSING = "TRL is not installed here: `make bench-trl` sets up an environment with it (pip install '.[trl]')"
+GRPO_SETTINGS = DVPOConfig(method="grpo")
+POLICY_PARTS = ("untrained", "trained")  # of the file, by initial policy
+UPDATES_PER_ITERATION = GRPO_SETTINGS.num_iterations * GRPO_SETTINGS.num_mini_batches  # optimiser steps
+TRL_MISSING = "TRL is not installed here: `make bench-trl` sets up an environment with it (pip install '.[trl]')"
 
 
-def settings_of_trl(args: DVPOConfig, iterations: int, folder: str):
+def trl_settings(args: DVPOConfig, iterations: int, folder: str):
     """TRL's settings for `iterations` iterations of `args`."""
     from trl import GRPOConfig
 
     batch = args.generation_batch_size // args.num_mini_batches
     return GRPOConfig(
-        # what has to be equal
+        # equal for both trainers
         per_device_train_batch_size=batch,
         generation_batch_size=args.generation_batch_size,
         num_generations=args.num_generations,
@@ -74,8 +74,8 @@ def settings_of_trl(args: DVPOConfig, iterations: int, folder: str):
         seed=args.seed,
         bf16=False,
         use_cpu=True,
-        logging_steps=args.num_iterations * args.num_mini_batches,  # a record an iteration, as ours
-        # what only costs time
+        logging_steps=args.num_iterations * args.num_mini_batches,  # one record per iteration, as ours
+        # irrelevant features that cost time
         gradient_checkpointing=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
@@ -87,39 +87,46 @@ def settings_of_trl(args: DVPOConfig, iterations: int, folder: str):
     )
 
 
-def now() -> np.ndarray:
-    """Seconds of the clock and of the processor."""
+def wall_and_cpu_seconds() -> np.ndarray:
+    """(2,) seconds of the wall clock and of the process."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]:
-    """A row for each round: seconds, processor's seconds and mean response length of either trainer; the first `warmup`
-    are dropped. `base`: folder of the policy to start from, and its tokenizer (default: the untrained default model).
+    """Measures both trainers in alternation.
 
-    TRL's trainer has no step to call, only a loop. So the rounds are run from inside it: each time that it has done the
-    optimiser steps of an iteration its clock is stopped, and ours does one.
+    TRL's trainer runs a loop and has no step to call, so the rounds run inside that loop: after each iteration of TRL
+    its clock stops and ours does one step.
+
+    Args:
+        rounds: Measured iterations of each trainer.
+        warmup: Iterations before them that are dropped.
+        base: Folder of the policy and its tokenizer. The untrained default model if None.
+
+    Returns:
+        One row per round: seconds, CPU seconds and mean response length of each trainer.
     """
     from huggingface_hub import constants
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils import logging
     from trl import GRPOTrainer
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report its use
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports its use otherwise
     logging.disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)  # names of settings that TRL itself has yet to change
+    warnings.simplefilter("ignore", FutureWarning)  # of settings that TRL itself still uses
     tasks = TaskSettings()
     prompts, rows = build_suites(tasks)["math"]["train"], []
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args, state, control, **others):
             if state.global_step == 0:
-                self.start = now()
+                self.start = wall_and_cpu_seconds()
 
         def on_step_end(self, args, state, control, **others):
-            if state.global_step % UPDATES == 0:
-                theirs, start = now() - self.start, now()
+            if state.global_step % UPDATES_PER_ITERATION == 0:
+                theirs, start = wall_and_cpu_seconds() - self.start, wall_and_cpu_seconds()
                 length = ours.step()["length"]
-                (seconds, cpu), (own_seconds, own_cpu) = theirs, now() - start
+                (seconds, cpu), (own_seconds, own_cpu) = theirs, wall_and_cpu_seconds() - start
                 rows.append(
                     {
                         "trl_seconds": seconds,
@@ -129,10 +136,10 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
                         "dvpo_length": length,
                     }
                 )
-                self.start = now()
+                self.start = wall_and_cpu_seconds()
 
     with tempfile.TemporaryDirectory() as folder:
-        if base is None:  # into a folder, for TRL loads its reference policy by name
+        if base is None:  # saved to a folder, because TRL loads its reference policy by name
             base, tokenizer = Path(folder) / "base", build_tokenizer(tasks)
             tokenizer.save_pretrained(base)
             build_policy(tokenizer, PolicySettings(), seed=0).save_pretrained(base)
@@ -140,30 +147,40 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
         trl = GRPOTrainer(
             policy_of_trl,
             accuracy_reward,
-            settings_of_trl(OURS, warmup + rounds, folder),
+            trl_settings(GRPO_SETTINGS, warmup + rounds, folder),
             prompts,
             processing_class=tokenizer,
             callbacks=[Turns()],
         )
         trl.remove_callback(PrinterCallback)
-        # After TRL's, which resets what all accelerators share.
-        ours = DVPOTrainer(policy, accuracy_reward, OURS, prompts, tokenizer, accelerator=Accelerator(cpu=True))
+        # Created after TRL's trainer, which resets the state that accelerators share.
+        ours = DVPOTrainer(
+            policy, accuracy_reward, GRPO_SETTINGS, prompts, tokenizer, accelerator=Accelerator(cpu=True)
+        )
         trl.train()
     lengths = [log["completions/mean_length"] for log in trl.state.log_history if "completions/mean_length" in log]
     rows = [{**row, "trl_length": length} for row, length in zip(rows, lengths, strict=True)]
     return [{"round": n, **row} for n, row in enumerate(rows[warmup:])]
 
 
-def summary(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of either trainer median seconds, rates and mean response length; and TRL's seconds over ours, over rounds."""
+def summarize_rounds(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Summary of the rounds.
+
+    Args:
+        rows: Rows of `take_turns`.
+
+    Returns:
+        For each trainer median seconds, rates and mean response length; and median, minimum and maximum over rounds of
+        TRL's seconds over ours.
+    """
     rounds = pd.DataFrame(rows)
     names = ["dvpo", "trl"]
     seconds = pd.Series({name: rounds[f"{name}_seconds"].median() for name in names})
     table = pd.DataFrame(
         {
             "seconds": seconds,
-            "rollouts_per_second": OURS.generation_batch_size / seconds,
-            "updates_per_second": UPDATES / seconds,
+            "rollouts_per_second": GRPO_SETTINGS.generation_batch_size / seconds,
+            "updates_per_second": UPDATES_PER_ITERATION / seconds,
             "response_length": {name: rounds[f"{name}_length"].mean() for name in names},
         }
     )
@@ -171,19 +188,18 @@ def summary(rows: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table, ratios.agg(["median", "min", "max"])
 
 
-def store(file: Path, part: str, found: dict) -> dict:
+def replace_part(file: Path, part: str, found: dict) -> dict:
     """Replaces one part of the file, keeps the other, and returns both."""
     everything = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     everything[part] = found
-    everything = {name: everything[name] for name in PARTS if name in everything}
+    everything = {name: everything[name] for name in POLICY_PARTS if name in everything}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     return everything
 
 
-def overview(everything: dict) -> pd.DataFrame:
-    """A column for each part of the file: seconds and response lengths of both trainers, and TRL's time over ours, by
-    the clock and by the processor (median, least and most over rounds)."""
+def overview_table(everything: dict) -> pd.DataFrame:
+    """Seconds, response lengths and ratios of time (median, minimum, maximum), one column per part of the file."""
     rows = {}
     for part, found in everything.items():
         row = {
@@ -197,6 +213,7 @@ def overview(everything: dict) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.against_trl",
         description=__doc__,
@@ -218,22 +235,22 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch", "accelerate")}
     except importlib.metadata.PackageNotFoundError:
-        parser.error(MISSING)
+        parser.error(TRL_MISSING)
     torch.set_num_threads(chosen.threads)
 
     rows = take_turns(chosen.rounds, chosen.warmup, chosen.policy)
-    table, ratios = summary(rows)
+    table, ratios = summarize_rounds(rows)
     found = {
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": chosen.threads},
         "versions": {"python": platform.python_version(), **versions},
-        "iteration": {"rollouts": OURS.generation_batch_size, "updates": UPDATES},
+        "iteration": {"rollouts": GRPO_SETTINGS.generation_batch_size, "updates": UPDATES_PER_ITERATION},
         **{name: column.round(3).to_dict() for name, column in table.items()},
         "trl_over_ours": ratios.round(3).to_dict(),
         "rounds": [{name: round(value, 4) for name, value in row.items()} for row in rows],
     }
-    everything = store(chosen.out / "against_trl.json", "trained" if chosen.policy else "untrained", found)
-    publish(chosen.out)
-    print(overview(everything).round(2).to_string())
+    everything = replace_part(chosen.out / "against_trl.json", "trained" if chosen.policy else "untrained", found)
+    publish_costs(chosen.out)
+    print(overview_table(everything).round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What was measured, as a short Markdown text: costs.md, which README.md shows between marks.
+"""The measured costs as a short Markdown text: costs.md, which README.md shows between two marks.
 
-python -m benchmarks.costs    # from the files that are there; both benchmarks do it by themselves
+python -m benchmarks.costs    # from existing results; both benchmarks also do it at their end
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 
 HERE = Path(__file__).resolve().parent
-START, END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
-QUANTILES = 200  # M that the text speaks of, where it was measured
-POLICIES = {"untrained": "the untrained policy", "trained": "the trained base policy"}
+COSTS_START, COSTS_END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
+SHOWN_QUANTILES = 200  # M in the text, if it was measured
+POLICY_NAMES = {"untrained": "the untrained policy", "trained": "the trained base policy"}
 
 
-def name_of(method: str) -> str:
-    """What people read for a row of the benchmark."""
+def method_title(method: str) -> str:
+    """Name of a benchmark row in text."""
     return display_name(method).replace("dvpo", look_of("dvpo").name)
 
 
-def costs(found: Mapping, against_trl: Mapping) -> str:
-    """The text: the loss, the table of methods, the comparison with TRL; what was not measured is left out.
+def costs_text(found: Mapping, against_trl: Mapping) -> str:
+    """The text: loss, table of methods, comparison with TRL. Parts without measurements are left out.
 
     Args:
-        found: results.json. against_trl: against_trl.json.
+        found: Content of results.json.
+        against_trl: Content of against_trl.json.
     """
     return "\n".join([*loss_lines(found), *method_lines(found), *trl_lines(against_trl)]) + "\n"
 
 
 def loss_lines(found: Mapping) -> Iterator[str]:
+    """The sentence on the quantile loss."""
     loss = pd.DataFrame(found["loss_table_over_sorted"])
     sizes = set(loss["quantiles"])
-    m = QUANTILES if QUANTILES in sizes else max(sizes)
+    m = SHOWN_QUANTILES if SHOWN_QUANTILES in sizes else max(sizes)
     row = loss[(loss["quantiles"] == m) & (loss["kappa"] == 0)].iloc[0]
     yield (
         f"- **Quantile loss** with gradient, {m} quantiles against {m} targets: {row['faster']:.0f} × faster by "
@@ -48,6 +50,7 @@ def loss_lines(found: Mapping) -> Iterator[str]:
 
 
 def method_lines(found: Mapping) -> Iterator[str]:
+    """The table of methods and its sentences."""
     if "iteration_seconds" not in found:
         return
     iterations = pd.DataFrame(found["iteration_seconds"])
@@ -69,7 +72,7 @@ def method_lines(found: Mapping) -> Iterator[str]:
     yield "| " + " | ".join(["method", *table.columns]) + " |"
     yield "|---" * (len(table.columns) + 1) + "|"
     for method, row in table.iterrows():
-        yield "| " + " | ".join([name_of(method), *("–" if pd.isna(x) else f"{x:.2f}" for x in row)]) + " |"
+        yield "| " + " | ".join([method_title(method), *("–" if pd.isna(x) else f"{x:.2f}" for x in row)]) + " |"
     yield ""
     if "iteration_without_diagnostics_over_ppo" in found:
         yield from watching_lines(found["iteration_without_diagnostics_over_ppo"], models)
@@ -78,7 +81,7 @@ def method_lines(found: Mapping) -> Iterator[str]:
 
 
 def watching_lines(ratios: Mapping, models: list[str]) -> Iterator[str]:
-    """What offline methods cost without the sampling that only serves to watch their policy."""
+    """Costs of the offline methods without diagnostics, which sample only to watch their policy."""
     offline = [method for method in ("cql", "rfqi") if method in ratios[models[0]]]
     if offline:
         numbers = {
@@ -86,13 +89,14 @@ def watching_lines(ratios: Mapping, models: list[str]) -> Iterator[str]:
         }
         yield (
             "- The offline methods' policy answers only to be watched, which is included. Without diagnostics, "
-            f"theirs and PPO's: {', '.join(f'{name_of(m)} {text}' for m, text in numbers.items())} × the time."
+            f"theirs and PPO's: {', '.join(f'{method_title(m)} {text}' for m, text in numbers.items())} × the time."
         )
 
 
 def trl_lines(against_trl: Mapping) -> Iterator[str]:
+    """The sentence on TRL."""
     parts = []
-    for key, name in POLICIES.items():
+    for key, name in POLICY_NAMES.items():
         if key in against_trl:
             run = against_trl[key]
             ratio, length = run["trl_over_ours"]["seconds"], run["response_length"]["dvpo"]
@@ -104,20 +108,23 @@ def trl_lines(against_trl: Mapping) -> Iterator[str]:
         yield f"- **TRL's `GRPOTrainer`** takes for an iteration, relative to `grpo` here: {'; '.join(parts)}."
 
 
-def publish(folder: Path = HERE, readme: Path | None = None) -> None:
-    """Writes costs.md of a folder of results, where there is a results.json, and puts that of this folder in README.md.
+def publish_costs(folder: Path = HERE, readme: Path | None = None) -> None:
+    """Writes costs.md next to results.json, if there is one, and shows that of this folder in README.md.
 
     Args:
-        readme: the file to put it in (default: the project's, where `folder` is this one).
+        folder: Folder of the results.
+        readme: File that shows the text. By default the project's README.md if `folder` is this folder, else none.
     """
     results, against_trl = folder / "results.json", folder / "against_trl.json"
     if not results.is_file():
         return
-    text = costs(*(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in (results, against_trl)))
+    text = costs_text(
+        *(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in (results, against_trl))
+    )
     (folder / "costs.md").write_text(text, encoding="utf-8")
     if readme or folder.resolve() == HERE:
-        insert_between_marks(readme or HERE.parent / "README.md", START, END, text)
+        insert_between_marks(readme or HERE.parent / "README.md", COSTS_START, COSTS_END, text)
 
 
 if __name__ == "__main__":
-    publish()
+    publish_costs()

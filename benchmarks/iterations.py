@@ -1,13 +1,12 @@
-"""Whole training iterations of every method, side by side: the time of each part, and the most memory.
+"""Whole training iterations of each method: the time of each part, and peak memory.
 
-The methods, their critics and settings are those of the large profile. All start from the same untrained policy, and
-its learning rate is next to nothing: in every round all have responses of the same, nearly full length to the same
-prompts (methods with groups: as many responses to fewer prompts), so what differs is the method. All trainers are there
-at once, which at the 20M model takes about 11 GB of memory.
+Methods, critics and settings are those of the large profile. All trainers start from the same untrained policy with a
+learning rate near zero, so that in each round all have responses of the same, nearly full length to the same prompts
+(methods with groups: as many responses to fewer prompts). The remaining differences are those of the methods. All
+trainers are in memory at once, which takes about 11 GB with the 20M model.
 
-Memory is measured in the first round, which is not timed: what the trainer held before it (the policy, its frozen copy,
-critics) and the most that torch held beyond that during the iteration (`meters.peak_mb`). It is a count: what else the
-machine does makes no difference.
+Memory is measured in the first round, which is not timed: the trainer's memory before it (policy, frozen copy, critics)
+and the peak of torch beyond that during the iteration (`meters.peak_mb`). It is a count, independent of other load.
 """
 
 from __future__ import annotations
@@ -30,51 +29,53 @@ from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
-from .meters import clock, peak_mb
+from .meters import device_clock, peak_mb
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {
+BENCHMARK_MODELS = {
     "default": PolicySettings(),
     "20M": PolicySettings(hidden_size=512, num_hidden_layers=5, num_attention_heads=8, intermediate_size=2048),
 }
-VARIANTS = {  # name: method, what differs: below lambda 1 a target is M numbers, not one
+DVPO_VARIANTS = {  # {name: (method, changes)}; below lambda 1 a target has M numbers instead of one
     "dvpo, comonotone targets": ("dvpo", {"lam_critic": 0.95}),
     "dvpo, mixture targets": ("dvpo", {"lam_critic": 0.95, "target": "mixture"}),
 }
-PARTS = {
+STEP_PARTS = {
     "sample": "sampling",
     "examine": "values and log-probabilities",
     "update_critic": "critic update",
     "update_policy": "policy update",
     "describe": "diagnostics",
 }
-REST = "advantages and the rest"
-STILL = 1e-12  # a learning rate at which a policy stays what it is
+REST_LABEL = "advantages and the rest"
+FROZEN_LEARNING_RATE = 1e-12  # leaves the policy unchanged in practice
 
 
 @functools.cache
-def configurations() -> dict[str, DVPOConfig]:
-    """Every method as params.yaml and profiles/full.yaml set it up, and variants of DVPO; ppo first."""
+def benchmark_configurations() -> dict[str, DVPOConfig]:
+    """Settings of each method by params.yaml and profiles/full.yaml, and variants of DVPO. The first one is ppo."""
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
     found = {}
     for name in sorted(params.methods, key=lambda name: name != "ppo"):
         row = params.methods[name]
         critic = params.critics[row.critic]
         found[name] = dataclasses.replace(with_changes(params.training, row.training), method=name, critic=critic)
-    return found | {name: with_changes(found[method], changes) for name, (method, changes) in VARIANTS.items()}
+    return found | {name: with_changes(found[method], changes) for name, (method, changes) in DVPO_VARIANTS.items()}
 
 
 class TimedTrainer(DVPOTrainer):
-    """The trainer, with the seconds spent in each of its parts; a part inside another counts as the outer one."""
+    """A trainer that records the seconds of each of its parts. A nested part counts as the outer one."""
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
         self.seconds: dict[str, float] = defaultdict(float)
         self.inside = False
-        for part in PARTS:
+        for part in STEP_PARTS:
             setattr(self, part, self._timed(part, getattr(self, part)))
 
     def _timed(self, part, function):
+        """The function with its time added to `seconds[part]`."""
+
         def timed(*arguments, **keywords):
             if self.inside:
                 return function(*arguments, **keywords)
@@ -86,10 +87,11 @@ class TimedTrainer(DVPOTrainer):
         return timed
 
     def now(self) -> float:
-        return clock(self.accelerator.device.type)
+        """Seconds of a clock that waits for the device."""
+        return device_clock(self.accelerator.device.type)
 
     def held_mb(self) -> float:
-        """Weights and buffers of all networks, their gradients, and the optimisers' states, in MB."""
+        """Memory in MB of all networks (weights, buffers), their gradients and the optimiser states."""
         networks = [self.policy, self.reference, self.critic, getattr(self, "target_critic", None)]
         optimizers = [self.policy_optimizer, getattr(self, "critic_optimizer", None)]
         tensors = [x for n in networks if n is not None for x in [*n.parameters(), *n.buffers()]]
@@ -99,7 +101,7 @@ class TimedTrainer(DVPOTrainer):
         return sum({id(x): x.nbytes for x in tensors}.values()) / 1e6
 
     def rest(self) -> None:
-        """Gives gradients back while others have their turn; the next step would do so first."""
+        """Frees the gradients while other trainers run. The next step would clear them anyway."""
         for network in filter(None, (self.policy, self.critic)):
             network.zero_grad()
 
@@ -107,21 +109,27 @@ class TimedTrainer(DVPOTrainer):
 def iteration_rows(
     model: str, names: list[str], rounds: int, device: str = "cpu", size: PolicySettings | None = None, **changes
 ) -> Iterator[dict]:
-    """A row for each of `names` and each round.
+    """Measures rounds of one iteration per method.
 
     Args:
-        model: one of MODELS. names: of `configurations()`. size, changes: another model, other settings, for tests.
+        model: Key of BENCHMARK_MODELS.
+        names: Keys of `benchmark_configurations`.
+        rounds: Timed rounds.
+        device: "cpu" or "cuda".
+        size: Another model, for tests.
+        **changes: Other settings, for tests.
 
-    Returns:
-        model, method (the row's name), round, parameters (of the policy), length (tokens of a response), step
-        (seconds), a column of seconds for each of PARTS, held_mb (weights, gradients, optimisers' states), peak_mb.
+    Yields:
+        One row per round and method: model, method (the row's name), round, parameters (of the policy), length (tokens
+        per response), step (seconds), seconds of each of STEP_PARTS, held_mb (weights, gradients, optimiser states),
+        peak_mb.
     """
     tasks = TaskSettings()
     tokenizer, prompts = build_tokenizer(tasks), build_suites(tasks)["math"]["train"]
     trainers, memory = {}, {}
     for name in names:
-        policy = build_policy(tokenizer, size or MODELS[model], seed=0).to(device)
-        args = with_changes(configurations()[name], {**changes, "learning_rate": STILL})
+        policy = build_policy(tokenizer, size or BENCHMARK_MODELS[model], seed=0).to(device)
+        args = with_changes(benchmark_configurations()[name], {**changes, "learning_rate": FROZEN_LEARNING_RATE})
         trainers[name] = TimedTrainer(
             policy, accuracy_reward, args, prompts, tokenizer, accelerator=Accelerator(cpu=device == "cpu")
         )
@@ -146,27 +154,29 @@ def iteration_rows(
                 parameters=parameters,
                 length=length,
                 step=step,
-                **{part: trainer.seconds[part] for part in PARTS},
+                **{part: trainer.seconds[part] for part in STEP_PARTS},
                 **memory[name],
             )
 
 
-def ratios(iterations: pd.DataFrame, baseline: str = "ppo", without: str | None = None) -> dict:
+def time_ratios(iterations: pd.DataFrame, baseline: str = "ppo", without: str | None = None) -> dict:
     """{model: {method: median over rounds of its time over the baseline's in the same round}}.
 
     Args:
-        without: a part whose time is taken off, of the method and of the baseline.
+        iterations: Rows of `iteration_rows`.
+        baseline: Method with ratio 1.
+        without: A part whose time is subtracted from both methods.
     """
     seconds = iterations["step"] - (iterations[without] if without else 0.0)
     wide = iterations.assign(seconds=seconds).pivot(index=["model", "round"], columns="method", values="seconds")
-    return _nested(wide.div(wide[baseline], axis=0).groupby("model").median())
+    return _to_dict(wide.div(wide[baseline], axis=0).groupby("model").median())
 
 
 def memory_ratios(iterations: pd.DataFrame, baseline: str = "ppo") -> dict:
-    """{model: {method: its most memory over the baseline's}}."""
+    """{model: {method: its peak memory over the baseline's}}."""
     wide = iterations.groupby(["model", "method"])["peak_mb"].first().unstack()
-    return _nested(wide.div(wide[baseline], axis=0))
+    return _to_dict(wide.div(wide[baseline], axis=0))
 
 
-def _nested(wide: pd.DataFrame) -> dict:
+def _to_dict(wide: pd.DataFrame) -> dict:
     return {model: row.dropna().round(3).to_dict() for model, row in wide.iterrows()}

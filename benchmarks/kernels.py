@@ -1,4 +1,4 @@
-"""The quantile loss beside its M x M table, and advantage estimation beside a loop over tokens."""
+"""The quantile loss against its M x M table, and advantage estimation against a loop over tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from .meters import median_ms, peak_mb
 
 
 def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
-    """The loss as it is written down, (R, M) and (R, K) to (R,): every quantile against every target."""
+    """The loss by its definition: every quantile against every target.
+
+    Args:
+        q: (R, M) quantiles.
+        g: (R, K) targets.
+        kappa: Threshold of the Huber loss.
+
+    Returns:
+        (R,).
+    """
     u = g[:, None, :] - q[:, :, None]
     weight = (levels(q.shape[-1], device=q.device)[:, None] - (u.detach() < 0).float()).abs()
     if kappa == 0:
@@ -26,7 +35,18 @@ def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
 
 
 def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages of (B, T, M) values by the usual loop over tokens; mask true on a prefix of every row."""
+    """Advantages by the usual loop over tokens.
+
+    Args:
+        rewards: (B, T).
+        values: (B, T, M).
+        mask: (B, T), true on a prefix of each row.
+        gamma: Discount.
+        lam: Lambda.
+
+    Returns:
+        (B, T, M).
+    """
     after, advantage, out = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0]), []
     for t in range(values.shape[1] - 1, -1, -1):
         real = mask[:, t, None].to(values.dtype)
@@ -38,7 +58,7 @@ def loop_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: f
 
 
 def loss_rows(sizes: list[int], rows: int, repeats: int, device: str = "cpu") -> Iterator[dict]:
-    """Loss and gradient of (rows, M) quantiles against as many targets: form, kappa, quantiles, ms, peak_mb."""
+    """Times loss and gradient of (rows, M) quantiles and targets. Yields form, kappa, quantiles, rows, ms, peak_mb."""
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
         q = torch.randn(rows, m, generator=generator).sort(-1).values.to(device).requires_grad_()
@@ -57,7 +77,7 @@ def loss_rows(sizes: list[int], rows: int, repeats: int, device: str = "cpu") ->
 
 
 def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cpu") -> Iterator[dict]:
-    """Distributional GAE of (B, T, M) values by matrix products and by the loop: form, responses, tokens, ..., ms."""
+    """Times distributional GAE by matrix products and by the loop. Yields form, responses, tokens, quantiles, ms."""
     generator = torch.Generator().manual_seed(0)
     for b, t, m in shapes:
         rewards, values = torch.randn(b, t, generator=generator), torch.randn(b, t, m, generator=generator)
@@ -72,9 +92,10 @@ def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cp
 
 
 def sort_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
-    """Sorting nearly monotone heads with indices, as a differentiable rearrangement needs: library, quantiles, ms.
+    """Times an argsort of nearly monotone heads, which a differentiable rearrangement needs.
 
-    Always on the CPU: elsewhere the library sorts by torch."""
+    Always on the CPU, since the library sorts with torch elsewhere. Yields library, quantiles, rows, ms.
+    """
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
         z = levels(m) + 0.05 * torch.randn(rows, m, generator=generator)

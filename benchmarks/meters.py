@@ -1,9 +1,9 @@
-"""Time and memory, on CPUs and on CUDA devices.
+"""Time and memory on CPUs and CUDA devices.
 
-Memory is what torch holds at most at a time, not what the system has given the process: that is several times more for
-a small model (the libraries alone take hundreds of MB) and depends on how an allocator reuses what is freed. On CUDA
-torch counts by itself. On a CPU its profiler reports every allocation and release; arrays that numpy makes and hands to
-torch (the library sorts by numpy there) are counted as well, numpy's scratch while it sorts is not.
+Memory is the peak of torch's own allocations. The memory of the process is several times larger for a small model (the
+libraries alone take hundreds of MB) and depends on how an allocator reuses freed blocks. On CUDA torch counts itself.
+On a CPU its profiler reports every allocation and release. Arrays that numpy passes to torch (the library sorts with
+numpy there) are counted, numpy's scratch memory during a sort is not.
 """
 
 from __future__ import annotations
@@ -18,28 +18,34 @@ from unittest import mock
 import torch
 
 
-def clock(device: str = "cpu") -> float:
-    """Seconds, once the device has done what it was told to do."""
+def device_clock(device: str = "cpu") -> float:
+    """Seconds, after the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def median_ms(functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Milliseconds of each function, the median of `repeats` rounds in which all are run one after the other."""
+    """Median milliseconds of each function.
+
+    Args:
+        functions: {name: function}. In each round all run one after the other.
+        repeats: Number of rounds.
+        device: "cpu" or "cuda".
+    """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            start = clock(device)
+            start = device_clock(device)
             function()
-            taken[name].append(1000 * (clock(device) - start))
+            taken[name].append(1000 * (device_clock(device) - start))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def peak_mb(function: Callable[[], object], device: str = "cpu") -> float:
-    """The most that torch holds at a time while `function` runs, beyond what it held before, in MB."""
+    """Peak memory of torch in MB while `function` runs, beyond the memory before."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -62,7 +68,7 @@ def peak_mb(function: Callable[[], object], device: str = "cpu") -> float:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Without what the profiler's native code prints at every start and stop."""
+    """Hides the output of the profiler's native code at start and stop."""
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,4 +1,4 @@
-"""One figure of everything that was measured."""
+"""One figure of all measurements."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from matplotlib.figure import Figure
 
 from dvpo_lib.reporting.figures.style import THEME, save_figure
 
-from .costs import name_of
-from .iterations import PARTS, REST
+from .costs import method_title
+from .iterations import REST_LABEL, STEP_PARTS
 
 FORMS = {"sorted": ("#0072B2", "sorting and prefix sums"), "table": ("#CC79A7", "M × M table")}
-SHADES = ["#C8C8C8", "#AACCEE", "#0072B2", "#222222", "#E69F00", "#F2E6B6"]  # of PARTS and the rest
+SHADES = ["#C8C8C8", "#AACCEE", "#0072B2", "#222222", "#E69F00", "#F2E6B6"]  # of STEP_PARTS and the rest
 
 
-def picture(found: dict) -> Figure:
-    """Time and memory of the loss against M, advantages beside the loop; below them, for each model, the time of every
-    method's iteration by part and its memory, relative to PPO's."""
+def benchmark_figure(found: dict) -> Figure:
+    """Time and memory of the loss against M, and advantages against the loop. Below, per model, the time of each
+    method's iteration by part and its memory, relative to PPO's.
+
+    Args:
+        found: Content of results.json.
+    """
     iterations = pd.DataFrame(found.get("iteration_seconds", []))
     models = list(dict.fromkeys(iterations["model"])) if len(iterations) else []
     methods = iterations["method"].nunique() if models else 0
@@ -50,6 +54,7 @@ def picture(found: dict) -> Figure:
 
 
 def draw_loss(ax, losses: pd.DataFrame, column: str, unit: str) -> None:
+    """One line per form and kappa, over M."""
     for (form, kappa), own in losses.groupby(["form", "kappa"], sort=False):
         color, name = FORMS[form]
         ax.loglog(
@@ -68,6 +73,7 @@ def draw_loss(ax, losses: pd.DataFrame, column: str, unit: str) -> None:
 
 
 def draw_gae(ax, gaes: pd.DataFrame) -> None:
+    """One bar per shape and form."""
     shapes = gaes.groupby(["responses", "tokens", "quantiles"], sort=False)
     for k, (_, own) in enumerate(shapes):
         for row in own.itertuples():
@@ -84,14 +90,14 @@ def draw_gae(ax, gaes: pd.DataFrame) -> None:
 
 
 def draw_costs(part, axes, iterations: pd.DataFrame, models: list[str], found: dict) -> None:
-    """Two panels a model, methods from the cheapest to the dearest at the first one."""
+    """Two panels per model, with methods sorted by their time in the first one."""
     order = sorted(found["iteration_over_ppo"][models[0]].items(), key=lambda row: row[1])
     for k, model in enumerate(models):
         own = iterations[iterations["model"] == model].set_index("method").reindex([name for name, _ in order])
         ppo = own.loc["ppo"]
         size = f"{model} model ({ppo['parameters'] / 1e6:.2g} M parameters)"
-        seconds = {name: own[column] for column, name in PARTS.items()}
-        seconds[REST] = own["step"] - sum(seconds.values())
+        seconds = {name: own[column] for column, name in STEP_PARTS.items()}
+        seconds[REST_LABEL] = own["step"] - sum(seconds.values())
         time, memory = axes[2 * k], axes[2 * k + 1]
         draw_stacks(time, seconds, ppo["step"], SHADES, found["iteration_over_ppo"][model])
         time.set(title=f"time, {size}", xlabel=f"PPO = 1 ({ppo['step']:.3g} s)")
@@ -99,13 +105,13 @@ def draw_costs(part, axes, iterations: pd.DataFrame, models: list[str], found: d
         draw_stacks(memory, held, ppo["peak_mb"], ["#CC79A7", "#F3DCE9"], found["memory_over_ppo"][model])
         memory.set(title="memory", xlabel=f"PPO = 1 ({ppo['peak_mb']:.3g} MB)")
     axes[0].set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6))
-    axes[0].set_yticklabels([name_of(name) for name, _ in order])
+    axes[0].set_yticklabels([method_title(name) for name, _ in order])
     handles = [h for ax in axes[:2] for h in ax.get_legend_handles_labels()[0]]
     part.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8.5, columnspacing=1.2)
 
 
 def draw_stacks(ax, parts: dict[str, pd.Series], unit: float, colors: list[str], ratio: dict) -> None:
-    """A bar for each method (the index of `parts`), stacked, in units of PPO's, with its ratio beside it."""
+    """One stacked bar per method (the index of `parts`) in units of PPO's, with its ratio at the end."""
     left = 0.0 * next(iter(parts.values()))
     for (name, amount), color in zip(parts.items(), colors, strict=True):
         ax.barh(range(len(left)), amount / unit, left=left, color=color, ec="white", lw=0.5, label=name)
@@ -118,8 +124,8 @@ def draw_stacks(ax, parts: dict[str, pd.Series], unit: float, colors: list[str],
     ax.grid(axis="y", visible=False)
 
 
-def write(folder: Path, found: dict, figure: Figure) -> None:
-    """results.json and results.png."""
+def write_results(folder: Path, found: dict, figure: Figure) -> None:
+    """Writes results.json and results.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     save_figure(figure, folder / "results.png")

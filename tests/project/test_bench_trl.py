@@ -15,7 +15,7 @@ def test_summary():
         {"trl_seconds": t, "dvpo_seconds": d, "trl_cpu": t / 2, "dvpo_cpu": d, "trl_length": 30.0, "dvpo_length": 28.0}
         for t, d in [(2.0, 1.0), (3.0, 1.0), (4.0, 0.5)]
     ]
-    table, ratios = against_trl.summary(rows)
+    table, ratios = against_trl.summarize_rounds(rows)
     assert ratios["seconds"].to_dict() == {"median": 3.0, "min": 2.0, "max": 8.0}
     assert ratios["cpu"].tolist() == [1.5, 1.0, 4.0]
     assert table.loc["dvpo"].tolist() == [1.0, 128.0, 4.0, 28.0]
@@ -50,14 +50,14 @@ def test_a_run_replaces_its_own_part_of_the_file(tmp_path):
 
     file = tmp_path / "new" / "against_trl.json"
     for part, seconds in (("trained", 2.0), ("untrained", 3.0), ("trained", 4.0)):
-        everything = against_trl.store(file, part, run(seconds))
+        everything = against_trl.replace_part(file, part, run(seconds))
     assert json.loads(file.read_text()) == everything and list(everything) == ["untrained", "trained"]
-    table = against_trl.overview(everything)
+    table = against_trl.overview_table(everything)
     assert table.loc["TRL over ours, seconds, median"].to_dict() == {"untrained": 3.0, "trained": 4.0}
     assert table.loc["response_length, trl"].tolist() == [16.0, 16.0] and table.loc["rounds"].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("part", against_trl.PARTS)
+@pytest.mark.parametrize("part", against_trl.POLICY_PARTS)
 def test_a_round(tmp_path, part):
     pytest.importorskip("trl")
     policy = []

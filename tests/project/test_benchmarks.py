@@ -11,7 +11,14 @@ from conftest import ROOT
 
 from benchmarks import __main__ as command
 from benchmarks import costs
-from benchmarks.iterations import PARTS, VARIANTS, configurations, iteration_rows, memory_ratios, ratios
+from benchmarks.iterations import (
+    DVPO_VARIANTS,
+    STEP_PARTS,
+    benchmark_configurations,
+    iteration_rows,
+    memory_ratios,
+    time_ratios,
+)
 from benchmarks.meters import peak_mb
 from dvpo_lib.functional.quantiles import monotone
 from dvpo_lib.models.policy import PolicySettings
@@ -54,27 +61,27 @@ def found(**changes) -> dict:
 
 
 def test_ratios_are_medians_of_ratios_inside_a_round():
-    assert ratios(FRAME) == {"default": {"ppo": 1.0, "cql": 2.0}, "20M": {"ppo": 1.0}}  # of 3, 1 and 2
-    assert ratios(FRAME, without="describe")["default"] == {"ppo": 1.0, "cql": 2.0}  # of 2, 0.5 and 2
+    assert time_ratios(FRAME) == {"default": {"ppo": 1.0, "cql": 2.0}, "20M": {"ppo": 1.0}}  # of 3, 1 and 2
+    assert time_ratios(FRAME, without="describe")["default"] == {"ppo": 1.0, "cql": 2.0}  # of 2, 0.5 and 2
     assert memory_ratios(FRAME) == {"default": {"ppo": 1.0, "cql": 2.0}, "20M": {"ppo": 1.0}}
 
 
 def test_summary_of_rounds():
-    summary = command.summary(FRAME)
+    summary = command.summarize_iterations(FRAME)
     row = next(r for r in summary["iteration_seconds"] if r["model"] == "default" and r["method"] == "cql")
     assert row == {"model": "default", "method": "cql", "step": 2.0, "describe": 1.0, "peak_mb": 100.0, "rounds": 3}
 
 
 def test_speedups():
     losses = pd.DataFrame([("table", 8.0, 10.0), ("sorted", 2.0, 4.0)], columns=["form", "ms", "peak_mb"])
-    assert command.speedups(losses.assign(kappa=0.0, quantiles=50)) == [
+    assert command.loss_speedups(losses.assign(kappa=0.0, quantiles=50)) == [
         {"kappa": 0.0, "quantiles": 50, "faster": 4.0, "smaller": 2.5}
     ]
 
 
 def test_every_method_is_measured_as_it_is_compared():
-    rows = configurations()
-    assert set(rows) == {*METHODS, *VARIANTS} and next(iter(rows)) == "ppo"
+    rows = benchmark_configurations()
+    assert set(rows) == {*METHODS, *DVPO_VARIANTS} and next(iter(rows)) == "ppo"
     assert all(getattr(row.critic, "kind", None) == METHODS[row.method].critic for row in rows.values())
     terms = ("head_consistency", "tail_calibration", "mean_shift", "tail_shape", "tail_curvature")
     assert all(getattr(rows["robust_ppo"].critic.loss, t) == 0 for t in terms)
@@ -103,11 +110,11 @@ def test_rounds_of_a_small_model():
         )
     )
     assert rows["method"].tolist() == ["ppo", "cql", "reinforce_pp"] * 2 and rows["round"].tolist() == [0] * 3 + [1] * 3
-    assert (rows[list(PARTS)].sum(axis=1) <= rows["step"]).all()
+    assert (rows[list(STEP_PARTS)].sum(axis=1) <= rows["step"]).all()
     assert (rows["held_mb"] < rows["peak_mb"]).all()
     ppo, cql, plain = (rows[rows["method"] == m].reset_index() for m in ("ppo", "cql", "reinforce_pp"))
     assert ppo["length"].equals(plain["length"])  # the same responses
-    assert (ppo[list(PARTS)] > 0).all(axis=None) and (plain["update_critic"] == 0).all()
+    assert (ppo[list(STEP_PARTS)] > 0).all(axis=None) and (plain["update_critic"] == 0).all()
     assert (cql["describe"] > ppo["describe"]).all()  # cql samples to be watched
     one = 4 * ppo["parameters"].iloc[0] / 1e6  # MB of a network: policy and critic with gradient and two moments
     assert 9 * one * 0.8 < ppo["held_mb"].iloc[0] < 9 * one * 1.2  # ... and the frozen copy; heads differ
@@ -140,7 +147,7 @@ def test_command(tmp_path):
     assert 0 < results["iteration_over_ppo"]["default"]["grpo"] < 1
     assert 0 < results["memory_over_ppo"]["default"]["grpo"] < 1
     assert (tmp_path / "results.png").stat().st_size > 10_000
-    assert (tmp_path / "costs.md").read_text(encoding="utf-8") == costs.costs(results, {})
+    assert (tmp_path / "costs.md").read_text(encoding="utf-8") == costs.costs_text(results, {})
     assert (ROOT / "README.md").read_bytes() == readme  # results elsewhere are not shown there
 
 
@@ -153,7 +160,7 @@ def test_command_refuses_what_it_cannot_measure(capsys, monkeypatch):
 
 
 def test_text_of_costs():
-    text = costs.costs(found(), {"trained": {**TRL, "response_length": {"dvpo": 15.4}}})
+    text = costs.costs_text(found(), {"trained": {**TRL, "response_length": {"dvpo": 15.4}}})
     assert "46 × faster by sorting than by the 200 × 200 table, in 108 × less memory" in text
     assert "0.5 s and 51 MB at the default model (0.14 M parameters), 33 s and 1234 MB at the 20M model" in text
     table = [line for line in text.split("\n") if line.startswith("|")]
@@ -170,22 +177,22 @@ def test_text_of_costs():
 
 def test_text_of_costs_without_iterations():
     part = {k: v for k, v in found().items() if k in ("machine", "loss_table_over_sorted")}
-    assert costs.costs(part, {}).count("\n") == 1
+    assert costs.costs_text(part, {}).count("\n") == 1
 
 
 def test_costs_are_put_between_their_marks(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{costs.START}old\n{costs.END}\nafter\n", encoding="utf-8")
+    readme.write_text(f"before\n{costs.COSTS_START}old\n{costs.COSTS_END}\nafter\n", encoding="utf-8")
     (tmp_path / "results.json").write_text(json.dumps(found()))
     for _ in range(2):
-        costs.publish(tmp_path, readme)
+        costs.publish_costs(tmp_path, readme)
     text = (tmp_path / "costs.md").read_text(encoding="utf-8")
-    assert readme.read_text(encoding="utf-8") == f"before\n{costs.START}{text}{costs.END}\nafter\n"
+    assert readme.read_text(encoding="utf-8") == f"before\n{costs.COSTS_START}{text}{costs.COSTS_END}\nafter\n"
 
 
 def test_readme_shows_what_was_measured():
     """After a change of the text: `python -m benchmarks.costs`."""
     files = (ROOT / "benchmarks" / name for name in ("results.json", "against_trl.json"))
-    text = costs.costs(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
+    text = costs.costs_text(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
     assert (ROOT / "benchmarks" / "costs.md").read_text(encoding="utf-8") == text
-    assert costs.START + text + costs.END in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert costs.COSTS_START + text + costs.COSTS_END in (ROOT / "README.md").read_text(encoding="utf-8")
