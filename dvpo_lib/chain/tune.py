@@ -28,7 +28,7 @@ from dvpo_lib.experiments.tuning import SENSITIVE_SETTINGS, choose_winners, curr
 from dvpo_lib.reporting.findings.tuning import winner_table
 from dvpo_lib.reporting.names import setting_text
 
-SETTINGS_FILES = ("params.yaml", "profiles/full.yaml")  # where rows of methods and critics stand
+SETTINGS_FILES = ("params.yaml", "profiles/full.yaml")  # with the rows of methods and critics
 TUNING_FOLDER = Path("reports/tuning")
 TUNING_NOTEBOOK = "notebooks/A1_tuning.ipynb"
 
@@ -56,8 +56,8 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         for w in winners[winners["changed"]].itertuples()
     }
     for method, point in points.items():
-        stands = current_point(params, method)
-        new = {dotted: yaml.load(setting_text(value)) for dotted, value in point.items() if value != stands[dotted]}
+        previous = current_point(params, method)
+        new = {dotted: yaml.load(setting_text(value)) for dotted, value in point.items() if value != previous[dotted]}
         file = next(f for f, tree in trees.items() if method in tree.get("methods", {}))
         row = trees[file]["methods"][method]
         nested = nest_dotted(new)
@@ -75,7 +75,7 @@ def write_winners(winners: pd.DataFrame, root: Path) -> list[str]:
         params = load_params(fresh[SETTINGS_FILES[0]], overlaid=fresh[SETTINGS_FILES[1]])
         for method, point in points.items():
             if current_point(params, method) != point:
-                raise ConfigError(f"{method}: {point} won and cannot be written: another row stands over it")
+                raise ConfigError(f"{method}: {point} won and cannot be written: another row overrides it")
         for file, path in fresh.items():
             if path.read_bytes() != (root / file).read_bytes():
                 os.replace(path, root / file)
@@ -174,4 +174,4 @@ def run_tuning(methods: list[str], seeds: int, keep: bool) -> None:
     print(winner_table(winners).to_string(index=False))
     print(f"page: {render_appendix(cell_timeout=params.runtime.cell_timeout)}")
     if not keep:
-        print(*write_winners(winners, Path()) or ["nothing beats what stands in params.yaml"], sep="\n")
+        print(*write_winners(winners, Path()) or ["no point beats the one in params.yaml"], sep="\n")

@@ -112,7 +112,7 @@ def describe_grid(params, methods: Iterable[str], seeds: int) -> str:
         f"Trains {len(runs)} runs ({len(methods)} method{'s' * (len(methods) > 1)}, {points} points each, {seeds} "
         f"development seed{'s' * (seeds > 1)} a point), pretrains {distinct} critic{'s' * (distinct != 1)} before, "
         f"without noise on {params.families[0]}: about {minutes:.0f} minutes on two cores, less what the run store "
-        "has already. An interrupted run goes on where it stopped."
+        "has already. An interrupted run resumes."
     )
 
 

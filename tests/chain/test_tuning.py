@@ -97,7 +97,7 @@ def chosen(scores, stood=(1e-4, 0.2)) -> pd.Series:
     return tuning.choose_winners(table, {"ppo": where}).iloc[0]
 
 
-def test_what_stands_stays_within_the_margin():
+def test_the_current_point_stays_if_no_other_leads_by_the_margin():
     scores = np.full(9, 0.5)
     scores[4], scores[8] = 0.8, 0.8 + 0.9 * tuning.WINNING_MARGIN  # the fifth point is (1e-4, 0.2)
     row = chosen(scores)
@@ -110,7 +110,7 @@ def test_what_stands_stays_within_the_margin():
     assert (row["stood_learning_rate"], row["stood_value"]) == (1e-4, 0.2)
 
 
-def test_of_equal_points_the_one_that_stands_wins_and_else_the_first():
+def test_of_equal_points_the_current_one_wins_or_else_the_first():
     row = chosen(np.full(9, 0.5))
     assert not row["changed"] and (row["learning_rate"], row["value"]) == (1e-4, 0.2)
     scores = np.full(9, 0.5)
@@ -118,7 +118,7 @@ def test_of_equal_points_the_one_that_stands_wins_and_else_the_first():
     assert tuple(chosen(scores)[["learning_rate", "value"]]) == (1e-4, 0.1)
 
 
-def test_where_the_point_that_stands_is_not_on_the_grid_the_best_one_wins():
+def test_the_best_point_wins_if_the_current_one_is_not_on_the_grid():
     row = chosen(np.arange(9) / 10, stood=(3e-4, 0.25))
     assert row["changed"] and (row["learning_rate"], row["value"]) == (2e-4, 0.3)
     assert np.isnan(row["stood"]) and row["stood_learning_rate"] == 3e-4
@@ -161,7 +161,7 @@ def changed_lines(root, file) -> list[tuple[str, str]]:
     return [(a, b) for a, b in zip(before, after) if a != b]
 
 
-def test_nothing_won_nothing_written(copies):
+def test_files_stay_untouched_if_nothing_won(copies):
     won = tuning.choose_winners(made_up().assign(score=0.5), stands()).query("stood == stood")
     before = {file: (copies / file).stat().st_mtime_ns for file in command.SETTINGS_FILES}
     assert command.write_winners(won, copies) == []
@@ -171,7 +171,7 @@ def test_nothing_won_nothing_written(copies):
 
 
 @pytest.mark.parametrize("number", [0, 5, 8])
-def test_winners_are_written_where_their_rows_stand_and_nothing_else_changes(copies, number):
+def test_winners_change_only_their_own_rows(copies, number):
     won = tuning.choose_winners(made_up(best=dict.fromkeys(METHODS, number)), stands())
     written = command.write_winners(won, copies)
     assert len(written) == won["changed"].sum()
@@ -226,7 +226,7 @@ def test_winners_that_cannot_be_written_leave_the_files_alone(copies):
     top.write_text(top.read_text().replace("critics:\n", "critics:\n  quantile: {loss: {tail_calibration: 0.03}}\n", 1))
     before = {file: (copies / file).read_bytes() for file in command.SETTINGS_FILES}
     won = tuning.choose_winners(made_up(["dvpo"], best={"dvpo": 5}), stands(["dvpo"])).assign(value=0.1, changed=True)
-    with pytest.raises(ConfigError, match="dvpo: .* another row stands over it"):
+    with pytest.raises(ConfigError, match="dvpo: .* another row overrides it"):
         command.write_winners(won, copies)
     won["value"] = -1.0  # no weight
     with pytest.raises(ConfigError):
@@ -366,7 +366,7 @@ def test_no_stage_of_the_chain_tunes():
     assert "tun" not in (ROOT / "dvc.yaml").read_text()
 
 
-def test_its_time_is_announced_alike_everywhere():
+def test_makefile_and_readme_announce_the_same_duration():
     for file in ("Makefile", "README.md"):
         (line,) = [t for t in (ROOT / file).read_text().splitlines() if t.startswith(("tune:", "| `make tune`"))]
         assert f"about {tuning.TUNING_MINUTES} minutes" in line
@@ -379,7 +379,7 @@ def test_wrong_arguments_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_base_policy_it_says_what_to_run(project, capsys):
+def test_a_missing_base_policy_names_the_command_to_run(project, capsys):
     for file in command.SETTINGS_FILES:
         (project / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, project / file)

@@ -73,7 +73,7 @@ def folder(tmp_path):
 # ---- reading ----
 
 
-def test_files_are_read_as_the_study_needs_them(folder):
+def test_solutions_and_worked_problems_are_read(folder):
     solutions = data.read_solutions(folder / files.SOLUTIONS_FILE)
     assert len(solutions) == 24 and solutions["problem"].nunique() == 6 and set(solutions["correct"]) == {0.0, 1.0}
     assert solutions["prompt"][0].endswith("How many now?\n") and "\nA: " in solutions["completion"][0]
@@ -201,7 +201,7 @@ def kept(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_download_brings_the_files_once(server, hashes, folder, tmp_path):
+def test_present_files_are_not_downloaded_again(server, hashes, folder, tmp_path):
     address, requests = server
     target = tmp_path / "brought"
     assert set(download.download_files(target, address, hashes, progress=False).values()) == {"downloaded"}
@@ -213,7 +213,7 @@ def test_download_brings_the_files_once(server, hashes, folder, tmp_path):
     assert len(requests) == 4, "what is there and right is not brought again"
 
 
-def test_an_interrupted_download_goes_on_with_what_is_missing(server, hashes, folder, tmp_path, monkeypatch):
+def test_an_interrupted_download_resumes(server, hashes, folder, tmp_path, monkeypatch):
     address, requests = server
     fetch = download.fetch_address
 
@@ -231,7 +231,7 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(server, hashes, fo
     assert list(done.values()) == ["present", "downloaded", "downloaded"]
 
 
-def test_what_cannot_be_brought_leaves_nothing_and_says_why(server, hashes, tmp_path):
+def test_a_failed_download_leaves_no_file_and_names_the_reason(server, hashes, tmp_path):
     address, _ = server
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -270,7 +270,7 @@ def test_command_line(server, folder, tmp_path, capsys):
 # ---- splits, noise, texts ----
 
 
-def test_problems_are_split_and_never_parted():
+def test_solutions_of_a_problem_stay_together():
     solutions = pd.DataFrame({"problem": np.repeat(np.arange(2000), 2)})
     solutions["prompt"] = [f"problem {i}" for i in solutions["problem"]]
     training, held = data.split_by_problem(solutions, 0.3)
@@ -282,7 +282,7 @@ def test_problems_are_split_and_never_parted():
         data.split_by_problem(solutions, 1e-9)
 
 
-def test_labels_are_turned_over_at_the_rate_and_nested():
+def test_labels_are_flipped_at_the_rate_and_flips_are_nested():
     labels = np.tile([0.0, 1.0], 5000)
     changed = {rate: data.flip_labels(labels, rate, 3) != labels for rate in (0.0, 0.2, 0.4)}
     assert not changed[0.0].any() and not (changed[0.2] & ~changed[0.4]).any()
@@ -295,13 +295,13 @@ def tokenizer():
     return pretraining.byte_level_tokenizer([f"Ann has {i} plums\nA: {i}" for i in range(50)], 300)
 
 
-def test_tokenizer_writes_any_text(tokenizer):
+def test_tokenizer_encodes_any_text(tokenizer):
     for text in ("Ann has 7 plums\nA: 7", "½ of “it” 🙂", "<<1+1=2>>"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer) <= 300 and tokenizer.padding_side == "left"
 
 
-def test_long_texts_are_cut_at_a_token(tokenizer):
+def test_long_texts_are_truncated_at_a_token(tokenizer):
     table = pd.DataFrame({"prompt": ["Ann has 3 plums and 8 pears", "x"], "completion": ["A: 3", "plums " * 40]})
     short, count = data.truncate_texts(table, tokenizer, 4)
     lengths = [len(tokenizer(text).input_ids) for column in short[["prompt", "completion"]] for text in short[column]]
@@ -310,7 +310,7 @@ def test_long_texts_are_cut_at_a_token(tokenizer):
     assert data.truncate_texts(table, tokenizer, 400)[1] == 0
 
 
-def test_packed_text_is_the_text(tokenizer):
+def test_packing_keeps_the_text(tokenizer):
     table = pd.DataFrame({"prompt": [f"{i}?\n" for i in range(30)], "completion": "A: 1"})
     tokens = pretraining.pack_texts(table, tokenizer, length=16)
     assert tokens.input_ids.shape[1] == 17 and tokens.mask.shape[1] == 16 and bool(tokens.attention_mask.all())
@@ -364,7 +364,7 @@ def twice(tmp_path_factory):
     return done
 
 
-def test_equal_bytes_wherever_the_data_lies(twice):
+def test_results_do_not_depend_on_the_place_of_the_data(twice):
     a, b = ([s.backbone.parent, *s.folders.values()] for s in twice)
     assert [f.name for f in a] == [f.name for f in b], "the store's keys must not depend on a path"
     for one, other in zip(a, b):
@@ -448,7 +448,7 @@ def test_report_and_figures_of_a_study(twice, tmp_path):
     assert not any(str(tmp_path.parent) in t or "/a/" in t for t in shown), "results never name a path"
 
 
-def test_without_a_folder_nothing_is_done():
+def test_no_study_without_a_folder():
     assert study.run_solution_study(RealSettings(), CRITICS, 0) is None
 
 

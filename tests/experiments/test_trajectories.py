@@ -94,7 +94,7 @@ def test_messages_become_turns_that_alternate():
     ]
 
 
-def test_both_formats_say_the_same_and_the_published_one_comes_first(tmp_path):
+def test_both_file_formats_give_equal_tables_and_the_published_one_is_preferred(tmp_path):
     records = conversations(3)
     lines = write(tmp_path, list(reversed(records)))
     assert data.find_trajectories(tmp_path) == lines and data.find_trajectories(None) is None
@@ -123,7 +123,7 @@ USER, AGENT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content"
         (spoilt(trial=True), "`trial` should be a whole number, not True"),
         (spoilt(reward=0.5), "`reward` should be 0 or 1, not 0.5"),
         (spoilt(reward=None), "`reward` should be 0 or 1, not None"),
-        (spoilt(trial=0), "`task_id` and `trial`: trial 0 of task 0 stands there twice"),
+        (spoilt(trial=0), "`task_id` and `trial`: trial 0 of task 0 occurs twice"),
         (spoilt(traj="x"), "`traj` should be a list of messages, not 'x'"),
         (spoilt(traj=[]), "`traj` should be a list of messages, not '[]'"),
         (spoilt(traj=[USER, "x"]), "traj, message 2: a record is expected, not 'x'"),
@@ -141,7 +141,7 @@ USER, AGENT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content"
         (spoilt(traj=[USER, USER]), "`traj` holds no message of the assistant"),
     ],
 )
-def test_what_cannot_be_used_is_named_by_file_line_and_field(tmp_path, record, message):
+def test_a_malformed_conversation_is_named_by_file_line_and_field(tmp_path, record, message):
     records = [conversations(1)[0], record]
     for name, place in ((LINES, f"{LINES}:2: "), (LIST, f"{LIST}: record 2: ")):
         with pytest.raises(ValueError) as caught:
@@ -149,7 +149,7 @@ def test_what_cannot_be_used_is_named_by_file_line_and_field(tmp_path, record, m
         assert str(caught.value).startswith(place + message) and "\n" not in str(caught.value)
 
 
-def test_files_that_are_none_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     cases = {
         b"": ":1: not valid JSON",
         b"[1,": ":1: not valid JSON",
@@ -182,7 +182,7 @@ def valued(traj: list[dict], tokenizer, limit: int | None = None) -> str:
     return tokenizer.decode(tokens.input_ids[:, -tokens.completion_length :][tokens.mask])
 
 
-def test_exactly_the_agents_tokens_are_valued_whatever_the_others_say(tokenizer):
+def test_only_the_agents_tokens_are_valued(tokenizer):
     traj = conversations(1)[0]["traj"]
     own = f"{traj[1]['content']}<eos>call seats zq0x<eos>{traj[5]['content']}<eos>"
     assert valued(traj, tokenizer) == own
@@ -193,7 +193,7 @@ def test_exactly_the_agents_tokens_are_valued_whatever_the_others_say(tokenizer)
     assert valued(spelt, tokenizer) == own.replace(traj[1]["content"], "say <eos> twice")
 
 
-def test_long_conversations_keep_their_end_and_their_sides(tokenizer):
+def test_truncated_conversations_keep_their_end_and_the_side_of_each_token(tokenizer):
     traj = conversations(1)[0]["traj"]
     whole = valued(traj, tokenizer)
     turns = data.conversation_turns(traj)[1]
@@ -305,12 +305,12 @@ def test_a_constant_is_at_chance_inside_folds_and_seems_worse_over_all(done):
     assert estimate_metric(study.TRAJECTORY_DESIGN, "auc_within", [frame], uneven, 100).point == 0.5
 
 
-def test_siblings_are_the_other_trials():
+def test_sibling_success_leaves_out_the_trial_itself():
     table = pd.DataFrame({"task": [0, 0, 0, 1, 1, 1], "correct": [1.0, 0, 0, 1, 1, 1]})
     assert study.sibling_success(table)["mean"].tolist() == [0, 0.5, 0.5, 1, 1, 1]
 
 
-def test_tables_words_and_figure_of_a_study(done, tmp_path):
+def test_report_of_a_study(done, tmp_path):
     text = report.trajectory_findings(done)
     assert "nan" not in text and "10 tasks" in text and "(2 seeds)" in text and text.count("\n- ") == 3
     assert "40 conversations on 10 tasks" in report.trajectory_data_findings(done)
@@ -336,7 +336,7 @@ def test_verdicts_follow_the_intervals():
     assert [report.interval_verdict(*span, 0.5, words) for span in ((0.6, 0.7), (0.3, 0.4), (0.4, 0.6))] == [*words]
 
 
-def test_without_the_file_nothing_is_done(tmp_path):
+def test_no_study_without_its_file(tmp_path):
     assert study.run_trajectory_study(RealSettings(), CRITICS, 0) is None
     assert study.run_trajectory_study(RealSettings(dir=str(tmp_path)), CRITICS, 0) is None
     assert "make real-data" in report.NO_TRAJECTORIES

@@ -126,7 +126,7 @@ def read_trajectories(path: str | Path, name: str | None = None) -> pd.DataFrame
             return problem
         key = (record["task_id"], record["trial"])
         if key in seen:
-            return "`task_id` and `trial`: trial {1} of task {0} stands there twice".format(*key)
+            return "`task_id` and `trial`: trial {1} of task {0} occurs twice".format(*key)
         seen.add(key)
         return None
 
