@@ -159,8 +159,8 @@ def test_a_profiles_copy_finds_the_folder_of_the_project(tmp_path, folder, monke
     path = params_with(tmp_path, "real")
     (tmp_path / "small.yaml").write_text("seeds: 1\n")
     (tmp_path / "copy" / ".dvc").mkdir(parents=True)
-    monkeypatch.setattr(profile, "project_files", lambda root: [])
-    profile.make_copy(path.parent, tmp_path / "copy", tmp_path / "small.yaml")
+    monkeypatch.setattr(profile, "list_project_files", lambda root: [])
+    profile.sync_copy(path.parent, tmp_path / "copy", tmp_path / "small.yaml")
     assert load_params(tmp_path / "copy" / "params.yaml", ["real"]).real.dir == str(folder)
 
 

@@ -151,7 +151,7 @@ def difference_table(
     return pd.DataFrame(rows, columns=["contrast", *design.keys[1:], "metric", *ESTIMATE_COLUMNS])
 
 
-def score_with_interval(row, digits: int = 2) -> str:
+def score_text(row, digits: int = 2) -> str:
     """ "0.70 [0.67, 0.73]" of a row with value, low and high, without line breaks."""
     span = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else ""
     return f"{row['value']:.{digits}f}{span}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -163,7 +163,7 @@ def score_cells(scores: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     scores["cell"] = [
         percent_text(r["value"])
         if r["metric"].startswith("cover")
-        else score_with_interval(r, 2 if r["metric"].startswith("auc") else 3)
+        else score_text(r, 2 if r["metric"].startswith("auc") else 3)
         for _, r in scores.iterrows()
     ]
     return scores.pivot(index=list(keys), columns="metric", values="cell")

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from dvpo_lib.experiments.real.files import DOWNLOAD_HINT
-from dvpo_lib.experiments.real.score_tables import (
-    METRIC_LABELS,
-    score_with_interval,
-    metric_tree,
-    score_cells,
-    seed_count,
-)
+from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, metric_tree, score_cells, score_text, seed_count
 from dvpo_lib.experiments.real.solutions.study import BASELINES, SolutionStudy
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.prose import join_words, percent_text
@@ -94,7 +88,7 @@ def _discrimination_sentence(s: pd.DataFrame, study: SolutionStudy, rate: float,
         gain = d.loc[f"{n}: last - first"]
         gains.append(gain["low"] > 0)
         parts.append(
-            f"{score_with_interval(s.loc[n, rate, 'last', 'auc'])} ({look_of(n).name}; "
+            f"{score_text(s.loc[n, rate, 'last', 'auc'])} ({look_of(n).name}; "
             f"{gain['value']:+.2f} since the first token)"
         )
     read = (
@@ -113,7 +107,7 @@ def _discrimination_sentence(s: pd.DataFrame, study: SolutionStudy, rate: float,
 def _recognition_sentence(s: pd.DataFrame, rate: float, names: list[str]) -> str:
     """AUC inside one generator against the AUC of knowing the generator."""
     known = s.loc[("generator", rate, "any", "auc")]
-    inside = [f"{score_with_interval(s.loc[n, rate, 'last', 'auc_within'])} ({look_of(n).name})" for n in names]
+    inside = [f"{score_text(s.loc[n, rate, 'last', 'auc_within'])} ({look_of(n).name})" for n in names]
     places = [*((n, "last") for n in names), ("generator", "any"), ("constant", "any")]
     brier = [
         f"{s.loc[(n, rate, at, 'brier'), 'value']:.3f} ({look_of(n).name.removesuffix(' (no critic)')})"
@@ -122,7 +116,7 @@ def _recognition_sentence(s: pd.DataFrame, rate: float, names: list[str]) -> str
     shown = [s.loc[(n, rate, "last", "auc_within"), "low"] > 0.5 for n in names]
     verdict = "they see more than who wrote it" if all(shown) else "not all are shown to see more than who wrote it"
     return (
-        f"- **Who wrote it?** Knowing the generator alone gives an AUC of {score_with_interval(known)}. Among the solutions "
+        f"- **Who wrote it?** Knowing the generator alone gives an AUC of {score_text(known)}. Among the solutions "
         f"of one generator the AUC at the last token is {join_words(inside)}: {verdict}. Brier scores: "
         f"{join_words(brier)}."
     )
@@ -133,7 +127,7 @@ def _noise_sentence(s: pd.DataFrame, study: SolutionStudy, rates: list[float], n
     if len(rates) < 2:
         return "- **Noise.** One noise rate only: nothing to compare."
     kept = [
-        f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {score_with_interval(s.loc[n, rates[-1], 'last', 'auc'])} "
+        f"{s.loc[(n, rates[0], 'last', 'auc'), 'value']:.2f} to {score_text(s.loc[n, rates[-1], 'last', 'auc'])} "
         f"({look_of(n).name})"
         for n in names
     ]

@@ -7,13 +7,7 @@ import pandas as pd
 
 from dvpo_lib.experiments.critic_scores import POSITIONS
 from dvpo_lib.experiments.real.files import DOWNLOAD_HINT
-from dvpo_lib.experiments.real.score_tables import (
-    METRIC_LABELS,
-    score_with_interval,
-    metric_tree,
-    score_cells,
-    seed_count,
-)
+from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, metric_tree, score_cells, score_text, seed_count
 from dvpo_lib.experiments.real.trajectories.study import TRAJECTORY_DESIGN, TrajectoryStudy
 from dvpo_lib.functional.quantiles import levels
 from dvpo_lib.reporting.figures.style import look_of
@@ -63,7 +57,7 @@ def trajectory_data_findings(study: TrajectoryStudy) -> str:
     table, models = study.table, study.language_model
     share = table.groupby("task")["correct"].mean()
     mixed = int(((share > 0) & (share < 1)).sum())
-    known = score_with_interval(dict(value=study.siblings.point, low=study.siblings.low, high=study.siblings.high))
+    known = score_text(dict(value=study.siblings.point, low=study.siblings.low, high=study.siblings.high))
     return (
         f"{len(table)} conversations on {len(share)} tasks; the agent succeeds in "
         f"{percent_text(table['correct'].mean())} of them: in {int((share == 1).sum())} tasks every time, in "
@@ -103,7 +97,7 @@ def _discrimination_sentence(s: pd.DataFrame, d: pd.DataFrame, names: list[str])
     parts = []
     for n in names:
         rows = {at: s.loc[(n, at, "auc_within")] for at in POSITIONS}
-        told = [f"{score_with_interval(row, 3)} at the {at} token" for at, row in rows.items()]
+        told = [f"{score_text(row, 3)} at the {at} token" for at, row in rows.items()]
         beyond = [
             f"{word} chance at the {join_words(found)} token"
             for word, found in (
@@ -124,7 +118,7 @@ def _discrimination_sentence(s: pd.DataFrame, d: pd.DataFrame, names: list[str])
                 "what reading to the end adds is not beyond its interval",
             ),
         )
-        parts.append(f"{look_of(n).name} {join_words(told)} ({verdict}); {adds} ({score_with_interval(gain)})")
+        parts.append(f"{look_of(n).name} {join_words(told)} ({verdict}); {adds} ({score_text(gain)})")
     return (
         f"- **Is a success told from a failure?** The AUC is, for the {'; for the '.join(parts)}. These are "
         f"{len(names) * len(POSITIONS)} intervals, each for itself: one that only just leaves 0.5 out says little."
@@ -139,7 +133,7 @@ def _baseline_sentence(s: pd.DataFrame, d: pd.DataFrame, names: list[str]) -> st
         verdict = interval_verdict(gap["low"], gap["high"], 0, ("worse", "better", "no clear difference"))
         parts.append(
             f"{s.loc[(n, 'last', 'brier'), 'value']:.3f} ({look_of(n).name}; less the constant's "
-            f"{score_with_interval(gap, 3)}: {verdict})"
+            f"{score_text(gap, 3)}: {verdict})"
         )
     base = s.loc[("constant", "any", "brier"), "value"]
     return (
