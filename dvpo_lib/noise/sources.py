@@ -33,11 +33,13 @@ class NoiseSettings:
     """One noise source.
 
     Example:
-        >>> NoiseSettings("flip", rate=0.4)  # 40 % of the rewards r become 1 - r
+        >>> flips = NoiseSettings("flip", rate=0.4)  # 40 % of the rewards r become 1 - r
         >>> late = NoiseSettings("flip", rate=0.4, drift=(10, 30))  # ... rising from 0 between steps 10 and 30
         >>> late.rate_at(20)
         0.2
-        >>> NoiseSettings("length_bias", scale=0.3, then=(NoiseSettings("missing", rate=0.2),)).chain  # both, in order
+        >>> gaps = NoiseSettings("length_bias", scale=0.3, then=(NoiseSettings("missing", rate=0.2),))
+        >>> [part.kind for part in gaps.chain]
+        ['length_bias', 'missing']
     """
 
     kind: Literal[

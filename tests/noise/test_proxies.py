@@ -1,4 +1,4 @@
-"""What stands in the truth's place: pseudo-labels by majority vote, and a reward model brought to an accuracy."""
+"""Proxies of the true reward: pseudo-labels by majority vote, and a reward model of a chosen accuracy."""
 
 import dataclasses
 import json
@@ -163,7 +163,7 @@ def toy(tokenizer, rows, seed, share=0.8):
 
 
 @pytest.mark.parametrize(("target", "noise"), [(0.718, 0.2), (0.75, 0.0)])
-def test_the_search_reaches_the_accuracy_asked_for(world, target, noise):
+def test_the_search_reaches_the_target_accuracy(world, target, noise):
     """On fresh answers too: within 1.5 points, and three standard errors of either sample."""
     cfg = RewardModelSettings(accuracy=target, steps=96, check_every=12, batch_size=32, learning_rate=3e-3)
     tokens, right = toy(world.tokenizer, 256, 0)
@@ -171,12 +171,12 @@ def test_the_search_reaches_the_accuracy_asked_for(world, target, noise):
     fresh, fresh_truth = toy(world.tokenizer, 2000, 2)
     labels = torch.tensor(np.where(np.random.default_rng(5).random(256) < noise, 1 - right, right), dtype=torch.float32)
     model = RewardModel(world.policy, 0)
-    looks = search_accuracy(model, tokens, labels, held, truth, cfg, 0)
+    log = search_accuracy(model, tokens, labels, held, truth, cfg, 0)
     accuracy = ((predict_probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean()
     assert abs(accuracy - target) < 0.01  # TOLERANCE, were it not for answers that are all alike
-    [taken] = [x for x in looks if x["taken"]]
+    [taken] = [x for x in log if x["taken"]]
     assert taken["accuracy"] == pytest.approx(accuracy, abs=1e-9)
-    assert min(abs(x["accuracy"] - target) for x in looks) == pytest.approx(abs(accuracy - target), abs=1e-9)
+    assert min(abs(x["accuracy"] - target) for x in log) == pytest.approx(abs(accuracy - target), abs=1e-9)
     measured = ((predict_probabilities(model, fresh) >= 0.5) == (fresh_truth >= 0.5)).mean()
     assert abs(measured - target) < 0.015 + 3 * (0.2 / 1000 + 0.2 / 2000) ** 0.5
 
@@ -231,7 +231,7 @@ def test_parts_of_the_model_spec_share_no_prompt(world, family):
 
 
 def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
-    """The base's answers are all wrong: from "all is right" the model goes through the accuracy to "all is wrong"."""
+    """All answers of the base are wrong: the model moves from "all right" through the target to "all wrong"."""
     cfg = RewardModelSettings(
         accuracy=0.6, label_noise=0.0, examples=32, held_out=40, steps=100, check_every=5, learning_rate=1e-2
     )
@@ -291,7 +291,7 @@ def test_a_family_without_single_answers_cannot_be_voted_on(world):
     assert tasks.FAMILIES["dialogue"].answer_of is None
 
 
-def test_runs_are_told_where_their_proxies_lie():
+def test_specs_name_the_folder_of_their_proxies():
     params = load_params(ROOT / "params.yaml")
     args = dict(critic=None, critic_file=None)
     for noise, folder in (("spikes", None), ("majority_vote", "data/noise/science")):
@@ -308,15 +308,15 @@ def test_critics_are_pretrained_before_any_drift(world):
     assert len(table) == 40 and (table["reward"] == table["reward_true"]).all()
 
 
-def test_a_share_of_the_models_labels_is_turned_over(world, tmp_path, monkeypatch):
-    """And its answers are to problems as long as those that are trained on."""
+def test_a_share_of_the_reward_models_labels_is_flipped(world, tmp_path, monkeypatch):
+    """And its prompts have the steps of training problems."""
     seen = {}
 
-    def look(model, tokens, labels, held, truth, cfg, seed):
+    def record_labels(model, tokens, labels, held, truth, cfg, seed):
         seen[cfg.label_noise] = labels
         return [{"step": 0, "accuracy": 0.5}]
 
-    monkeypatch.setattr(reward_model_runs, "search_accuracy", look)
+    monkeypatch.setattr(reward_model_runs, "search_accuracy", record_labels)
     for noise in (0.0, 0.25):
         cfg = RewardModelSettings(examples=200, held_out=4, label_noise=noise)
         RewardModelSpec(cfg, "math", 0, **world.paths).execute(tmp_path, tmp_path)

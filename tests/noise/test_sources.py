@@ -1,19 +1,21 @@
-"""Noise sources: rates as set, only what is at risk is struck, put together in order, seeded by (seed, step)."""
+"""Noise sources: measured rates, order of chained sources, random streams, error rates."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dvpo_lib.noise.confusion import confusion_rates
-from dvpo_lib.noise.sources import NOISES, PROXIES, NoiseSettings, corrupt
+from dvpo_lib.noise.proxies import corrupt_table
+from dvpo_lib.noise.sources import NOISES, PROXIES, NoiseSettings, corrupt, corrupt_rewards
 
 N = 20_000
 TRUE = (np.arange(N) % 4 == 0).astype(float)  # a quarter right
 PROMPTS = [f"p{i % 100}" for i in range(N)]
 COMPLETIONS = ["word " * (1 + i % 7) for i in range(N)]
 WORDS = 1.0 + np.arange(N) % 7
-STAND_INS = {  # proxies: the one is right in 3 of 5 cases, the other says 0.7 or 0.2
+STAND_INS = {  # proxies: one is right in 3 of 5 cases, the other returns 0.7 or 0.2
     "majority_vote": lambda **c: np.where(np.arange(N) % 5 < 3, TRUE, 1 - TRUE).tolist(),
     "reward_model": lambda **c: np.where(np.arange(N) % 3 == 0, 0.7, 0.2).tolist(),
 }
@@ -44,7 +46,7 @@ def test_rate_zero_is_the_truth(kind):
     ("kind", "right", "wrong"),
     [("flip", 0.2, 0.2), ("false_positive", 0.0, 0.2), ("false_negative", 0.2, 0.0), ("missing", 0.2, 0.2)],
 )
-def test_label_noise_hits_what_is_at_risk_at_the_rate(kind, right, wrong):
+def test_label_noise_hits_only_its_labels_and_at_the_set_rate(kind, right, wrong):
     hit = noisy(kind, 0.2) != TRUE
     assert abs(hit[TRUE == 1].mean() - right) < 0.015
     assert abs(hit[TRUE == 0].mean() - wrong) < 0.015
@@ -86,7 +88,7 @@ def test_length_bias_by_hand_and_its_correlation():
 
 
 @pytest.mark.parametrize("kind", PROXIES)
-def test_proxies_stand_in_the_truths_place_at_the_rate(kind):
+def test_proxies_replace_the_truth_at_the_set_rate(kind):
     other = np.array(STAND_INS[kind]())
     assert (noisy(kind) == other).all()
     mixed = noisy(kind, 0.25)
@@ -98,7 +100,7 @@ def test_a_hard_reward_model_gives_verdicts():
     assert (noisy("reward_model", hard=True) == (np.arange(N) % 3 == 0)).all()
 
 
-def test_a_proxy_that_is_not_there_is_named():
+def test_a_missing_proxy_is_named():
     source = NoiseSettings("flip", rate=0.1, then=(NoiseSettings("reward_model"),))
     with pytest.raises(ValueError, match=r"reward_model needs proxies\['reward_model'\]"):
         corrupt(truth, source, 0)
@@ -134,7 +136,7 @@ def test_sources_act_in_order():
 
 
 def test_sources_of_one_chain_strike_independently():
-    """Two flips of rate 1/2: a quarter is struck twice, and half of all rewards end up turned over."""
+    """Two flips of rate 1/2: a quarter of the rewards is flipped twice, and half of them end up flipped."""
     half = NoiseSettings("flip", rate=0.5)
     assert abs((received(NoiseSettings("flip", rate=0.5, then=(half,))) != TRUE).mean() - 0.5) < 0.015
 
@@ -156,7 +158,7 @@ def test_wrappers_wrap_wrappers():
     ids=str,
 )
 def test_noise_depends_on_seed_and_step_alone(source):
-    """A run that is resumed at a step sees what it would have seen."""
+    """A resumed run sees the same noise as an undisturbed one."""
     first = received(source, seed=4, step=7)
     received(source, seed=5, step=8)
     assert np.array_equal(received(source, seed=4, step=7), first, equal_nan=True)
@@ -173,7 +175,27 @@ def test_wrapper_keeps_name_and_passes_columns():
     assert func(["p"], ["c"], answer=["x"]) == [1.0]
 
 
-# ---- what is reported ----
+def test_a_table_and_a_reward_function_get_the_same_noise():
+    """Critic pretraining and reports use `corrupt_table`, training uses `corrupt`."""
+    source = NoiseSettings(
+        "length_bias",
+        scale=0.3,
+        then=(NoiseSettings("reward_model", rate=0.3, hard=True), NoiseSettings("missing", rate=0.2, drift=(0, 10))),
+    )
+    table = pd.DataFrame({"prompt": PROMPTS, "completion": COMPLETIONS, "reward": TRUE})
+    assert np.array_equal(corrupt_table(table, source, 3, STAND_INS, step=4), received(source, 3, 4), equal_nan=True)
+    with pytest.raises(ValueError, match=r"reward_model needs proxies\['reward_model'\]"):
+        corrupt_table(table, source, 3)
+
+
+def test_rewards_given_to_the_noise_are_left_as_they_are():
+    rewards = np.array([1.0, np.nan, 0.0])
+    found = corrupt_rewards(rewards, ["p"] * 3, ["c"] * 3, NoiseSettings("flip"), seed=0)
+    assert np.array_equal(found, [0.0, np.nan, 1.0], equal_nan=True)
+    assert np.array_equal(rewards, [1.0, np.nan, 0.0], equal_nan=True)
+
+
+# ---- error rates ----
 
 
 def test_confusion_by_hand():
@@ -225,7 +247,7 @@ def test_measured_rates_are_those_set(kind, false_negatives, false_positives):
     assert abs(c["length_error"]) < 0.03
 
 
-def test_the_length_biass_correlation_is_reported():
+def test_the_correlation_of_a_length_bias_is_reported():
     c = confusion_rates(TRUE, noisy("length_bias", scale=0.5), WORDS)
     assert c["length_error"] == pytest.approx(1)
     assert c["length_reward"] == pytest.approx(0.5 / (0.25 + TRUE.var()) ** 0.5, abs=0.02)
