@@ -1,12 +1,14 @@
 """DVPO: distributional value modeling with risk-aware policy optimization, for language models under noisy rewards.
 
-`DVPOTrainer` and `DVPOConfig` train; `METHODS` is the table of methods; `fit_critic` and `predict_values` serve logs.
+`DVPOTrainer` and `DVPOConfig` train a policy by one of `METHODS`. `build_critic`, `fit_critic` and `predict_values` fit
+a critic to logs. `NoiseSettings` and `corrupt` add noise to a reward function. `load_problems` and `answer_reward` read
+published problems and judge their answers. `quantile_huber` is the critic's core loss.
 """
 
 from importlib import import_module
 
-# Resolved on first use: `import dvpo_lib` stays quick and does not load torch.
-_PUBLIC = {
+# Resolved on first use, so that `import dvpo_lib` is quick and does not load torch.
+_MODULES = {
     "DVPOTrainer": "rl.trainer",
     "DVPOConfig": "rl.config",
     "METHODS": "rl.methods",
@@ -21,10 +23,14 @@ _PUBLIC = {
     "answer_reward": "tasks.published.verify",
     "quantile_huber": "functional.quantile_huber",
 }
-__all__ = list(_PUBLIC)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(import_module(f"dvpo_lib.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"dvpo_lib.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'dvpo_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

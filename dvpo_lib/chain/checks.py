@@ -1,6 +1,6 @@
-"""What must hold between settings of several sections: found before anything runs, named by key.
+"""Rules between several sections of params.yaml, checked before anything runs.
 
-Ranges of single settings stand in their settings classes; here is what only shows when sections are read together.
+The range of a single setting is part of its settings class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks.chains import STEP_LETTERS
 from dvpo_lib.tasks.families import FAMILIES
 
-SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewhere
+SET_BY_THE_CHAIN = {  # settings of a training run that have another place in params.yaml
     "method": "rows of `methods`",
     "critic": "rows of `critics`",
     "seed": "`seed` and `seeds`",
@@ -25,7 +25,7 @@ SET_BY_THE_CHAIN = {  # settings of a training run that params.yaml gives elsewh
     "max_completion_length": "the length of the family's problems",
 }
 
-Problem = tuple[tuple, str]  # where (keys from the root) and what
+Problem = tuple[tuple, str]  # location (keys from the root) and message
 
 
 def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -47,26 +47,26 @@ def _lists(params) -> Iterator[Problem]:
         listed = getattr(params, key)
         for i, name in enumerate(listed):
             if name in listed[:i]:
-                yield (key,), f"`{name}` stands here twice"
+                yield (key,), f"`{name}` is listed twice"
 
 
 def _noises(params) -> Iterator[Problem]:
     for name, noise in params.noises.items():
         if noise is None:
-            yield ("noises", name), "this row is empty; name a `kind`, or drop the row"
+            yield ("noises", name), "this row is empty: give it a `kind` or delete it"
     used = {name: ("train_noises",) for name in params.train_noises} | {params.ablation.noise: ("ablation", "noise")}
     for name, where in used.items():
         noise = params.noises.get(name)
         for family in params.families if noise is not None and "majority_vote" in noise.proxies else ():
             if FAMILIES[family].answer_of is None:
-                yield where, f"`{name}` needs a majority vote; {family} has no single answers that could be voted on"
+                yield where, f"`{name}` needs a majority vote, but {family} has no single answers to vote on"
 
 
 def _methods(params) -> Iterator[Problem]:
     for name, row in params.methods.items():
         if name not in METHODS:
             close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(METHODS)}"
+            hint = f"; did you mean `{close[0]}`?" if close else f"; known methods: {', '.join(METHODS)}"
             yield ("methods", name), f"unknown method{hint}"
             continue
         critic, needed = params.critics.get(row.critic), METHODS[name].critic
@@ -74,10 +74,8 @@ def _methods(params) -> Iterator[Problem]:
         if kind != needed:
             yield (
                 ("methods", name, "critic"),
-                (
-                    f"{name} needs {f'a {needed} critic' if needed else 'no critic'}; "
-                    f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}"
-                ),
+                f"{name} needs {f'a {needed} critic' if needed else 'no critic'}; "
+                f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}",
             )
             continue
         for key in set(SET_BY_THE_CHAIN) & set(row.training):
@@ -91,10 +89,7 @@ def _methods(params) -> Iterator[Problem]:
         if critic is not None and critic.reward_clip != clip:
             yield (
                 ("critics", row.critic, "reward_clip"),
-                (
-                    f"should be {clip:g}: {name} needs a critic of rewards "
-                    f"{'cut as its own' if clip else 'that are not cut'}"
-                ),
+                f"should be {clip:g}, because {name} {'clips rewards so' if clip else 'does not clip rewards'}",
             )
 
 
@@ -106,10 +101,10 @@ def _first_line(error: ValueError) -> str:
 
 
 def _critics(params) -> Iterator[Problem]:
-    for name in ("scalar", "quantile"):  # notebooks 02 and 04 compare these
+    for name in ("scalar", "quantile"):  # compared by notebooks 02 and 04
         critic = params.critics.get(name) if name in params.critics else None
         if critic is None or critic.kind != name:
-            yield ("critics", name), f"notebooks 02 and 04 need this row, of kind {name}"
+            yield ("critics", name), f"notebooks 02 and 04 need this row, with kind {name}"
     for name, critic in params.critics.items():
         for key in ("pretrain_rollouts", "pretrain_epochs"):
             if critic is not None and getattr(critic, key) < 1:
@@ -133,13 +128,13 @@ def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
         left = params.budget - (critic.pretrain_rollouts if critic else 0)
         if left < size or left % size:
             spent = f"the budget less the {critic.pretrain_rollouts} of critics.{name}" if critic else "the budget"
-            yield ("budget",), f"{spent} is {left} rollouts, no whole number of batches of {size}"
+            yield ("budget",), f"{spent} is {left} rollouts, not a multiple of the batch size {size}"
 
 
 def _configs(params) -> Iterator[tuple[str, DVPOConfig]]:
     """The training settings of every method that has valid ones."""
     for method, row in params.methods.items():
-        with contextlib.suppress(ValueError):  # said by `_methods`
+        with contextlib.suppress(ValueError):  # `_methods` reports it
             if method in METHODS:
                 yield method, with_changes(params.training, row.training)
 

@@ -1,9 +1,8 @@
-"""params.yaml as a typed, validated tree.
+"""Reads and validates params.yaml.
 
-Every settings class lives in the module that uses it; `SECTIONS` maps each top-level key of params.yaml to its type.
-YAML is read as version 1.2 (`1e-4` is a number), as DVC reads it.
+`SECTIONS` maps each top-level key to its settings class, which is defined in the module that uses it. The file is YAML
+1.2, as DVC reads it. A wrong file gives one `ConfigError` with file, line and key:
 
-A wrong file gives one `ConfigError` that names file, line and key:
     params.yaml:31: training.learning_rte: unknown parameter; did you mean `learning_rate`?
 """
 
@@ -37,22 +36,22 @@ from dvpo_lib.tasks.families import TaskSettings
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RuntimeSettings:
-    """How a run is carried out on this machine. No stage tracks it: it must not change any result."""
+    """How this machine carries out a run. No stage tracks these settings, so they must not change any result."""
 
-    workers: Annotated[int, Field(ge=1)] | None = None  # processes that train seeds side by side; null: one per core
+    workers: Annotated[int, Field(ge=1)] | None = None  # processes that train seeds side by side; null: one a core
     cell_timeout: Annotated[int, Field(ge=1)] = 6 * 3600  # seconds after which a notebook's cell is given up
-    expected_minutes: Annotated[float, Field(gt=0)] = 30  # what `make repro` announces, measured on two cores
+    expected_minutes: Annotated[float, Field(gt=0)] = 30  # announced by `make repro`; measured on two cores
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one top-level key of params.yaml holds."""
+    """The type of one top-level key of params.yaml."""
 
     type: Any
-    table: bool = False  # many named rows of that type or null; a stage may track single rows
+    table: bool = False  # named rows of that type, or null; a stage may track single rows
 
     def annotation(self) -> Any:
-        """The type of the whole section."""
+        """The type of the whole section, for pydantic."""
         return dict[str, self.type | None] if self.table else self.type
 
 
@@ -85,7 +84,11 @@ REFERENCES = {  # settings that name a row of another section
 
 
 class Params:
-    """The settings that one stage tracks, as attributes; reading any other section is an error that says what to do."""
+    """The settings that one stage tracks, as read-only attributes.
+
+    Raises:
+        AttributeError: If another section is read; the message says how to track it.
+    """
 
     def __init__(self, sections: Mapping[str, Any], reader: str = "this reader"):
         self.__dict__.update(sections)
@@ -102,8 +105,8 @@ class Params:
         raise AttributeError("settings are read-only: edit params.yaml, or pass `changes` to open_stage")
 
 
-class Rows(dict):
-    """The tracked rows of a table; asking for a row that is not tracked is an error that says what to do."""
+class TrackedRows(dict):
+    """The rows of a table that one stage tracks; a KeyError lists them if another row is read."""
 
     def __init__(self, rows: Mapping[str, Any], section: str, reader: str):
         super().__init__(rows)
@@ -123,9 +126,20 @@ def load_params(
 ) -> Params:
     """Reads and validates params.yaml.
 
-    `tracked`: names of sections ("training") and of rows of tables ("critics.quantile"); None reads everything and
-    checks what one section says of another. `changes`: dotted settings to lay over the file. `overlaid`: a
-    profile's file, laid over the first. Raises ConfigError with file, line and key of the first wrong setting."""
+    Args:
+        path: The file.
+        tracked: Sections ("training") and rows of tables ("critics.quantile") to read. None reads everything and also
+            checks the sections against each other.
+        reader: Names the reader in errors about settings that it does not track.
+        changes: Settings by dotted name that replace those of the file.
+        overlaid: A profile, merged into the file before the changes.
+
+    Returns:
+        The tracked settings.
+
+    Raises:
+        ConfigError: If a file cannot be read or a setting is wrong; the message names file, line and key of the first.
+    """
     tree = read_yaml(path)
     files = {str(Path(path).name): tree}
     if overlaid is not None:
@@ -153,11 +167,11 @@ def load_params(
                     fail((name, row), f"there is no such row{did_you_mean(row, value)}")
             value = {row: value[row] for row in rows}
         sections[name] = _validate(name, value, fail)
-        if hasattr(sections[name], "missing"):  # settings that name files are held to them before anything runs
+        if hasattr(sections[name], "missing"):  # files that settings name must exist before anything runs
             for field, problem in sections[name].missing(Path(path).parent).items():
                 fail((name, field), problem)
         if SECTIONS[name].table:
-            sections[name] = Rows(sections[name], name, reader)
+            sections[name] = TrackedRows(sections[name], name, reader)
     params = Params(sections, reader)
     if tracked is None:
         _check_references(values, fail)
@@ -167,7 +181,7 @@ def load_params(
 
 
 def _wanted(tracked: Iterable[str] | None) -> dict[str, list[str] | None]:
-    """{section: rows, or None for the whole of it}, with the sections that every stage may read."""
+    """{section: tracked rows, or None for all of it}, including the sections that every stage may read."""
     if tracked is None:
         return dict.fromkeys(SECTIONS)
     wanted: dict[str, list[str] | None] = dict.fromkeys(UNTRACKED)
@@ -184,7 +198,7 @@ def _wanted(tracked: Iterable[str] | None) -> dict[str, list[str] | None]:
 
 def _validate(name: str, value: Any, fail) -> Any:
     kind = SECTIONS[name].annotation()
-    try:  # by way of JSON: strict (no "5" for 5) and yet takes mappings for settings classes
+    try:  # through JSON: strict ("5" is no 5), and yet mappings become settings classes
         return pydantic.TypeAdapter(kind).validate_json(json.dumps({} if value is None else value), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -197,12 +211,12 @@ def _validate(name: str, value: Any, fail) -> Any:
 
 
 def _is_branch(part: Any) -> bool:
-    """Whether a part of pydantic's location names the branch of a union and no key of the file."""
+    """Whether a part of pydantic's location names the branch of a union instead of a key in the file."""
     return isinstance(part, str) and (part in ("int", "float", "str", "bool", "constrained-int") or "[" in part)
 
 
 def _fields(kind: Any, location: tuple) -> list[str]:
-    """The names of the settings at a location below a section's type, for suggestions."""
+    """The names of the settings at a location inside a section's type, for suggestions."""
     for part in (*location, None):
         while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
             kind = typing.get_args(kind)[0]
@@ -216,7 +230,7 @@ def _fields(kind: Any, location: tuple) -> list[str]:
 
 
 def _check_references(values: dict, fail) -> None:
-    """Every name that one section gives of a row of another must exist there."""
+    """Checks that every row that one section names exists in the other section."""
     for pattern, table in REFERENCES.items():
         for location, name in _matches(values, pattern.split(".")):
             if name not in values[table]:
@@ -232,7 +246,7 @@ def _matches(node: Any, parts: list[str], location: tuple = ()) -> list[tuple[tu
 
 
 def _place(files: Mapping[str, Any], location: tuple, changes: Mapping[str, Any]) -> str:
-    """`file:line` of a location: of the first file that holds all of it, else of its deepest parent in the last one."""
+    """`file:line` of a location in the first file that holds it, else of its deepest parent."""
     if ".".join(map(str, location)) in changes:
         return "changes"
     best, depth = next(iter(files)) + ":1", 0
