@@ -16,6 +16,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.rl.config import DVPOConfig, with_changes
+from dvpo_lib.rl.config import DVPOConfig, trainer_config, with_changes
+from dvpo_lib.rl import trainer as trainer_module
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
@@ -42,11 +44,12 @@ DVPO_VARIANTS = {  # {name: (method, changes)}; below lambda 1 a target has M nu
 }
 STEP_PARTS = {
     "sample": "sampling",
-    "examine": "values and log-probabilities",
+    "build_experience": "values and log-probabilities",
     "update_critic": "critic update",
     "update_policy": "policy update",
     "describe": "diagnostics",
 }
+UPDATES = {"update_critic", "update_policy"}  # functions of the trainer's module, not methods of the trainer
 REST_LABEL = "advantages and the rest"
 FROZEN_LEARNING_RATE = 1e-12  # leaves the policy unchanged in practice
 
@@ -59,7 +62,7 @@ def benchmark_configurations() -> dict[str, DVPOConfig]:
     for name in sorted(params.methods, key=lambda name: name != "ppo"):
         row = params.methods[name]
         critic = params.critics[row.critic]
-        found[name] = dataclasses.replace(with_changes(params.training, row.training), method=name, critic=critic)
+        found[name] = trainer_config(with_changes(params.training, row.training), method=name, critic=critic)
     return found | {name: with_changes(found[method], changes) for name, (method, changes) in DVPO_VARIANTS.items()}
 
 
@@ -70,8 +73,14 @@ class TimedTrainer(DVPOTrainer):
         super().__init__(*arguments, **keywords)
         self.seconds: dict[str, float] = defaultdict(float)
         self.inside = False
-        for part in STEP_PARTS:
+        self.updates = {part: self._timed(part, getattr(trainer_module, part)) for part in UPDATES}
+        for part in STEP_PARTS.keys() - UPDATES:
             setattr(self, part, self._timed(part, getattr(self, part)))
+
+    def step(self) -> dict[str, float]:
+        """One iteration of the trainer, with timed optimiser steps."""
+        with patch.multiple(trainer_module, **self.updates):
+            return super().step()
 
     def _timed(self, part, function):
         """The function with its time added to `seconds[part]`."""

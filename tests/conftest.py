@@ -10,8 +10,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+
+from dvpo_lib.models.tokens import Tokens
+from dvpo_lib.rl.estimators import Experience
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def scored_batch(rewards, mask, kl, values=None, generator=None) -> Experience:
+    """A batch of one-token prompts with these rewards (B,), and mask and log-ratios to the reference (B, T)."""
+    ids = torch.zeros(mask.shape[0], mask.shape[1] + 1, dtype=torch.long)
+    return Experience(Tokens(ids, torch.ones_like(ids), mask), kl, torch.zeros_like(kl), rewards, values, generator)
+
 
 PARAMS = """\
 seed: 1

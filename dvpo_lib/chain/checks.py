@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pydantic
 
-from dvpo_lib.rl.config import DVPOConfig, with_changes
+from dvpo_lib.rl.config import TrainingSettings, with_changes
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks.chains import STEP_LETTERS
 from dvpo_lib.tasks.families import FAMILIES
@@ -28,16 +28,16 @@ SET_BY_THE_CHAIN = {  # settings of a training run that have another place in pa
 Problem = tuple[tuple, str]  # location (keys from the root) and message
 
 
-def contradictions(params: Any, values: Mapping[str, Any]) -> Iterator[Problem]:
+def contradictions(params: Any) -> Iterator[Problem]:
     """Yields every problem.
 
     Args:
-        params: all sections, validated one by one. values: the plain tree of the file.
+        params: All sections, validated one by one.
     """
     yield from _lists(params)
     yield from _methods(params)
     yield from _critics(params)
-    yield from _budget(params, values)
+    yield from _budget(params)
     yield from _tasks(params)
     yield from _noises(params)
 
@@ -78,7 +78,7 @@ def _methods(params) -> Iterator[Problem]:
                 f"critics.{row.critic} is {f'a {kind} one' if kind else 'null'}",
             )
             continue
-        for key in set(SET_BY_THE_CHAIN) & set(row.training):
+        for key in row.training.keys() & SET_BY_THE_CHAIN:
             yield ("methods", name, "training", key), f"is not set here but by {SET_BY_THE_CHAIN[key]}"
         try:
             config = with_changes(params.training, row.training)
@@ -111,10 +111,7 @@ def _critics(params) -> Iterator[Problem]:
                 yield ("critics", name, key), "should be at least 1: notebook 02 pretrains every critic"
 
 
-def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
-    for key, place in SET_BY_THE_CHAIN.items():
-        if key in (values.get("training") or {}):
-            yield ("training", key), f"is not set here but by {place}"
+def _budget(params) -> Iterator[Problem]:
     configs = dict(_configs(params))
     for method, config in configs.items():
         size, group = config.generation_batch_size, config.num_generations
@@ -131,7 +128,7 @@ def _budget(params, values: Mapping[str, Any]) -> Iterator[Problem]:
             yield ("budget",), f"{spent} is {left} rollouts, not a multiple of the batch size {size}"
 
 
-def _configs(params) -> Iterator[tuple[str, DVPOConfig]]:
+def _configs(params) -> Iterator[tuple[str, TrainingSettings]]:
     """The training settings of every method that has valid ones."""
     for method, row in params.methods.items():
         with contextlib.suppress(ValueError):  # `_methods` reports it

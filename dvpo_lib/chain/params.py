@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from dvpo_lib.chain.checks import contradictions
+from dvpo_lib.chain.checks import SET_BY_THE_CHAIN, contradictions
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean, merge_trees, read_yaml, set_dotted, to_builtins
 from dvpo_lib.experiments.ablation import AblationSettings
 from dvpo_lib.experiments.real.settings import RealSettings
@@ -29,7 +29,7 @@ from dvpo_lib.models.policy import PolicySettings
 from dvpo_lib.noise.pseudo_labels import VoteSettings
 from dvpo_lib.noise.reward_model import RewardModelSettings
 from dvpo_lib.noise.sources import NoiseSettings
-from dvpo_lib.rl.config import DVPOConfig, MethodSettings
+from dvpo_lib.rl.config import MethodSettings, TrainingSettings
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 from dvpo_lib.tasks.families import TaskSettings
 
@@ -66,7 +66,7 @@ SECTIONS: dict[str, Section] = {
     "reward_model": Section(RewardModelSettings),
     "train_noises": Section(Annotated[list[str], Field(min_length=1)]),
     "budget": Section(Annotated[int, Field(ge=1)]),
-    "training": Section(DVPOConfig),
+    "training": Section(TrainingSettings),
     "critics": Section(CriticSettings, table=True),
     "methods": Section(MethodSettings, table=True),
     "ablation": Section(AblationSettings),
@@ -175,7 +175,7 @@ def load_params(
     params = Params(sections, reader)
     if tracked is None:
         _check_references(values, fail)
-        for location, problem in contradictions(params, values):
+        for location, problem in contradictions(params):
             fail(location, problem)
     return params
 
@@ -204,6 +204,8 @@ def _validate(name: str, value: Any, fail) -> Any:
         first = error.errors(include_url=False)[0]
         location = tuple(part for part in first["loc"] if not _is_branch(part))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            if name == "training" and location[-1] in SET_BY_THE_CHAIN:
+                fail((name, *location), f"is not set here but by {SET_BY_THE_CHAIN[location[-1]]}")
             fail((name, *location), f"unknown parameter{did_you_mean(location[-1], _fields(kind, location[:-1]))}")
         if first["type"] == "missing":
             fail((name, *location), "this setting is missing")

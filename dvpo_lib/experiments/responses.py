@@ -30,14 +30,13 @@ def first_training_batch(spec) -> pd.DataFrame:
         score(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
         for funcs in (trainer.reward_funcs, trainer.log_funcs.values())
     )
-    rollouts, rewards, places = trainer.scored(rollouts, rewards)  # without those whose reward is missing
-    true = true if places is None else true[places.cpu()]
-    experience, _ = trainer.examine(rollouts, rewards, places)
+    experience = trainer.build_experience(rollouts, trainer.clip_rewards(rewards))
     with torch.no_grad():
         advantages, _ = trainer.method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
     rows = []
-    for i, mask in enumerate(rollouts.tokens.mask):
+    for i in experience.known.nonzero().squeeze(-1).tolist():  # without those whose reward is missing
+        mask = rollouts.tokens.mask[i]
         rows.append(
             {
                 "prompt": rollouts.prompts[i],

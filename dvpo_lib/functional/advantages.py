@@ -105,28 +105,27 @@ def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
 
 
 def gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    gamma: float = 1.0,
-    lam: float | Tensor = 0.95,
-    missing: Tensor | None = None,
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float | Tensor = 0.95
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016), for values or, quantile by quantile, distributions.
 
     delta[t] = r[t] + gamma V[t+1] - V[t];  A[t] = delta[t] + gamma lambda A[t+1];  G[t] = V[t] + A[t].
 
+    NaN as the reward of a last token says that the reward is missing. It is taken to be the critic's expectation: delta
+    is 0 there, and no signal comes from it.
+
     Args:
-        rewards: (B, T). values: (B, T) or (B, T, M), the value of the state before each token. mask: (B, T).
-        lam: a number, or (B,) one for each response.
-        missing: (B,) bool, responses whose task reward is not known. It is taken to be what the critic expects at the
-            last token: delta is 0 there, and no signal comes from it.
+        rewards: (B, T).
+        values: (B, T) or (B, T, M), values of the state before each token.
+        mask: (B, T).
+        gamma: Discount.
+        lam: A number, or (B,) one for each response.
 
     Returns:
         (advantages, returns), both shaped as values.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: If the shapes do not fit.
     """
     if rewards.shape != mask.shape or values.shape[:2] != mask.shape or values.dim() not in (2, 3):
         raise ValueError(
@@ -138,9 +137,8 @@ def gae(
     v = _clean(_take(values, order), real)
     r = _clean(_take(rewards, order), real).to(v.dtype)
     delta = (r if v.dim() == 2 else r[..., None]) + gamma * _next(v) - v
-    if missing is not None:
-        unknown = last_token(real) & missing[:, None]
-        delta = torch.where(unknown if v.dim() == 2 else unknown[..., None], 0.0, delta)
+    unknown = r.isnan() & last_token(real)
+    delta = torch.where(unknown if v.dim() == 2 else unknown[..., None], 0.0, delta)
     advantages = discounted_sum(delta, gamma * lam)
     advantages, returns = (_put_back(_clean(x, real), order) for x in (advantages, v + advantages))
     return advantages, returns
@@ -212,9 +210,9 @@ def place_rewards(task: Tensor, kl: Tensor | None, mask: Tensor) -> Tensor:
     return rewards + torch.where(last_token(mask), task[:, None], torch.zeros_like(task)[:, None]).to(rewards.dtype)
 
 
-def cut_at_quantiles(rewards: Tensor, level: float) -> Tensor:
-    """(B,) rewards, cut at the batch's quantiles `level` and 1 - `level`; unchanged at level 0."""
-    return rewards.clamp(rewards.quantile(level), rewards.quantile(1 - level)) if level else rewards
+def clip_at_quantiles(rewards: Tensor, level: float) -> Tensor:
+    """(B,) rewards clipped to the batch's quantiles `level` and 1 - `level`; unchanged at level 0. NaN stays NaN."""
+    return rewards.clamp(rewards.nanquantile(level), rewards.nanquantile(1 - level)) if level else rewards
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -230,47 +228,29 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return _clean((x - values.mean()) * torch.rsqrt(values.var() + 1e-8), mask)
 
 
-def group_advantages(rewards: Tensor, group_size: int, scale: bool = True, places: Tensor | None = None) -> Tensor:
-    """(B,) rewards, group by group, to (B,): R - group mean, over the group's Bessel std + 1e-4 where `scale`.
+def group_advantages(rewards: Tensor, group_size: int, scale: bool = True) -> Tensor:
+    """(B,) rewards to (B,) advantages: R - group mean, over the group's Bessel std + 1e-4 if `scale`.
 
-    With scale GRPO (Shao et al. 2024), without Dr. GRPO (Liu et al. 2025).
+    With scale GRPO (Shao et al. 2024), without Dr. GRPO (Liu et al. 2025). Groups are runs of `group_size` rows. A
+    missing reward (NaN) is no member of its group and has advantage 0; so has the only reward of a group.
 
-    Args:
-        places: (B,) where each response stood in the whole batch, if some have dropped out of it: groups are what is
-            left of them, and one of fewer than 2 gives no advantage.
+    Raises:
+        ValueError: If B is no multiple of `group_size`.
     """
-    if places is not None:
-        table = by_group(rewards, group_size, places)
-        count = (~table.isnan()).sum(1, keepdim=True)
-        centred = table - table.nanmean(1, keepdim=True)
-        std = (centred.square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-        return (centred / (std + 1e-4) if scale else centred).flatten()[places]
     if len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards are no whole number of groups of {group_size}")
-    groups = rewards.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + 1e-4) if scale else centred).flatten()
-
-
-def by_group(rewards: Tensor, group_size: int, places: Tensor) -> Tensor:
-    """(G, group_size) table of rewards (B,) by their places in the whole batch; NaN where a response has dropped out.
-
-    Groups after the last that has a response are left out.
-    """
-    groups = int(places.max()) // group_size + 1
-    table = rewards.new_full((groups * group_size,), float("nan"))
-    table[places] = rewards
-    return table.view(groups, group_size)
+        raise ValueError(f"{len(rewards)} rewards do not make groups of {group_size}")
+    groups = rewards.view(-1, group_size)  # (G, group_size)
+    if groups.isnan().any():
+        count = (~groups.isnan()).sum(1, keepdim=True)
+        centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0)
+        std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    else:
+        centred, std = groups - groups.mean(1, keepdim=True), groups.std(1, keepdim=True)
+    return (centred / (std + 1e-4) if scale else centred).flatten()
 
 
 def actor_advantages(
-    rewards: Tensor,
-    zbar: Tensor,
-    mask: Tensor,
-    gamma: float,
-    lam: float | Tensor,
-    readout: ReadoutSettings,
-    missing: Tensor | None = None,
+    rewards: Tensor, zbar: Tensor, mask: Tensor, gamma: float, lam: float | Tensor, readout: ReadoutSettings
 ) -> Tensor:
     """(B, T) advantages of the actor from a distributional critic.
 
@@ -282,10 +262,9 @@ def actor_advantages(
 
     Args:
         rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
-        missing: as in `gae`.
     """
     if readout.kind == "distorted":
-        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam, missing)[0]
+        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]
     values = zbar.mean(-1)
     if readout.kind == "winsorised":
         infinity = torch.full_like(values, float("inf"))
@@ -295,4 +274,4 @@ def actor_advantages(
         rewards = torch.where(last, torch.minimum(torch.maximum(rewards, low), up), rewards)
         clipped = torch.minimum(torch.maximum(zbar, low[..., None]), up[..., None]).mean(-1)
         values = torch.where(last, clipped, values)
-    return gae(rewards, values, mask, gamma, lam, missing)[0]
+    return gae(rewards, values, mask, gamma, lam)[0]

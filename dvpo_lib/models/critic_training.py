@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dvpo_lib.common.seeds import generator_for
-from dvpo_lib.functional.advantages import cut_at_quantiles
+from dvpo_lib.functional.advantages import clip_at_quantiles
 from dvpo_lib.functional.critic_losses import critic_loss
 from dvpo_lib.functional.policy_losses import value_loss
 from dvpo_lib.functional.q_losses import QValues, q_loss
@@ -160,7 +160,7 @@ def fit_critic(
     """
     data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
     device = next(critic.parameters()).device
-    tokens, rewards = data.tokens.to(device), cut_at_quantiles(data.rewards, cfg.reward_clip).to(device)
+    tokens, rewards = data.tokens.to(device), clip_at_quantiles(data.rewards, cfg.reward_clip).to(device)
     targets = return_targets(rewards, tokens.mask, gamma)
     critic.start_from(targets[tokens.mask])
     generator = generator_for(seed, "critic fitting")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import display_name, setting_text
-from dvpo_lib.rl.config import DVPOConfig, MethodSettings, with_changes
+from dvpo_lib.rl.config import DVPOConfig, MethodSettings, TrainingSettings, trainer_config, with_changes
 from dvpo_lib.rl.methods import METHODS, resolve
 
 AVERAGES = {
@@ -81,7 +81,7 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
     return "\n".join(lines)
 
 
-def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
+def methods_table(training: TrainingSettings, rows: Mapping[str, MethodSettings]) -> pd.DataFrame:
     """One row per method of a run: critic, advantage, policy loss, source, settings of its own.
 
     Args:
@@ -90,7 +90,7 @@ def methods_table(training: DVPOConfig, rows: Mapping[str, MethodSettings]) -> p
     """
     found = []
     for name, row in rows.items():
-        cfg = resolve(with_changes(training, {**row.training, "method": name}))
+        cfg = resolve(trainer_config(with_changes(training, row.training), method=name))
         own = "; ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in row.training.items())
         found.append(
             {

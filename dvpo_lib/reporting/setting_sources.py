@@ -16,10 +16,10 @@ from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.q_losses import QSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import setting_text
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import TrainingSettings
 
 SETTING_SECTIONS = {  # place in params.yaml -> settings class
-    "training": DVPOConfig,
+    "training": TrainingSettings,
     "training.readout": ReadoutSettings,
     "critics.*": CriticSettings,
     "critics.*.loss": CriticLossSettings,
@@ -29,19 +29,13 @@ PAPER_SUMMARIES = "DVPO (summaries)"
 MEASURED_HERE = "measured here"  # in a notebook of this chain
 MEASURED_IN_PROTOTYPE = "measured in a prototype"
 CHOSEN_HERE = "chosen here"
-SET_BY_CHAIN = "set by the chain"
 SETTING_SOURCES = {
     "training": {
-        "method": SET_BY_CHAIN,
-        "max_steps": SET_BY_CHAIN,
-        "critic": SET_BY_CHAIN,
-        "seed": SET_BY_CHAIN,
         "generation_batch_size": CHOSEN_HERE,
         "num_generations": "Shao et al. 2024 take 64, TRL 8",
         "num_iterations": CHOSEN_HERE,
         "num_mini_batches": CHOSEN_HERE,
         "gradient_accumulation_steps": "neutral",
-        "max_completion_length": SET_BY_CHAIN,
         "temperature": "neutral",
         "learning_rate": "measured in a prototype, where 3e-4 destroyed the policy; `make tune`",
         "lr_scheduler_type": CHOSEN_HERE,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as settings
 
@@ -15,16 +14,13 @@ from dvpo_lib.models.critic import CriticSettings
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class DVPOConfig:
-    """Settings of a training run; names follow TRL where a setting exists there."""
+class TrainingSettings:
+    """Section `training` of params.yaml: what people may set for all runs. TRL's names, if TRL has the setting."""
 
-    method: str = "dvpo"  # a row of METHODS
-    max_steps: Annotated[int, Field(ge=1)] = 40  # iterations: sample, score, update
     generation_batch_size: Annotated[int, Field(ge=1)] = 128  # rollouts an iteration
     num_generations: Annotated[int, Field(ge=2)] = 8  # completions a prompt, for group methods
     num_iterations: Annotated[int, Field(ge=1)] = 2  # passes over an iteration's rollouts
     num_mini_batches: Annotated[int, Field(ge=1)] = 2  # optimiser steps a pass
-    max_completion_length: Annotated[int, Field(ge=1)] = 32  # tokens, end of sequence included
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling and of log-probabilities
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1  # micro-batches of an optimiser step (for memory)
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # of the policy
@@ -50,31 +46,66 @@ class DVPOConfig:
     awr_temperature: Annotated[float, Field(gt=0)] = 0.1  # of exp(A / temperature) (return units)
     perturbation: Annotated[float, Field(ge=0)] = 4.0  # weight of Q - V in the perturbed logits (per return unit)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # gradient clipping, policy and critic each
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DVPOConfig(TrainingSettings):
+    """Settings of one training run: `TrainingSettings`, and what the run alone decides.
+
+    Example:
+        >>> args = DVPOConfig(method="ppo", max_steps=10, learning_rate=3e-4)
+        >>> args.method, args.lam
+        ('ppo', 0.95)
+    """
+
+    method: str = "dvpo"  # a row of METHODS
+    max_steps: Annotated[int, Field(ge=1)] = 40  # iterations: sample, score, update
+    max_completion_length: Annotated[int, Field(ge=1)] = 32  # tokens, end of sequence included
     critic: CriticSettings | None = None  # the critic, for methods that have one; null: the defaults of the kind needed
     seed: Annotated[int, Field(ge=0)] = 0  # of everything random in the run
 
 
-def with_changes(args: DVPOConfig, changes: Mapping[str, Any]) -> DVPOConfig:
-    """The settings with some of them changed, given as in params.yaml: {"learning_rate": 3e-4, "readout": {...}}.
+Settings = TypeVar("Settings", bound=TrainingSettings)
+
+
+def trainer_config(training: TrainingSettings, **run: Any) -> DVPOConfig:
+    """The settings of one run.
+
+    Args:
+        training: section `training` of params.yaml, changes of the method included.
+        run: `method`, `max_steps`, `max_completion_length`, `critic`, `seed`.
 
     Raises:
-        ValueError: a setting that does not exist, or a value that it does not take; the message names it.
+        pydantic.ValidationError: If a value is out of its range.
+    """
+    return DVPOConfig(**vars(training), **run)
+
+
+def with_changes(args: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some of them replaced, nested ones by nested mappings, as in params.yaml.
+
+    Raises:
+        ValueError: If a setting does not exist or a value is out of its range; the message names the setting.
+
+    Example:
+        >>> with_changes(TrainingSettings(), {"lam": 0.9, "readout": {"kind": "winsorised"}}).readout.level_low
+        0.1
     """
 
-    def merged(own: dict[str, Any], new: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    def merged(own: dict[str, Any], new: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
         for name, value in new.items():
             if name not in own:
-                raise ValueError(f"{where}{name}: there is no such setting of a training run")
+                raise ValueError(f"{parent}{name}: there is no such setting of a training run")
             nested = isinstance(value, Mapping) and isinstance(own[name], dict)
-            own[name] = merged(own[name], value, f"{where}{name}.") if nested else value
+            own[name] = merged(own[name], value, f"{parent}{name}.") if nested else value
         return own
 
-    return TypeAdapter(DVPOConfig).validate_python(merged(asdict(args), changes))
+    return TypeAdapter(type(args)).validate_python(merged(asdict(args), changes))
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
 class MethodSettings:
-    """One row of the comparison: a method of `dvpo_lib.methods.METHODS` and where its critic comes from."""
+    """One row of section `methods`: the critic of a method, and the settings in which it differs from `training`."""
 
     critic: str  # a row of `critics`
-    training: dict[str, Any] = Field(default_factory=dict)  # what differs from `training` for this method alone
+    training: dict[str, Any] = Field(default_factory=dict)  # changes of `training` for this method alone

@@ -11,29 +11,48 @@ from dvpo_lib.functional import advantages as adv
 from dvpo_lib.functional.policy_losses import kl_estimate
 from dvpo_lib.functional.q_losses import QValues, fitted_q
 from dvpo_lib.functional.quantiles import lower_tail_mean
+from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
 
 
 @dataclass
 class Experience:
-    """Scored rollouts, as advantages see them.
+    """A scored batch and the networks' outputs on it before the update.
+
+    Rows of the batch are never dropped. A response without reward has NaN in `rewards`, and everything that depends on
+    it reads `known`. With `missing_rewards: drop` such a response has no true entry in `tokens.mask`, so that no loss
+    and no statistic sees its tokens.
 
     Attributes:
-        rewards: (B,) task rewards. mask: (B, T). kl: (B, T) log-ratio to the reference policy, log pi_old - log pi_ref.
-        values: the critic's outputs, (B, T, N, M) with each head monotone, or `QValues`; None without a critic.
-        generator: for targets that draw samples.
-        places: (B,) where the responses stood in the whole batch; None where none has dropped out of it.
-        missing: (B,) bool, responses whose reward is missing (0 stands in `rewards`) and taken to be what the critic
-            expects at their last token; None where there are none.
+        tokens: B prompts and completions; `tokens.mask` (B, T) is true on the tokens that take part in the update.
+        logprobs: (B, T) log-probabilities under the policy that sampled.
+        reference_logprobs: (B, T) log-probabilities under the reference policy.
+        rewards: (B,) task rewards, clipped if the method clips them; NaN if missing.
+        values: (B, T, N, M) outputs of the critic, each head monotone, or `QValues`; None without a critic.
+        generator: Random source of sampled targets.
     """
 
+    tokens: Tokens
+    logprobs: Tensor
+    reference_logprobs: Tensor
     rewards: Tensor
-    mask: Tensor
-    kl: Tensor
     values: Tensor | QValues | None
-    generator: torch.Generator
-    places: Tensor | None = None
-    missing: Tensor | None = None
+    generator: torch.Generator | None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool, tokens that take part in the update."""
+        return self.tokens.mask
+
+    @property
+    def known(self) -> Tensor:
+        """(B,) bool, responses that have a reward."""
+        return ~self.rewards.isnan()
+
+    @property
+    def kl(self) -> Tensor:
+        """(B, T) log-ratio to the reference policy, log pi_old - log pi_ref."""
+        return self.logprobs - self.reference_logprobs
 
 
 def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
@@ -49,8 +68,8 @@ def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
 
 
 def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
-    """(B,): the task reward, less the response's summed KL penalty where that is part of the reward."""
-    return token_rewards(x, args).sum(1)
+    """(B,) task reward less the summed KL penalty, if the penalty is part of the reward; NaN if missing."""
+    return torch.where(x.known, token_rewards(x, args).sum(1), torch.nan)
 
 
 def actor_lambda(x: Experience, args: DVPOConfig) -> float | Tensor:
@@ -64,7 +83,7 @@ def whitened(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
 def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Scalar GAE, whitened; the critic's target is its own lambda-return."""
     rewards, values = token_rewards(x, args), x.values[..., 0, 0]
-    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args), x.missing)
+    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args))
     _, returns = adv.gae(rewards, values, x.mask, args.gamma, args.lam_critic)
     return whitened(advantages, x, args), returns[..., None]
 
@@ -72,7 +91,7 @@ def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
-    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout, x.missing)
+    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
     return whitened(advantages, x, args), targets
 
@@ -94,19 +113,19 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     else:
         values = lower_tail_mean(x.values.mean(-2), args.critic.loss.lower_mass)
     rewards, lam = token_rewards(x, args), actor_lambda(x, args)
-    advantages, returns = adv.gae(rewards, values, x.mask, args.gamma, lam, x.missing)
+    advantages, returns = adv.gae(rewards, values, x.mask, args.gamma, lam)
     return whitened(advantages, x, args), returns[..., None]
 
 
 def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """(R - group mean) / (group std + 1e-4), the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, True, x.places)
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, True)
     return advantages[:, None].expand(x.mask.shape), None
 
 
 def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """R - group mean, the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, False, x.places)
+    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, False)
     return advantages[:, None].expand(x.mask.shape), None
 
 

@@ -11,10 +11,8 @@ restored trainer goes on bit for bit. Left out: several processes (refused), che
 from __future__ import annotations
 
 import copy
-import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +23,19 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from dvpo_lib.common.seeds import generator_for
-from dvpo_lib.functional.advantages import by_group, cut_at_quantiles, returns_to_go
-from dvpo_lib.functional.policy_losses import masked_mean
-from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.functional.advantages import clip_at_quantiles
 from dvpo_lib.models.critic import Critic, build_critic
-from dvpo_lib.models.critic_training import bootstrap_weights, mean_values, monotone_outputs
+from dvpo_lib.models.critic_training import bootstrap_weights, monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
-from dvpo_lib.rl import updates
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.estimators import Experience, token_rewards
+from dvpo_lib.rl.diagnostics import NOT_APPLICABLE, explained_variance, flat_group_share, mean_kl
+from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import METHODS, resolve
 from dvpo_lib.rl.rewards import RewardError, score
 from dvpo_lib.rl.rollouts import Rollouts, sample
-
-
-@dataclass
-class TrainerState:
-    """Where a run stands: `global_step` iterations are done; `log_history` holds one record for each."""
-
-    global_step: int = 0
-    log_history: list[dict] = field(default_factory=list)
+from dvpo_lib.rl.state import TrainerState, write_whole
+from dvpo_lib.rl.updates import update_critic, update_policy
 
 
 def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
@@ -156,27 +146,23 @@ class DVPOTrainer:
         return self.state
 
     def step(self) -> dict[str, float]:
-        """One iteration; returns (and appends to `state.log_history`) its diagnostics.
+        """One iteration; returns its diagnostics and appends them to `state.log_history`.
 
-        Where every reward is missing nothing is learned: `missing` is 1 in the logs, and they hold no losses.
+        If every reward is missing, nothing is learned: `missing` is 1 in the logs, and they hold no losses.
         """
         rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
-        rewards = score(self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state)
+        rewards = score(self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state)  # NaN: missing
         logs = {"step": self.state.global_step, "reward": rewards.nanmean().item()}
-        without = rewards.isnan()
-        if without.all():
-            logs |= self.describe(rollouts, columns, None)
-        else:
-            kept, kept_rewards, places = self.scored(rollouts, rewards)
-            x, reference_logprobs = self.examine(kept, kept_rewards, places)
-            logs |= self.describe(rollouts, columns, x)
-            advantages, targets = self.method.advantage(x, self.args)
-            logs |= self.update(kept, advantages.detach(), targets, x.values, reference_logprobs, x.missing)
+        experience = self.build_experience(rollouts, self.clip_rewards(rewards))
+        logs |= self.describe(rollouts, columns, experience)
+        if experience.known.any():
+            advantages, targets = self.method.advantage(experience, self.args)
+            logs |= self.update(experience, advantages.detach(), targets)
             if self.method.offline:
-                self.follow()
+                self.update_target_critic()
         if self.actor is self.policy:
             self.scheduler.step()  # by iterations, those without any reward included
-        logs["missing"] = without.float().mean().item()
+        logs["missing"] = rewards.isnan().float().mean().item()
         self.state.global_step += 1
         self.state.log_history.append(logs)
         return logs
@@ -198,125 +184,89 @@ class DVPOTrainer:
         )
         return rollouts, {c: [r[c] for r in records] for c in self.columns if c not in ("prompt", "completion")}
 
-    def scored(self, rollouts: Rollouts, rewards: Tensor) -> tuple[Rollouts, Tensor, Tensor | None]:
-        """The rollouts that take part in the update, their rewards, and their places if some have dropped out.
-
-        Where `args.missing_rewards` is drop, those take part that have a reward; the others reach no loss and no
-        statistic of the batch.
-        """
-        given = ~rewards.isnan()
-        if self.args.missing_rewards == "bootstrap" or given.all():
-            return rollouts, rewards, None
-        places = given.nonzero().squeeze(-1)
-        return rollouts.rows(places), rewards[places], places.to(self.accelerator.device)
+    def clip_rewards(self, rewards: Tensor) -> Tensor:
+        """(B,) rewards, clipped to quantiles of the batch if the method clips rewards. NaN stays NaN."""
+        return clip_at_quantiles(rewards, self.args.reward_clip) if self.method.clip_rewards else rewards
 
     @torch.no_grad()
-    def examine(self, rollouts: Rollouts, rewards: Tensor, places: Tensor | None = None) -> tuple[Experience, Tensor]:
-        """What the networks say of the rollouts before the update: values and reference log-probabilities.
+    def build_experience(self, rollouts: Rollouts, rewards: Tensor) -> Experience:
+        """Values and reference log-probabilities of scored rollouts, before the update.
 
         Args:
-            rewards: (B,); NaN where missing and to be bootstrapped. places: of `scored`.
+            rewards: (B,) as the method sees them; NaN if missing.
         """
         tokens, rewards = rollouts.tokens, rewards.to(self.accelerator.device)
-        missing = rewards.isnan()
-        if self.method.clip_rewards:
-            rewards = rewards.masked_scatter(~missing, cut_at_quantiles(rewards[~missing], self.args.reward_clip))
         reference, _ = token_logprobs(self.reference, tokens, self.args.temperature)
         critic = self.target_critic if self.method.offline else self.critic
         values = None if critic is None else monotone_outputs(critic, tokens)
-        kl = rollouts.logprobs - reference
-        return Experience(
-            rewards.nan_to_num(0.0),
-            tokens.mask,
-            kl,
-            values,
-            self._generator("targets"),
-            places,
-            missing if missing.any() else None,
-        ), reference
+        if self.args.missing_rewards == "drop":
+            tokens = replace(tokens, mask=tokens.mask & ~rewards.isnan()[:, None])
+        return Experience(tokens, rollouts.logprobs, reference, rewards, values, self._generator("targets"))
 
-    def update(
-        self,
-        rollouts: Rollouts,
-        advantages: Tensor,
-        targets: Tensor | None,
-        values: Tensor | QValues | None,
-        reference_logprobs: Tensor,
-        missing: Tensor | None = None,
-    ) -> dict[str, float]:
-        """`num_iterations` passes of mini-batches over the rollouts; returns means over the optimiser steps.
+    def update(self, experience: Experience, advantages: Tensor, targets: Tensor | None) -> dict[str, float]:
+        """`num_iterations` passes of mini-batches over the batch; returns means over the optimiser steps.
 
-        Rollouts whose reward is `missing` teach the policy what the critic says of them, and the critic nothing: a
-        target made of its own mean, a single number, would contract the distribution that it predicts.
+        Responses without reward teach the critic nothing: a target made of its own mean, a single number, would
+        contract the distribution that it predicts.
+
+        Args:
+            advantages: (B, T).
+            targets: (B, T, K) of the critic; None without a critic.
         """
-        tokens, records = rollouts.tokens, []
-        device, generator, weights = tokens.mask.device, self._generator("batches"), None
+        args, accelerator, x, records = self.args, self.accelerator, experience, []
+        active = x.mask.any(1).nonzero().squeeze(-1)  # dropped responses have no token left
+        generator, weights = self._generator("batches"), None
         if self.critic is not None:
-            weights = bootstrap_weights(self.args.critic, len(tokens), self._generator("bootstrap"))
-            weights = weights if weights is None else weights.to(device)
-        old = values if isinstance(values, Tensor) else None
-        for _ in range(self.args.num_iterations):
-            order = torch.randperm(len(tokens), generator=generator).to(device)
-            for rows in order.chunk(self.args.num_mini_batches):
-                logs, known = {}, rows if missing is None else rows[~missing[rows]]
-                if self.critic is not None and len(known):
-                    logs |= self.update_critic(tokens, known, targets, old, weights)
+            drawn = bootstrap_weights(args.critic, len(active), self._generator("bootstrap"))
+            if drawn is not None:  # (B, N), 0 for dropped responses
+                weights = torch.zeros(len(x.tokens), drawn.shape[1]).index_copy(0, active.cpu(), drawn)
+                weights = weights.to(active.device)
+        for _ in range(args.num_iterations):
+            order = active[torch.randperm(len(active), generator=generator).to(active.device)]
+            for rows in order.chunk(args.num_mini_batches):
+                logs, scored = {}, rows[x.known[rows]]
+                if self.critic is not None and len(scored):
+                    logs |= update_critic(
+                        self.critic, self.critic_optimizer, x, scored, targets, weights, args, accelerator
+                    )
                 if self.actor is self.policy:
-                    logs |= self.update_policy(tokens, rows, rollouts.logprobs, advantages, reference_logprobs)
+                    logs |= update_policy(self.policy, self.policy_optimizer, x, rows, advantages, args, accelerator)
                 records.append(logs)
         names = dict.fromkeys(name for logs in records for name in logs)
         return {name: float(np.mean([logs[name] for logs in records if name in logs])) for name in names}
 
-    def update_critic(self, *batch) -> dict[str, float]:
-        """One optimiser step of the critic; from `tokens` on the arguments of `updates.update_critic`."""
-        return updates.update_critic(self.critic, self.critic_optimizer, *batch, self.args, self.accelerator)
-
-    def update_policy(self, *batch) -> dict[str, float]:
-        """One optimiser step of the policy; from `tokens` on the arguments of `updates.update_policy`."""
-        return updates.update_policy(self.policy, self.policy_optimizer, *batch, self.args, self.accelerator)
-
     @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the target critic a step towards the critic."""
+    def update_target_critic(self) -> None:
+        """Moves the target critic a share `target_rate` of the way to the critic."""
         for target, source in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
             target.lerp_(source, self.args.critic.q.target_rate)
 
     @torch.no_grad()
-    def describe(self, rollouts: Rollouts, columns: dict[str, list], x: Experience | None) -> dict[str, float]:
-        """Diagnostics of what the actor writes (sampled for this alone, and never scored, where rollouts are the base
-        policy's), and of the critic on the rollouts; nan where it does not apply.
+    def describe(self, rollouts: Rollouts, columns: dict[str, list], experience: Experience) -> dict[str, float]:
+        """Diagnostics of the actor's responses and of the critic.
+
+        An offline method learns from rollouts of the base policy. Its actor's responses are sampled for the logs alone:
+        they are never scored.
 
         Args:
-            rollouts, columns: all of them, those without reward included. x: of those that take part, None if none.
+            rollouts, columns: The whole batch, of `sample`.
         """
-        nan, shown = float("nan"), rollouts
-        kl = nan if x is None else masked_mean(x.kl, x.mask).item()
+        kl, mask = experience.kl, experience.mask
         if self.method.offline:
-            shown, columns = self.sample(self.actor, "watching")
-            ratio = shown.logprobs - token_logprobs(self.reference, shown.tokens, self.args.temperature)[0]
-            kl = masked_mean(ratio, shown.tokens.mask).item()
+            rollouts, columns = self.sample(self.actor, "watching")
+            reference, _ = token_logprobs(self.reference, rollouts.tokens, self.args.temperature)
+            kl, mask = rollouts.logprobs - reference, rollouts.tokens.mask
         logs = {
-            name: score([f], shown.prompts, shown.completions, columns, self.state).nanmean().item()
+            name: score([f], rollouts.prompts, rollouts.completions, columns, self.state).nanmean().item()
             for name, f in self.log_funcs.items()
         }
-        logs |= {
-            "kl": kl,
-            "length": shown.tokens.mask.sum(1).float().mean().item(),
-            "flat_groups": nan,
-            "explained_variance": nan,
+        groups = self.args.num_generations if self.method.groups else None
+        return logs | {
+            "kl": mean_kl(kl, mask),
+            "length": rollouts.tokens.mask.sum(1).float().mean().item(),
+            "flat_groups": flat_group_share(experience.rewards, groups) if groups else NOT_APPLICABLE,
+            "explained_variance": explained_variance(experience, self.args),
         }
-        if x is not None and self.method.groups:
-            size = self.args.num_generations
-            groups = x.rewards.view(-1, size) if x.places is None else by_group(x.rewards, size, x.places)
-            groups = groups[(~groups.isnan()).any(1)]
-            low, high = groups.nan_to_num(math.inf).amin(1), groups.nan_to_num(-math.inf).amax(1)
-            logs["flat_groups"] = (high <= low).float().mean().item()
-        if x is not None and x.values is not None:
-            known = x.mask if x.missing is None else x.mask & ~x.missing[:, None]
-            returns = returns_to_go(token_rewards(x, self.args), x.mask, self.args.gamma)[known]
-            error = returns - mean_values(x.values)[known]
-            logs["explained_variance"] = (1 - error.var() / returns.var().clamp(min=1e-12)).item()
-        return logs
 
     # ---- the state ----
 
@@ -337,11 +287,8 @@ class DVPOTrainer:
                 getattr(self, name).load_state_dict(value)
 
     def save_state(self, path: str | Path) -> None:
-        """Writes the state so that a file under this name is always whole."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(path).with_suffix(".tmp")
-        torch.save(self.state_dict(), scratch)
-        os.replace(scratch, path)
+        """Writes `state_dict` to a file, whole or not at all."""
+        write_whole(self.state_dict(), path)
 
     def load_state(self, path: str | Path) -> None:
         self.load_state_dict(torch.load(path, map_location=self.accelerator.device, weights_only=True))

@@ -1,6 +1,6 @@
-"""One optimiser step of a critic or of a policy, on some rows of a batch of rollouts, in micro-batches.
+"""One optimiser step of a critic or of a policy, on rows of a batch, in micro-batches.
 
-What is minimised: `critics.critic_objective`, and for policies the method's loss with KL penalty and entropy bonus.
+A critic minimises `critic_objective`, a policy its method's loss with KL penalty and entropy bonus.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dvpo_lib.models.critic_training import critic_objective
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import METHODS
 
 
 def update_critic(
     critic: nn.Module,
     optimizer,
-    tokens: Tokens,
+    experience: Experience,
     rows: Tensor,
     targets: Tensor,
-    old: Tensor | None,
     weights: Tensor | None,
     args: DVPOConfig,
     accelerator: Accelerator,
@@ -34,92 +34,94 @@ def update_critic(
     """One optimiser step of a critic on `rows` of the batch; returns its loss, named terms and gradient norm.
 
     Args:
-        targets, old, weights: of the whole batch, as `critics.critic_objective` has them.
-        args: resolved settings.
+        rows: (R,) indices of responses that have a reward.
+        targets: (B, T, K) samples of the return, or targets of `q_loss`.
+        weights: (B, N) bootstrap weights of responses by head; None if all weigh 1.
+        args: Resolved settings.
     """
-    whole = of_the_whole(critic, tokens, rows, targets, old, weights, args)
+    old = experience.values if isinstance(experience.values, Tensor) else None
+    whole = full_batch_statistics(critic, experience, rows, targets, weights, args)
 
     def objective(batch: Tokens, rows: Tensor):
         return critic_objective(
             critic(batch),
-            cut(targets, rows, batch),
+            cut_rows(targets, rows, batch),
             batch.mask,
             args.critic,
-            cut(old, rows, batch),
+            cut_rows(old, rows, batch),
             weights if weights is None else weights[rows],
             **whole,
         )
 
-    loss, terms, norm = descend(critic, optimizer, objective, tokens, rows, args, accelerator)
+    loss, terms, norm = optimizer_step(critic, optimizer, objective, experience.tokens, rows, args, accelerator)
     return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
 
 
 def update_policy(
     policy: nn.Module,
     optimizer,
-    tokens: Tokens,
+    experience: Experience,
     rows: Tensor,
-    old_logprobs: Tensor,
     advantages: Tensor,
-    reference_logprobs: Tensor,
     args: DVPOConfig,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """One optimiser step of a policy on `rows` of (B, T) tensors; returns its loss, statistics and gradient norm."""
+    """One optimiser step of a policy on `rows` of the batch; returns its loss, statistics and gradient norm.
+
+    Args:
+        rows: (R,) indices of responses.
+        advantages: (B, T).
+        args: Resolved settings.
+    """
     method = METHODS[args.method]
     average = dict(how=method.aggregate, max_length=args.max_completion_length)
+    whole = (experience.logprobs, advantages, experience.reference_logprobs)
 
     def objective(batch: Tokens, rows: Tensor):
         logprobs, entropy = token_logprobs(policy, batch, args.temperature, args.entropy_coef > 0)
-        old, a, reference = (cut(x, rows, batch) for x in (old_logprobs, advantages, reference_logprobs))
+        old, a, reference = (cut_rows(x, rows, batch) for x in whole)
         if method.offline:
             loss, stats = awr_loss(logprobs, a, batch.mask, args.awr_temperature, **average)
         else:
             loss, stats = policy_loss(logprobs, old, a, batch.mask, args.epsilon, args.epsilon_high, **average)
         if args.kl_placement == "loss" and args.beta:
-            reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows where it is far off
+            reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows if the two are far apart
             penalty = kl_estimate(logprobs, reference, args.kl_estimator)
             loss = loss + args.beta * aggregate(penalty, batch.mask, **average)
         if args.entropy_coef:
             loss = loss - args.entropy_coef * aggregate(entropy, batch.mask, **average)
         return loss, {"entropy": masked_mean(entropy, batch.mask), **stats}
 
-    loss, stats, norm = descend(
-        policy, optimizer, objective, tokens, rows, args, accelerator, method.aggregate == "token_mean"
+    by_token = method.aggregate == "token_mean"
+    loss, stats, norm = optimizer_step(
+        policy, optimizer, objective, experience.tokens, rows, args, accelerator, by_token
     )
     return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
 
 
-def cut(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
-    """Rows of a (B, T, ...) tensor, as long as those of `batch`."""
+def cut_rows(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
+    """Rows of a (B, T, ...) tensor, shortened to the completion length of `batch`."""
     return x if x is None else x[rows, : batch.completion_length]
 
 
 @torch.no_grad()
-def of_the_whole(
-    critic: nn.Module,
-    tokens: Tokens,
-    rows: Tensor,
-    targets: Tensor,
-    old: Tensor | None,
-    weights: Tensor | None,
-    args: DVPOConfig,
+def full_batch_statistics(
+    critic: nn.Module, experience: Experience, rows: Tensor, targets: Tensor, weights: Tensor | None, args: DVPOConfig
 ) -> dict[str, Tensor]:
-    """What quantile losses that see micro-batches take of the whole one: the unit of returns, the mean's gap."""
-    parts = rows.chunk(args.gradient_accumulation_steps)
+    """Return scale and mean gap of the full batch, shared by its micro-batches; empty if there is but one."""
+    parts, tokens = rows.chunk(args.gradient_accumulation_steps), experience.tokens
     if len(parts) == 1 or args.critic.kind != "quantile":
         return {}
     gap, count = 0.0, tokens.mask[rows].sum()
     for part in parts:
         batch = tokens.rows(part)
-        own = mean_gap(
-            critic(batch), cut(targets, part, batch), batch.mask, weights if weights is None else weights[part]
-        )
+        own_weights = weights if weights is None else weights[part]
+        own = mean_gap(critic(batch), cut_rows(targets, part, batch), batch.mask, own_weights)
         gap = gap + own * (batch.mask.sum() / count)
-    return {"batch_gap": gap, "scale": return_scale(old[rows], tokens.mask[rows])}
+    return {"batch_gap": gap, "scale": return_scale(experience.values[rows], tokens.mask[rows])}
 
 
-def descend(
+def optimizer_step(
     module: nn.Module,
     optimizer,
     objective: Callable,
@@ -133,7 +135,7 @@ def descend(
 
     Args:
         objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
-        by_token: whether the loss is a mean over tokens, or over responses: what a micro-batch's share is.
+        by_token: A micro-batch's share of the loss is its share of tokens if true, of responses if false.
 
     Returns:
         (loss, named values, norm of the gradient before clipping).

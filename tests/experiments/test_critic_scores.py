@@ -11,15 +11,17 @@ import torch
 from dvpo_lib.experiments import critic_scores, noise_effects
 from dvpo_lib.experiments import responses as examples
 from dvpo_lib.experiments.ablation import ABLATED_TERMS, CUMULATIVE_TERMS, ablation_rows, tail_table, term_weight_table
+from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings
 from dvpo_lib.tasks.dialogue import DialogueSettings
+from dvpo_lib.tasks.evaluation import EvaluationSettings
 from dvpo_lib.tasks.suites import save_suites
 
 SMALL = ChainSettings(demonstrations=20, train=40, test=10)
@@ -200,17 +202,19 @@ def test_first_batch_gives_every_token_its_advantage(method, tmp_path):
     policy.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     save_suites(tasks.build_suites(CFG), tmp_path / "suites")
-    config = DVPOConfig(
-        method=method, generation_batch_size=16, max_completion_length=6, critic=CriticSettings(heads=2, quantiles=8)
-    )
-    spec = SimpleNamespace(
+    spec = TrainingSpec(
+        name=method,
+        noise_name="spikes",
+        method=method,
+        training=TrainingSettings(generation_batch_size=16),
+        max_steps=1,
+        critic=CriticSettings(heads=2, quantiles=8) if METHODS[method].critic else None,
+        noise=NoiseSettings("spikes", rate=0.5, scale=9.0, then=(NoiseSettings("missing", rate=0.2),)),
+        family="math",
+        seed=0,
+        evaluation=EvaluationSettings(prompts=1, k=1),
         base=str(tmp_path / "base"),
         suites=str(tmp_path / "suites"),
-        config=config,
-        family="math",
-        critic=None,
-        proxies=None,
-        noise=NoiseSettings("spikes", rate=0.5, scale=9.0, then=(NoiseSettings("missing", rate=0.2),)),
     )
     torch.manual_seed(1)  # the result must not depend on the global generator
     batch = examples.first_training_batch(spec)

@@ -107,15 +107,17 @@ def test_a_failed_run_leaves_the_finished_ones_and_no_half_result(toy):
 SCRIPT = """
 import sys
 from dvpo_lib.experiments.specs.training import TrainingSpec
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.experiments.run_store import execute_specs
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 critic = CriticSettings(heads=2, quantiles=16)
-config = DVPOConfig(max_steps=41, generation_batch_size=16, critic=critic)
+training = TrainingSettings(generation_batch_size=16)
 test = EvaluationSettings(prompts=4, k=1)
-spec = TrainingSpec("dvpo", "none", config, NoiseSettings(), "math", test, None, "base", "suites")
+spec = TrainingSpec(
+    "dvpo", "none", "dvpo", training, 41, critic, NoiseSettings(), "math", 0, test, None, "base", "suites"
+)
 print(execute_specs([spec], workers=1, progress=None)[0])
 """
 

@@ -17,7 +17,7 @@ from dvpo_lib.models.policy import PolicySettings, load_policy
 from dvpo_lib.noise.proxies import corrupt_table
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting import dialogue_tables as talks
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings
@@ -32,6 +32,7 @@ CFG = tasks.TaskSettings(
 )
 CRITIC = CriticSettings(heads=2, quantiles=16, pretrain_rollouts=24, pretrain_epochs=1, batch_size=8)
 SPIKES = NoiseSettings("spikes", rate=0.5, scale=5.0)
+SETTINGS = TrainingSettings(generation_batch_size=16)
 TEST = EvaluationSettings(prompts=6, k=2)
 
 
@@ -58,10 +59,8 @@ def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
     folder = tmp_path / "critic"
     folder.mkdir()
     CriticPretrainingSpec(CRITIC, SPIKES, family, 0, 1.0, base, suites).execute(folder, tmp_path)
-    config = DVPOConfig(max_steps=2, generation_batch_size=16, critic=CRITIC)
-    spec = TrainingSpec(
-        "dvpo", "spikes", config, SPIKES, family, TEST, str(folder / "critic.safetensors"), base, suites
-    )
+    file = str(folder / "critic.safetensors")
+    spec = TrainingSpec("dvpo", "spikes", "dvpo", SETTINGS, 2, CRITIC, SPIKES, family, 0, TEST, file, base, suites)
     spec.execute(tmp_path, tmp_path)
     curves, final = pd.read_csv(tmp_path / "curves.csv"), pd.read_csv(tmp_path / "final.csv")
     assert curves["rollouts"].tolist() == [24 + 16, 24 + 32] and curves["reward_true"].between(0, 1).all()
@@ -78,8 +77,9 @@ def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
 def test_every_method_trains_on_dialogues_as_the_chain_does(world, method):
     kind = METHODS[method].critic
     critic = dataclasses.replace(CRITIC, kind=kind) if kind else None
-    config = DVPOConfig(method=method, max_steps=1, generation_batch_size=16, critic=critic)
-    trainer = build_trainer(TrainingSpec(method, "none", config, NoiseSettings(), "dialogue", TEST, None, *world))
+    noise = NoiseSettings()
+    spec = TrainingSpec(method, "none", method, SETTINGS, 1, critic, noise, "dialogue", 0, TEST, None, *world)
+    trainer = build_trainer(spec)
     assert trainer.args.max_completion_length == dialogue_token_limit(2)
     logs = trainer.step()
     if not METHODS[method].offline:  # they log the truth of what the policy in training says

@@ -47,7 +47,7 @@ from dvpo_lib.noise.reward_model import (
 )
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting.findings import before_training as world_findings
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings, accuracy_reward, final_answer
 from dvpo_lib.tasks.dialogue import DialogueSettings
@@ -269,7 +269,18 @@ def test_runs_read_the_proxies_that_their_noise_needs(world, tmp_path):
     (folder / LABELS_FILE).write_text((folder / LABELS_FILE).read_text().replace('"7"', '"8"'))
     assert spec_key(spec) != key
     train = TrainingSpec(
-        "ppo", "n", DVPOConfig(), noise, "math", EvaluationSettings(), **world.paths, proxies=str(folder)
+        "ppo",
+        "n",
+        "ppo",
+        TrainingSettings(),
+        1,
+        None,
+        noise,
+        "math",
+        0,
+        EvaluationSettings(),
+        **world.paths,
+        proxies=str(folder),
     )
     prompt = records[0]["prompt"]
     rewards = training_reward(train)([prompt] * 40, ["answer 8"] * 40, answer=["1"] * 40)

@@ -4,7 +4,7 @@ from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.reporting.method_cards import advantage_unit, method_card, methods_table
-from dvpo_lib.rl.config import DVPOConfig, MethodSettings
+from dvpo_lib.rl.config import DVPOConfig, MethodSettings, TrainingSettings
 from dvpo_lib.rl.methods import METHODS
 
 
@@ -21,7 +21,7 @@ def test_settings_of_a_row_show_in_its_composition():
         "grpo": MethodSettings("none", {"beta": 0.0}),
         "dr_grpo": MethodSettings("none"),
     }
-    table = methods_table(DVPOConfig(), rows).set_index("method")
+    table = methods_table(TrainingSettings(), rows).set_index("method")
     assert "KL penalty 0.01 in the loss (k2)" in table.loc["PPO", "policy loss"]
     assert table.loc["GRPO", "policy loss"].endswith("no KL") and table.loc["GRPO", "own settings"] == "beta 0.0"
     assert "constant length; KL penalty 0.01 in the loss (k3)" in table.loc["Dr. GRPO", "policy loss"]

@@ -338,14 +338,14 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
         rewards = score(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)
         if spoil:
             rollouts.logprobs = spoiled(rollouts.logprobs, rollouts.tokens.mask, -5.0)
-        x, reference = t.examine(rollouts, rewards)
+        x = t.build_experience(rollouts, rewards)
         if spoil:
-            reference = spoiled(reference, x.mask, -3.0)
+            x.reference_logprobs = spoiled(x.reference_logprobs, x.mask, -3.0)
             x.values = spoiled(x.values, x.mask, 7.0) if isinstance(x.values, torch.Tensor) else x.values
         advantages, targets = t.method.advantage(x, t.args)
         if spoil:
             advantages, targets = (None if y is None else spoiled(y, x.mask, 9.0) for y in (advantages, targets))
-        t.update(rollouts, advantages, targets, x.values, reference)
+        t.update(x, advantages, targets)
         results.append([p.clone() for m in (t.policy, t.critic) if m is not None for p in m.parameters()])
         if not spoil:
             logs = t.step()

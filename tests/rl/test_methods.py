@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import scored_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -24,6 +25,7 @@ from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import METHODS, resolve
 from dvpo_lib.rl.rollouts import Rollouts
 from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.rl.updates import update_policy
 
 NAN = float("nan")
 LN2 = math.log(2)
@@ -64,7 +66,7 @@ TO_GO = doubles([-0.1 + 1.1 / 2, 1.1, 0], [-0.2 + 0.1 / 2, 0 + 0.2 / 2, 0.2])
 
 
 def by_hand(method, values, q=None, **changes):
-    return METHODS[method].advantage(Experience(R, MASK, D, values, None), settled(method, q, **HAND | changes))
+    return METHODS[method].advantage(scored_batch(R, MASK, D, values, None), settled(method, q, **HAND | changes))
 
 
 def spread(*offsets, heads=(0.05, -0.05)):
@@ -357,7 +359,7 @@ def poisoned(x):
         y[~x.mask] = NAN
         return y
 
-    return replace(x, kl=spoil(x.kl), values=None if x.values is None else spoil(x.values))
+    return replace(x, logprobs=spoil(x.logprobs), values=None if x.values is None else spoil(x.values))
 
 
 options = st.fixed_dictionaries(
@@ -385,7 +387,7 @@ def test_advantages_and_targets_equal_the_loops(method, changes, q, groups, t, s
     b = groups * changes["num_generations"]
     args = settled(method, q, generation_batch_size=b, readout=dict(level_low=0.2, level_up=0.3), **changes)
     mask = random_mask(b, t, seed)
-    x = Experience(
+    x = scored_batch(
         normal(b, seed=seed) * 2,
         mask,
         normal(b, t, seed=seed + 9) / 2,
@@ -439,7 +441,9 @@ def table_trainer(args, logits):
 def step(args, logits, taken, mask, old, reference, advantages):
     """(loss, gradient in the logits, named values) of one optimiser step of the policy."""
     t = table_trainer(replace(args, max_grad_norm=1e9), logits)
-    logs = t.update_policy(table_tokens(taken, mask), torch.arange(len(mask)), old, advantages, reference)
+    x = Experience(table_tokens(taken, mask), old, reference, torch.zeros(len(mask)), None, None)
+    rows = torch.arange(len(mask))
+    logs = update_policy(t.policy, t.policy_optimizer, x, rows, advantages, t.args, t.accelerator)
     return logs["policy_loss"], t.policy.logits.grad.double(), logs
 
 
@@ -573,7 +577,7 @@ def test_dr_grpo_is_grpo_at_equal_lengths_and_unit_spread(size):
     def found(method, beta, mask, rewards):
         logits, taken, _, old, reference = case(b, t, 3, mask)
         args = settled(method, beta=beta, max_completion_length=t, num_generations=size, generation_batch_size=b)
-        a, _ = METHODS[method].advantage(Experience(rewards, mask, old - reference, None, None), args)
+        a, _ = METHODS[method].advantage(scored_batch(rewards, mask, old - reference, None, None), args)
         return step(args, logits, taken, mask, old, reference, a)[:2]
 
     plain = found("dr_grpo", 0.0, full, rewards)
@@ -592,7 +596,7 @@ def test_dr_grpo_is_grpo_at_equal_lengths_and_unit_spread(size):
 def test_robust_ppo_with_one_head_is_plain_gae_on_the_mean(whiten):
     z, mask = normal(4, 6, 1, 8).sort(-1).values, random_mask(4, 6, 0)
     common = dict(beta=0.2, gamma=0.9, lam=0.7, whiten_advantages=whiten)
-    x = Experience(normal(4), mask, normal(4, 6, seed=1), z, None)
+    x = scored_batch(normal(4), mask, normal(4, 6, seed=1), z, None)
     robust = METHODS["robust_ppo"].advantage(x, settled("robust_ppo", **common))
     scalar = replace(x, values=z.mean(-1, keepdim=True))
     plain = METHODS["ppo"].advantage(scalar, settled("ppo", lam_critic=0.7, **common))
@@ -603,7 +607,7 @@ def test_robust_ppo_with_one_head_is_plain_gae_on_the_mean(whiten):
 def test_reinforce_pp_is_ppo_without_a_value(whiten):
     """V = 0, gamma = lambda = 1: return-to-go."""
     mask = random_mask(4, 6, 0)
-    x = Experience(normal(4), mask, normal(4, 6, seed=1), None, None)
+    x = scored_batch(normal(4), mask, normal(4, 6, seed=1), None, None)
     common = dict(beta=0.2, gamma=1.0, lam=1.0, whiten_advantages=whiten)
     ppo = METHODS["ppo"].advantage(replace(x, values=torch.zeros(4, 6, 1, 1).double()), settled("ppo", **common))[0]
     plain = METHODS["reinforce_pp"].advantage(x, settled("reinforce_pp", **common))[0]
@@ -619,7 +623,8 @@ def test_only_clipping_methods_cut_rewards(method):
         args = settled(method, reward_clip=level, generation_batch_size=10)
         tokens = table_tokens(torch.zeros(10, 2, dtype=torch.long), mask)
         rollouts = Rollouts(tokens, torch.zeros(10, 2), [], [])
-        x, _ = table_trainer(args, logits).examine(rollouts, torch.arange(10.0))
+        t = table_trainer(args, logits)
+        x = t.build_experience(rollouts, t.clip_rewards(torch.arange(10.0)))
         clip = method.endswith("_clip_reward")
         assert x.rewards.tolist() == [min(max(r, low), up) if clip else r for r in range(10)]
 

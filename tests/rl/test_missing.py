@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import scored_batch
 from test_trainer import arm, networks, spoil, trainer
 
 from dvpo_lib.functional import advantages as adv
@@ -12,7 +13,6 @@ from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import encode_table, fit_critic
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import METHODS, resolve
 from dvpo_lib.rl.rewards import score
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -80,14 +80,18 @@ def test_without_any_reward_nothing_is_learned_and_the_logs_say_so(tokenizer, me
 
 
 def test_incomplete_groups_by_hand():
-    """Places 0 to 7 in groups of four, of which 1, 2, 5, 6, 7 are left out: 3 and 1 are centred, 7 stands alone."""
-    rewards, places = torch.tensor([3.0, 1.0, 7.0]), torch.tensor([0, 3, 4])
-    assert adv.group_advantages(rewards, 4, False, places).tolist() == [1, -1, 0]
-    scaled = adv.group_advantages(rewards, 4, True, places).tolist()
-    assert scaled == pytest.approx([1 / (2**0.5 + 1e-4), -1 / (2**0.5 + 1e-4), 0])  # deviations' squares 2, over 1
-    assert adv.group_advantages(rewards[2:], 4, True, torch.tensor([9])).tolist() == [0]
-    whole, r = torch.arange(8), torch.randn(8)
-    torch.testing.assert_close(adv.group_advantages(r, 4, True, whole), adv.group_advantages(r, 4))
+    """Two groups of four: 3 and 1 are centred, the only reward of the second group gives no signal."""
+    nan = math.nan
+    rewards = torch.tensor([3.0, nan, nan, 1.0, 7.0, nan, nan, nan])
+    assert adv.group_advantages(rewards, 4, False).tolist() == [1, 0, 0, -1, 0, 0, 0, 0]
+    scaled = adv.group_advantages(rewards, 4, True)[:5].tolist()
+    one = 1 / (2**0.5 + 1e-4)  # deviations' squares 2, over 1
+    assert scaled == pytest.approx([one, 0, 0, -one, 0])
+    r = torch.randn(8)
+    for scale in (False, True):
+        complete = adv.group_advantages(r[:4], 4, scale)
+        beside_a_gap = adv.group_advantages(torch.cat([r[:4], r[4:7], torch.tensor([nan])]), 4, scale)
+        torch.testing.assert_close(beside_a_gap[:4], complete)
 
 
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "grpo_clip_reward"])
@@ -99,16 +103,40 @@ def test_groups_use_their_remaining_members(tokenizer, method):
     assert math.isfinite(logs["policy_loss"]) and math.isfinite(logs["policy_grad_norm"])
 
 
+@every_method
+@pytest.mark.parametrize("how", ["drop", "bootstrap"])
+def test_tokens_of_a_dropped_response_change_no_update(tokenizer, method, how):
+    """With `drop` whatever the networks say of it may be NaN; what is bootstrapped takes part."""
+    results = []
+    for poison in (False, True):
+        t = trainer(tokenizer, method, missing_rewards=how)
+        rollouts, _ = t.sample()
+        rewards = torch.tensor([math.nan if i in MISSING else r for i, r in enumerate(arm(None, rollouts.completions))])
+        x = t.build_experience(rollouts, t.clip_rewards(rewards))
+        drop = t.args.missing_rewards == "drop"
+        assert x.mask.any(1).equal(x.known if drop else torch.ones(32, dtype=torch.bool))
+        if poison and drop:
+            for part in (x.logprobs, x.reference_logprobs, x.values):
+                spoil(part, ~x.known)
+        advantages, targets = t.method.advantage(x, t.args)
+        logs = t.update(x, advantages.detach(), targets)
+        results.append((logs, parameters(t)))
+    (logs, one), (other_logs, other) = results
+    assert str(logs) == str(other_logs)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(one, other, strict=True))
+
+
 # ---- bootstrap ----
 
 
 def test_delta_is_zero_where_the_reward_is_not_known():
     """V = 1, 2 and then the end; gamma 1, lambda 1/2: deltas 0 + 2 - 1 and, in place of r - 2, 0."""
-    rewards, values, mask = torch.tensor([[0.0, 9.0], [0.0, 9.0]]), torch.tensor([[1.0, 2.0]] * 2), torch.ones(2, 2) > 0
-    a, g = adv.gae(rewards, values, mask, 1.0, 0.5, missing=torch.tensor([True, False]))
+    rewards = torch.tensor([[0.0, math.nan], [0.0, 9.0]])
+    values, mask = torch.tensor([[1.0, 2.0]] * 2), torch.ones(2, 2) > 0
+    a, g = adv.gae(rewards, values, mask, 1.0, 0.5)
     assert a.tolist() == [[1, 0], [1 + 3.5, 7]] and g.tolist() == [[2, 2], [5.5, 9]]
     z = torch.stack([values - 0.5, values + 0.5], -1)
-    a, _ = adv.gae(rewards, z, mask, 1.0, 0.5, missing=torch.tensor([True, False]))
+    a, _ = adv.gae(rewards, z, mask, 1.0, 0.5)
     assert a[0, 1].tolist() == [0, 0]
 
 
@@ -128,10 +156,10 @@ def test_an_unknown_reward_gives_no_signal_at_the_last_token(method, readout):
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
     shape = (2, 3, 1, 1) if method == "ppo" else (2, 3, 2, 16)
     values, kl = torch.randn(shape, generator=generator).sort(-1).values, torch.randn(2, 3, generator=generator)
-    x = Experience(torch.zeros(2), mask, kl, values, generator, missing=torch.tensor([True, True]))
+    x = scored_batch(torch.tensor([math.nan, math.nan]), mask, kl, values, generator)
     a, _ = METHODS[method].advantage(x, args)
     assert a[0, 2] == 0 and a[1, 1] == 0 and (a[:, 0] != 0).all()
-    known, _ = METHODS[method].advantage(replace(x, missing=torch.tensor([True, False])), args)
+    known, _ = METHODS[method].advantage(replace(x, rewards=torch.tensor([math.nan, 0.0])), args)
     assert torch.equal(known[0], a[0]) and known[1, 1] != 0
 
 
@@ -143,13 +171,12 @@ def test_the_critic_learns_from_known_rewards_alone(tokenizer, method):
         t = trainer(tokenizer, method, missing_rewards="bootstrap")
         rollouts, _ = t.sample()
         rewards = torch.tensor([math.nan if i in MISSING else r for i, r in enumerate(arm(None, rollouts.completions))])
-        kept, given, places = t.scored(rollouts, rewards)
-        x, reference = t.examine(kept, given, places)
-        assert len(kept.prompts) == 32 and places is None and x.missing.sum() == 16 and x.rewards.isfinite().all()
+        x = t.build_experience(rollouts, rewards)
+        assert x.known.sum() == 16 and x.mask.any(1).all()
         advantages, targets = t.method.advantage(x, t.args)
         if poison:
-            spoil(targets, torch.stack([x.missing] * targets.shape[1], 1))
-        t.update(kept, advantages, targets, x.values, reference, x.missing)
+            spoil(targets, ~x.known)
+        t.update(x, advantages, targets)
         results.append(parameters(t))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b) and a.isfinite().all()

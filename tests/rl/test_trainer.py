@@ -120,17 +120,17 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
         rollouts, columns = t.sample()
         assert not rollouts.tokens.mask.all()
         rewards = torch.tensor(arm(None, rollouts.completions))
-        x, reference = t.examine(rollouts, rewards)
+        x = t.build_experience(rollouts, rewards)
         bad = ~x.mask
         if poison:
-            for part in (x.kl, x.values):
+            for part in (x.logprobs, x.values):
                 spoil(part, bad)
         advantages, targets = t.method.advantage(x, t.args)
         advantages = advantages.clone()
         if poison:
-            for part in (rollouts.logprobs, reference, advantages, targets):
+            for part in (x.reference_logprobs, advantages, targets):
                 spoil(part, bad)
-        t.update(rollouts, advantages, targets, x.values, reference)
+        t.update(x, advantages, targets)
         results.append([p.clone() for m in networks(t) for p in m.parameters()])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
@@ -289,7 +289,7 @@ def test_back_ups_and_advantages_read_the_target_critic(tokenizer, method, extra
         for p in t.critic.parameters():
             p.zero_()
     rollouts, _ = t.sample(t.reference)
-    x, _ = t.examine(rollouts, torch.zeros(32))
+    x = t.build_experience(rollouts, torch.zeros(32))
     with torch.no_grad():
         want = t.target_critic(rollouts.tokens)
     assert torch.equal(x.values.q, want.q) and torch.equal(x.values.v, want.v) and want.v.abs().max() > 0.01
@@ -357,11 +357,11 @@ def test_reference_beyond_the_end_changes_no_update(tokenizer, method, estimator
     for poison in (False, True):
         t = trainer(tokenizer, method, kl_placement="loss", kl_estimator=estimator)
         rollouts, _ = t.sample()
-        x, reference = t.examine(rollouts, torch.tensor(arm(None, rollouts.completions)))
+        x = t.build_experience(rollouts, torch.tensor(arm(None, rollouts.completions)))
         advantages, targets = t.method.advantage(x, t.args)
         if poison:
-            reference[~x.mask] = hole
-        t.update(rollouts, advantages, targets, x.values, reference)
+            x.reference_logprobs[~x.mask] = hole
+        t.update(x, advantages, targets)
         results.append([p.clone() for p in t.policy.parameters()])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)

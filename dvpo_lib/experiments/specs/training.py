@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
-from dvpo_lib.rl.config import DVPOConfig, with_changes
-from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.config import DVPOConfig, TrainingSettings, trainer_config, with_changes
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy
 from dvpo_lib.tasks.families import FAMILIES
@@ -33,32 +31,48 @@ class TrainingSpec:
 
     name: str  # row in tables: a method, or a row of the ablation
     noise_name: str  # row of `noises`
-    config: DVPOConfig
+    method: str  # row of METHODS
+    training: TrainingSettings
+    max_steps: int  # iterations
+    critic: CriticSettings | None  # None for methods without one
     noise: NoiseSettings
     family: str
+    seed: int
     evaluation: EvaluationSettings
-    critic: str | None = None  # file of the pretrained critic's weights
+    critic_file: str | None = None  # weights of the pretrained critic; None: a new critic
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
     proxies: str | None = None  # folder of the proxies, for noise that needs them
-    inputs = ("base", "suites", "critic", "proxies")
+    inputs = ("base", "suites", "critic_file", "proxies")
     not_hashed = ("name", "noise_name")  # labels that change no result
 
     @property
     def labels(self) -> dict[str, Any]:
         """The columns that identify this run in tables."""
-        return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.config.seed)
+        return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.seed)
+
+    def config(self) -> DVPOConfig:
+        """The trainer's settings. Responses may be as long as the family's training problems need."""
+        data = load_suites(self.suites)[self.family]["train"]
+        return trainer_config(
+            self.training,
+            method=self.method,
+            max_steps=self.max_steps,
+            max_completion_length=FAMILIES[self.family].max_completion_length(data),
+            critic=self.critic,
+            seed=self.seed,
+        )
 
     def execute(self, folder: Path, scratch: Path) -> None:
         """Writes the results to `folder`; keeps resumable state in `scratch`."""
         trainer = build_trainer(self)
         trainer.train(checkpoint=scratch / "state.pt", progress=False)
         policy, critic, config = trainer.policy, trainer.critic, trainer.args
-        head_start = config.critic.pretrain_rollouts if self.critic else 0
+        head_start = config.critic.pretrain_rollouts if self.critic_file else 0
         curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
         curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * config.generation_batch_size)
         suites, tokenizer = load_suites(self.suites), trainer.processing_class
-        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, config.seed))
+        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed))
         for name, table in {"curves": curves, "final": final}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
         state = policy.state_dict()
@@ -73,11 +87,10 @@ def build_trainer(spec: TrainingSpec) -> DVPOTrainer:
     """Builds the trainer of a run, before its first step."""
     policy, tokenizer = load_policy(spec.base)
     family, data = FAMILIES[spec.family], load_suites(spec.suites)[spec.family]["train"]
-    config = dataclasses.replace(spec.config, max_completion_length=family.max_completion_length(data))
     return DVPOTrainer(
         policy,
         training_reward(spec),
-        config,
+        spec.config(),
         data,
         tokenizer,
         pretrained_critic(spec, policy),
@@ -88,17 +101,16 @@ def build_trainer(spec: TrainingSpec) -> DVPOTrainer:
 
 def training_reward(spec: TrainingSpec) -> Callable:
     """The reward function that a run learns from: the family's true reward under the run's noise."""
-    noise_seed, proxies = seed_for(spec.config.seed, "training noise"), load_proxies(spec.proxies, spec.base)
+    noise_seed, proxies = seed_for(spec.seed, "training noise"), load_proxies(spec.proxies, spec.base)
     return corrupt(FAMILIES[spec.family].reward, spec.noise, noise_seed, proxies)
 
 
 def pretrained_critic(spec: TrainingSpec, policy) -> Critic | None:
-    """The run's critic, with pretrained weights if the spec names a file; None for methods without a critic."""
-    if METHODS[spec.config.method].critic is None:
+    """The run's critic with pretrained weights; None if the spec names no file of them."""
+    if spec.critic_file is None:
         return None
-    critic = build_critic(policy, spec.config.critic, spec.config.seed)
-    if spec.critic:
-        critic.load_state_dict(load_file(spec.critic))
+    critic = build_critic(policy, spec.critic, spec.seed)
+    critic.load_state_dict(load_file(spec.critic_file))
     return critic
 
 
@@ -153,16 +165,18 @@ def training_spec(
         critic_file: Weights of the pretrained critic.
         changes: Changes to the section `training`; by default those of the method's row in `methods`.
     """
-    config = with_changes(params.training, params.methods[method].training if changes is None else changes)
+    training = with_changes(params.training, params.methods[method].training if changes is None else changes)
     spent = critic.pretrain_rollouts if critic else 0
-    steps = max(1, (params.budget - spent) // config.generation_batch_size)
-    config = dataclasses.replace(config, method=method, seed=seed, max_steps=steps, critic=critic)
     return TrainingSpec(
         name,
         noise,
-        config,
+        method,
+        training,
+        max(1, (params.budget - spent) // training.generation_batch_size),
+        critic,
         params.noises[noise],
         family,
+        seed,
         params.evaluation,
         str(critic_file) if critic_file else None,
         proxies=proxies_folder(params.noises[noise], family),

@@ -1,0 +1,44 @@
+"""Diagnostics of a batch before its update: distance from the reference policy, groups without signal, critic's fit.
+
+A number is NaN if it does not apply: no reward in the batch, a method without groups, a method without a critic.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dvpo_lib.functional.advantages import returns_to_go
+from dvpo_lib.functional.policy_losses import masked_mean
+from dvpo_lib.models.critic_training import mean_values
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.estimators import Experience, token_rewards
+
+NOT_APPLICABLE = float("nan")
+
+
+def mean_kl(kl: Tensor, mask: Tensor) -> float:
+    """Mean log-ratio to the reference policy (nats a token) over the tokens of `mask`, both (B, T)."""
+    return masked_mean(kl, mask).item() if mask.any() else NOT_APPLICABLE
+
+
+def flat_group_share(rewards: Tensor, group_size: int) -> float:
+    """Share of groups with equal rewards, which teach nothing, among groups with any reward.
+
+    Args:
+        rewards: (B,), groups being runs of `group_size` rows; NaN if missing.
+    """
+    groups = rewards.view(-1, group_size)
+    groups = groups[(~groups.isnan()).any(1)]
+    low, high = groups.nan_to_num(torch.inf).amin(1), groups.nan_to_num(-torch.inf).amax(1)
+    return (high <= low).float().mean().item()
+
+
+def explained_variance(experience: Experience, args: DVPOConfig) -> float:
+    """1 - var(return - value) / var(return) over the tokens of responses that have a reward."""
+    scored = experience.mask & experience.known[:, None]
+    if experience.values is None or not scored.any():
+        return NOT_APPLICABLE
+    returns = returns_to_go(token_rewards(experience, args), experience.mask, args.gamma)[scored]
+    error = returns - mean_values(experience.values)[scored]
+    return (1 - error.var() / returns.var().clamp(min=1e-12)).item()
