@@ -432,5 +432,5 @@ def test_group_advantages_by_hand():
     r = torch.tensor([0.0, 1, 2, 4, 4, 4], dtype=torch.float64)
     assert adv.group_advantages(r, 3).tolist() == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001, 0, 0, 0])
     assert adv.group_advantages(r, 3, scale=False).tolist() == [-1, 0, 1, 0, 0, 0]
-    with pytest.raises(ValueError, match="6 rewards are no whole number of groups of 4"):
+    with pytest.raises(ValueError, match="6 rewards do not make groups of 4"):
         adv.group_advantages(r, 4)
