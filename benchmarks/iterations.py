@@ -11,7 +11,6 @@ and the peak of torch beyond that during the iteration (`meters.peak_mb`). It is
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ from tqdm import tqdm
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.rl.config import DVPOConfig, trainer_config, with_changes
 from dvpo_lib.rl import trainer as trainer_module
+from dvpo_lib.rl.config import DVPOConfig, trainer_config, with_changes
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer

@@ -1,7 +1,6 @@
 """Single responses: wrong steps found, predictions scored, ablation rows composed."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
