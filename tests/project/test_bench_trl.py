@@ -10,7 +10,7 @@ import pytest
 from benchmarks import against_trl
 
 
-def test_summary():
+def test_ratios_are_taken_round_by_round():
     rows = [
         {"trl_seconds": t, "dvpo_seconds": d, "trl_cpu": t / 2, "dvpo_cpu": d, "trl_length": 30.0, "dvpo_length": 28.0}
         for t, d in [(2.0, 1.0), (3.0, 1.0), (4.0, 0.5)]
@@ -32,7 +32,7 @@ def test_without_trl_it_names_the_command(monkeypatch, capsys):
     assert stop.value.code == 2 and "make bench-trl" in capsys.readouterr().err
 
 
-def test_no_policy_there(tmp_path, monkeypatch, capsys):
+def test_a_missing_policy_is_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         against_trl.main(["--policy", str(tmp_path / "missing")])
     assert "missing is no folder of a saved policy" in capsys.readouterr().err
@@ -58,7 +58,7 @@ def test_a_run_replaces_its_own_part_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("part", against_trl.POLICY_PARTS)
-def test_a_round(tmp_path, part):
+def test_a_round_measures_both_trainers(tmp_path, part):
     pytest.importorskip("trl")
     policy = []
     if part == "trained":

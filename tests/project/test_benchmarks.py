@@ -66,13 +66,13 @@ def test_ratios_are_medians_of_ratios_inside_a_round():
     assert memory_ratios(FRAME) == {"default": {"ppo": 1.0, "cql": 2.0}, "20M": {"ppo": 1.0}}
 
 
-def test_summary_of_rounds():
+def test_rounds_are_summarised_by_medians():
     summary = command.summarize_iterations(FRAME)
     row = next(r for r in summary["iteration_seconds"] if r["model"] == "default" and r["method"] == "cql")
     assert row == {"model": "default", "method": "cql", "step": 2.0, "describe": 1.0, "peak_mb": 100.0, "rounds": 3}
 
 
-def test_speedups():
+def test_sorted_loss_is_compared_with_the_table():
     losses = pd.DataFrame([("table", 8.0, 10.0), ("sorted", 2.0, 4.0)], columns=["form", "ms", "peak_mb"])
     assert command.loss_speedups(losses.assign(kappa=0.0, quantiles=50)) == [
         {"kappa": 0.0, "quantiles": 50, "faster": 4.0, "smaller": 2.5}
@@ -102,7 +102,7 @@ def test_peak_counts_torch_and_what_numpy_hands_to_it():
     assert peak_mb(lambda: monotone(z.requires_grad_())) == pytest.approx(3.0, rel=0.01)  # 64-bit order, values
 
 
-def test_rounds_of_a_small_model():
+def test_a_round_measures_time_and_memory_of_its_parts():
     small = PolicySettings(hidden_size=32, num_hidden_layers=1)
     rows = pd.DataFrame(
         iteration_rows(
@@ -121,7 +121,7 @@ def test_rounds_of_a_small_model():
     assert cql["held_mb"].iloc[0] > ppo["held_mb"].iloc[0]  # and the critic that follows
 
 
-def test_command(tmp_path):
+def test_results_elsewhere_leave_the_readme_alone(tmp_path):
     readme = (ROOT / "README.md").read_bytes()
     command.main(
         [
@@ -159,7 +159,7 @@ def test_command_refuses_what_it_cannot_measure(capsys, monkeypatch):
         assert f"error: {name}" in capsys.readouterr().err
 
 
-def test_text_of_costs():
+def test_costs_are_told_from_the_results():
     text = costs.costs_text(found(), {"trained": {**TRL, "response_length": {"dvpo": 15.4}}})
     assert "46 × faster by sorting than by the 200 × 200 table, in 108 × less memory" in text
     assert "0.5 s and 51 MB at the default model (0.14 M parameters), 33 s and 1234 MB at the 20M model" in text
@@ -175,7 +175,7 @@ def test_text_of_costs():
     assert "1.50 × (1.25 to 2.00 in 4 rounds) with the trained base policy, whose responses have 15 tokens" in text
 
 
-def test_text_of_costs_without_iterations():
+def test_costs_that_were_not_measured_are_left_out():
     part = {k: v for k, v in found().items() if k in ("machine", "loss_table_over_sorted")}
     assert costs.costs_text(part, {}).count("\n") == 1
 

@@ -56,7 +56,7 @@ def test_links_lead_to_files(file):
         assert ((ROOT / file).parent / target).is_file(), target
 
 
-def test_length():
+def test_it_is_short():
     assert len(TEXT.splitlines()) <= 250
 
 
