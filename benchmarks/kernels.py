@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dvpo_lib.functional.advantages import gae
+from dvpo_lib.functional.advantages import generalised_advantages
 from dvpo_lib.functional.quantile_huber import quantile_huber
-from dvpo_lib.functional.quantiles import levels, stable_order
+from dvpo_lib.functional.quantiles import midpoint_levels, stable_order
 
 from .meters import median_ms, peak_mb
 
@@ -26,7 +26,7 @@ def table_quantile_huber(q: Tensor, g: Tensor, kappa: float) -> Tensor:
         (R,).
     """
     u = g[:, None, :] - q[:, :, None]
-    weight = (levels(q.shape[-1], device=q.device)[:, None] - (u.detach() < 0).float()).abs()
+    weight = (midpoint_levels(q.shape[-1], device=q.device)[:, None] - (u.detach() < 0).float()).abs()
     if kappa == 0:
         return (weight * u.abs()).mean((-2, -1))
     return (
@@ -84,7 +84,7 @@ def gae_rows(shapes: list[tuple[int, int, int]], repeats: int, device: str = "cp
         mask = torch.arange(t) < torch.randint(t // 2, t + 1, (b, 1), generator=generator)
         rewards, values, mask = (x.to(device) for x in (rewards, values, mask))
         forms = {
-            "matrix": lambda r=rewards, v=values, k=mask: gae(r, v, k, 1.0, 0.95),
+            "matrix": lambda r=rewards, v=values, k=mask: generalised_advantages(r, v, k, 1.0, 0.95),
             "loop": lambda r=rewards, v=values, k=mask: loop_gae(r, v, k, 1.0, 0.95),
         }
         for form, ms in median_ms(forms, repeats, device).items():
@@ -98,7 +98,7 @@ def sort_rows(sizes: list[int], rows: int, repeats: int) -> Iterator[dict]:
     """
     generator = torch.Generator().manual_seed(0)
     for m in sizes:
-        z = levels(m) + 0.05 * torch.randn(rows, m, generator=generator)
+        z = midpoint_levels(m) + 0.05 * torch.randn(rows, m, generator=generator)
         forms = {"torch": lambda z=z: z.sort(-1), "numpy": lambda z=z: stable_order(z)}
         for library, ms in median_ms(forms, repeats).items():
             yield dict(library=library, quantiles=m, rows=rows, ms=ms)

@@ -13,8 +13,8 @@ import torch
 from pydantic import ConfigDict, Field
 
 from dvpo_lib.experiments.critic_scores import POSITIONS, load_critic
-from dvpo_lib.functional.quantiles import levels
-from dvpo_lib.functional.quantiles import tails as quantile_tails
+from dvpo_lib.functional.quantiles import midpoint_levels
+from dvpo_lib.functional.quantiles import split_tails as quantile_tails
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 
@@ -89,7 +89,7 @@ def predicted_curves(
     for (name, seed), path in files.items():
         predicted = predict_values(load_critic(policy, rows[name], path), table, tokenizer)
         curve = np.mean([p[round(POSITIONS[at] * (len(p) - 1))] for p in predicted], axis=0)
-        level = levels(len(curve)).numpy()
+        level = midpoint_levels(len(curve)).numpy()
         frames.append(pd.DataFrame({"variant": name, "seed": seed, "level": level, "value": curve}))
     return pd.concat(frames, ignore_index=True)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from dvpo_lib.functional.quantiles import crps, levels, pit
+from dvpo_lib.functional.quantiles import crps, midpoint_levels, pit
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
@@ -65,7 +65,7 @@ def overall_distribution(rewards, count: int, quantiles: int = 200) -> list[np.n
     Returns:
         The same array (1, M) for each response.
     """
-    q = np.quantile(np.asarray(rewards, dtype=float), levels(quantiles).numpy(), method="inverted_cdf")
+    q = np.quantile(np.asarray(rewards, dtype=float), midpoint_levels(quantiles).numpy(), method="inverted_cdf")
     return [q[None]] * count
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from dvpo_lib.experiments.specs.training import build_trainer
-from dvpo_lib.models.tokens import encode
-from dvpo_lib.rl.rewards import score
+from dvpo_lib.models.tokens import encode_completions
+from dvpo_lib.rl.rewards import score_completions
 from dvpo_lib.tasks.suites import World
 
 
@@ -27,7 +27,7 @@ def first_training_batch(spec) -> pd.DataFrame:
     trainer = build_trainer(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
     rewards, true = (
-        score(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
+        score_completions(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
         for funcs in (trainer.reward_funcs, trainer.log_funcs.values())
     )
     experience = trainer.build_experience(rollouts, trainer.clip_rewards(rewards))
@@ -119,7 +119,7 @@ def value_change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame,
 
 def response_words(response, tokenizer) -> list[str]:
     """The policy's own tokens of a response (with prompt and completion_ids), which are those that a critic values."""
-    tokens = encode(tokenizer, [response["prompt"]], [response["completion_ids"]])
+    tokens = encode_completions(tokenizer, [response["prompt"]], [response["completion_ids"]])
     return tokenizer.convert_ids_to_tokens(tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist())
 
 

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
-from dvpo_lib.functional.quantiles import distortion_weights, interpolate
+from dvpo_lib.functional.quantiles import distortion_weights, quantile_at_level
 
-CHUNK = 64  # tokens that one matrix product covers
+CHUNK_TOKENS = 64  # tokens that one matrix product covers
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -89,7 +89,7 @@ def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
     flat = x if x.dim() == 3 else x[..., None]
     batch, length, _ = flat.shape
     discount = torch.as_tensor(discount, dtype=x.dtype, device=x.device)
-    size = min(CHUNK, length)
+    size = min(CHUNK_TOKENS, length)
     gap = torch.arange(size, device=x.device)
     gap = gap[None, :] - gap[:, None]
     powers = torch.where(gap >= 0, discount[..., None, None] ** gap.clamp(min=0), 0.0)  # (C, C) or (B, C, C)
@@ -104,7 +104,7 @@ def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
     return torch.cat(out[::-1], 1).view_as(x)
 
 
-def gae(
+def generalised_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float | Tensor = 0.95
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016), for values or, quantile by quantile, distributions.
@@ -137,7 +137,7 @@ def gae(
     v = _clean(_take(values, order), real)
     r = _clean(_take(rewards, order), real).to(v.dtype)
     delta = (r if v.dim() == 2 else r[..., None]) + gamma * _next(v) - v
-    unknown = r.isnan() & last_token(real)
+    unknown = r.isnan() & last_token_mask(real)
     delta = torch.where(unknown if v.dim() == 2 else unknown[..., None], 0.0, delta)
     advantages = discounted_sum(delta, gamma * lam)
     advantages, returns = (_put_back(_clean(x, real), order) for x in (advantages, v + advantages))
@@ -176,7 +176,7 @@ def quantile_targets(
     if lam == 1:
         return returns_to_go(rewards, mask, gamma)[..., None]
     if kind == "comonotone":
-        return gae(rewards, zbar, mask, gamma, lam)[1]
+        return generalised_advantages(rewards, zbar, mask, gamma, lam)[1]
     if kind != "mixture":
         raise ValueError(f"unknown target {kind!r}: comonotone or mixture")
     order = _justify(mask)
@@ -207,7 +207,9 @@ def place_rewards(task: Tensor, kl: Tensor | None, mask: Tensor) -> Tensor:
     Responses without a real token get nothing.
     """
     rewards = torch.zeros(mask.shape, dtype=task.dtype, device=task.device) if kl is None else -_clean(kl, mask)
-    return rewards + torch.where(last_token(mask), task[:, None], torch.zeros_like(task)[:, None]).to(rewards.dtype)
+    return rewards + torch.where(last_token_mask(mask), task[:, None], torch.zeros_like(task)[:, None]).to(
+        rewards.dtype
+    )
 
 
 def clip_at_quantiles(rewards: Tensor, level: float) -> Tensor:
@@ -215,12 +217,12 @@ def clip_at_quantiles(rewards: Tensor, level: float) -> Tensor:
     return rewards.clamp(rewards.nanquantile(level), rewards.nanquantile(1 - level)) if level else rewards
 
 
-def last_token(mask: Tensor) -> Tensor:
+def last_token_mask(mask: Tensor) -> Tensor:
     """(B, T) bool: true on each row's last real token."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
+def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x - mean) / std over the real tokens of the batch (unbiased variance + 1e-8, as in TRL); 0 where masked."""
     values = x[mask]
     if values.numel() < 2:
@@ -264,14 +266,14 @@ def actor_advantages(
         rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
     """
     if readout.kind == "distorted":
-        return gae(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]
+        return generalised_advantages(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]
     values = zbar.mean(-1)
     if readout.kind == "winsorised":
         infinity = torch.full_like(values, float("inf"))
-        low = interpolate(zbar, readout.level_low) if readout.level_low else -infinity
-        up = interpolate(zbar, 1 - readout.level_up) if readout.level_up else infinity
-        last = last_token(mask)
+        low = quantile_at_level(zbar, readout.level_low) if readout.level_low else -infinity
+        up = quantile_at_level(zbar, 1 - readout.level_up) if readout.level_up else infinity
+        last = last_token_mask(mask)
         rewards = torch.where(last, torch.minimum(torch.maximum(rewards, low), up), rewards)
         clipped = torch.minimum(torch.maximum(zbar, low[..., None]), up[..., None]).mean(-1)
         values = torch.where(last, clipped, values)
-    return gae(rewards, values, mask, gamma, lam)[0]
+    return generalised_advantages(rewards, values, mask, gamma, lam)[0]

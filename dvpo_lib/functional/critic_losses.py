@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dvpo_lib.functional.quantile_huber import quantile_huber, quantile_huber_at
-from dvpo_lib.functional.quantiles import levels, monotone, tail_count, tails
+from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles, split_tails, tail_count
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -54,7 +54,7 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 
     rho > 0 stresses low levels. They move no free quantile's minimiser: they act through shared parameters alone.
     """
-    w = torch.exp(-rho * levels(m, dtype=dtype, device=device))
+    w = torch.exp(-rho * midpoint_levels(m, dtype=dtype, device=device))
     return w / w.mean()
 
 
@@ -98,10 +98,10 @@ def tail_calibration(
         scale: (2, ...) centre and spread, return units, for `elicitable`; None: `return_scale` of these targets.
     """
     if form == "sample":
-        pairs = zip(tails(q, lower_mass, upper_mass), tails(targets, lower_mass, upper_mass))
+        pairs = zip(split_tails(q, lower_mass, upper_mass), split_tails(targets, lower_mass, upper_mass))
         return sum((own.mean(-1) - theirs.mean(-1)) ** 2 for own, theirs in pairs)
     m = q.shape[-1]
-    lower, upper = tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
+    lower, upper = split_tails(q, lower_mass, upper_mass, more=1)  # a tail's quantile lies half way to its neighbour
     low, up = (tail_count(m, mass) / m for mass in (lower_mass, upper_mass))
     centre, spread = return_scale(targets) if scale is None else scale.detach()
     y = targets - centre[..., None]
@@ -165,7 +165,7 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> 
     def variance(x: Tensor) -> Tensor:  # Tensor.var is several times slower on short rows
         return (x - x.mean(-1, keepdim=True)).square().mean(-1)
 
-    (low_q, up_q), (low_ref, up_ref) = (map(variance, tails(x, lower_mass, upper_mass)) for x in (q, ref))
+    (low_q, up_q), (low_ref, up_ref) = (map(variance, split_tails(x, lower_mass, upper_mass)) for x in (q, ref))
     return F.relu(low_q - low_ref) + F.relu(up_ref - up_q)
 
 
@@ -178,7 +178,7 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float)
 
     def second_differences(x: Tensor) -> Iterator[Tensor]:
         m = x.shape[-1]
-        return (t.diff(n=2) * m**2 if m >= 3 else x.new_zeros(1) for t in tails(x, lower_mass, upper_mass))
+        return (t.diff(n=2) * m**2 if m >= 3 else x.new_zeros(1) for t in split_tails(x, lower_mass, upper_mass))
 
     pairs = zip(second_differences(q), second_differences(ref))
     return sum(F.relu(theirs - own).mean(-1) for own, theirs in pairs)
@@ -243,9 +243,9 @@ def critic_loss(
     level_weights = risk_weights(z.shape[-1], cfg.rho, dtype=z.dtype, device=z.device) if cfg.rho else None
     terms = {"quantile_huber": average(quantile_huber(z, g, cfg.kappa, level_weights))}
     shaped = cfg.head_consistency or cfg.tail_calibration or cfg.tail_shape or cfg.tail_curvature
-    q = monotone(z) if crossing == "rearrange" and shaped else z
+    q = sort_quantiles(z) if crossing == "rearrange" and shaped else z
     by_rank = cfg.tail_calibration and cfg.tail_calibration_form == "sample" or cfg.shape_reference == "sample"
-    sample = monotone(g) if by_rank else g
+    sample = sort_quantiles(g) if by_rank else g
     ref = reference.detach()[mask] if cfg.needs_reference else sample
     if scale is None and reference is not None:
         scale = return_scale(reference, mask)

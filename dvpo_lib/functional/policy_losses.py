@@ -47,7 +47,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"])
     raise ValueError(f"unknown estimator {kind!r}: k1, k2 or k3")
 
 
-def aggregate(
+def aggregate_loss(
     x: Tensor, mask: Tensor, how: Literal["token_mean", "sequence_mean", "constant"], max_length: int | None = None
 ) -> Tensor:
     """(B, T) to 0-dim: the mean over tokens (PPO), the mean of sequence means (GRPO), or the sum over
@@ -85,7 +85,7 @@ def policy_loss(
     advantages = torch.where(mask, advantages, zero)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
-    loss = aggregate(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
+    loss = aggregate_loss(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
     with torch.no_grad():
         stats = {
             "clip_fraction": masked_mean((ratio != clipped).to(logp.dtype), mask),
@@ -112,5 +112,5 @@ def awr_loss(
         (loss, {"clip_fraction"}): the share of tokens whose weight is cut.
     """
     weights = torch.where(mask, advantages.detach() / temperature, torch.zeros_like(advantages)).exp()
-    loss = aggregate(-weights.clamp(max=max_weight) * logp, mask, how, max_length)
+    loss = aggregate_loss(-weights.clamp(max=max_weight) * logp, mask, how, max_length)
     return loss, {"clip_fraction": masked_mean((weights > max_weight).to(logp.dtype), mask)}

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
-from dvpo_lib.functional.advantages import gae, last_token
+from dvpo_lib.functional.advantages import generalised_advantages, last_token_mask
 from dvpo_lib.functional.policy_losses import masked_mean
 from dvpo_lib.functional.quantile_huber import quantile_huber
 
@@ -111,11 +111,11 @@ def fitted_q(
     Returns:
         (advantages (B, T), targets (B, T, 3) for `q_loss`).
     """
-    outcome = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[1]
+    outcome = generalised_advantages(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[1]
     if robust:
         loss = x.outcome.mean(-1) - worst_case_mean(x.outcome, cfg.radius)
-        rewards = torch.where(last_token(mask), rewards - loss, rewards)
+        rewards = torch.where(last_token_mask(mask), rewards - loss, rewards)
     value = x.v if cfg.backup == "expectile" else x.best
     q = x.q.amin(-1)
-    backed_up = gae(rewards, value, mask, gamma, 0.0)[1]  # lambda 0: one step
+    backed_up = generalised_advantages(rewards, value, mask, gamma, 0.0)[1]  # lambda 0: one step
     return q - value, torch.stack([backed_up, q, outcome], -1)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dvpo_lib.functional.quantiles import levels, monotone, stable_order
+from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles, stable_order
 
-BLOCK = 2**16  # numbers that are worked on at a time
+BLOCK_NUMBERS = 2**16  # numbers that are worked on at a time
 
 
 class _QuantileHuber(torch.autograd.Function):
@@ -22,7 +22,7 @@ class _QuantileHuber(torch.autograd.Function):
         if g.shape[-1] == 1:
             loss, grad = _against_point(q, g[:, :, None], tau, kappa)
         else:  # on a CPU in blocks of rows that stay in its cache
-            rows = len(q) if q.is_cuda else max(1, BLOCK // (q.shape[1:].numel() + g.shape[-1]))
+            rows = len(q) if q.is_cuda else max(1, BLOCK_NUMBERS // (q.shape[1:].numel() + g.shape[-1]))
             parts = [_against_sample(*block, tau, kappa) for block in zip(q.split(rows), g.split(rows))]
             loss, grad = (torch.cat(x) for x in zip(*parts))
         if weights is not None:
@@ -68,7 +68,7 @@ def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Te
     """
     shape, k = q.shape, g.shape[-1]
     centre = g.mean(-1, keepdim=True)  # prefix sums cancel where returns share a large offset
-    g = monotone(g - centre)
+    g = sort_quantiles(g - centre)
     q = (q - centre[..., None]).flatten(1).contiguous()
     tau = tau.expand(shape[1:]).flatten()
     if kappa > 0:  # squares cancel too, where kappa is far below the spread
@@ -145,7 +145,7 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
     if not all(x.detach().abs().amax().isfinite() for x in (quantiles, targets) if x.numel()):
         raise ValueError("quantiles and targets must be finite")
     dtype = torch.promote_types(quantiles.dtype, torch.float32)
-    tau = levels(quantiles.shape[-1], dtype=dtype, device=quantiles.device)
+    tau = midpoint_levels(quantiles.shape[-1], dtype=dtype, device=quantiles.device)
     return quantile_huber_at(quantiles, targets, tau, kappa, weights)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def levels(m: int, *, dtype: torch.dtype = torch.float32, device=None) -> Tensor:
+def midpoint_levels(m: int, *, dtype: torch.dtype = torch.float32, device=None) -> Tensor:
     """(M,) midpoint levels (2j - 1) / (2M) (Dabney et al. 2018, lemma 2)."""
     return (torch.arange(m, dtype=dtype, device=device) + 0.5) / m
 
@@ -49,7 +49,7 @@ def stable_order(x: Tensor) -> Tensor:
     return torch.from_numpy(keys)
 
 
-def monotone(z: Tensor) -> Tensor:
+def sort_quantiles(z: Tensor) -> Tensor:
     """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p.
 
     Sorting is most of what a quantile critic costs beyond a scalar one, hence numpy's sort on CPUs.
@@ -61,7 +61,7 @@ def monotone(z: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(z.detach().numpy(), axis=-1))
 
 
-def from_increments(raw: Tensor) -> Tensor:
+def quantiles_from_increments(raw: Tensor) -> Tensor:
     """Quantiles that cannot cross: (..., M) raw outputs to a location and M - 1 positive steps around it.
 
     q_1 = 0 and q_{j+1} = q_j + softplus(raw_{j+1}) / M, shifted so that the mean of q is raw_1: the location is learned
@@ -74,12 +74,12 @@ def from_increments(raw: Tensor) -> Tensor:
     return q - q.mean(-1, keepdim=True) + raw[..., :1]
 
 
-def ensemble(z: Tensor) -> Tensor:
+def ensemble_quantiles(z: Tensor) -> Tensor:
     """(..., N, M) head quantiles to (..., M): the mean over heads of the monotone heads."""
-    return (z if z.shape[-1] == 1 else monotone(z)).mean(-2)
+    return (z if z.shape[-1] == 1 else sort_quantiles(z)).mean(-2)
 
 
-def tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tuple[Tensor, Tensor]:
+def split_tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tuple[Tensor, Tensor]:
     """(..., M) monotone quantiles to the lower (..., K) and the upper (..., L) tail, K and L by `tail_count`.
 
     One split and no slices where the tails do not overlap: the gradient of each slice is a vector of all M zeros.
@@ -97,15 +97,15 @@ def tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tup
 
 def lower_tail_mean(q: Tensor, mass: float) -> Tensor:
     """(..., M) monotone quantiles to (...): mean of the lower tail, CVaR at level `mass`."""
-    return tails(q, mass, mass)[0].mean(-1)
+    return split_tails(q, mass, mass)[0].mean(-1)
 
 
 def upper_tail_mean(q: Tensor, mass: float) -> Tensor:
     """(..., M) monotone quantiles to (...): mean of the upper tail, the upper gain."""
-    return tails(q, mass, mass)[1].mean(-1)
+    return split_tails(q, mass, mass)[1].mean(-1)
 
 
-def interpolate(q: Tensor, level: float | Tensor) -> Tensor:
+def quantile_at_level(q: Tensor, level: float | Tensor) -> Tensor:
     """(..., M) monotone quantiles to (...): the quantile at any level, linear between midpoints, flat outside."""
     m = q.shape[-1]
     position = (torch.as_tensor(level, dtype=q.dtype, device=q.device) * m - 0.5).clamp(0, m - 1)
@@ -170,7 +170,7 @@ def crps(q: Tensor, y: Tensor) -> Tensor:
     The continuous ranked probability score of the distribution, integrated at M levels (Gneiting & Raftery 2007).
     """
     u = y[..., None] - q
-    return 2 * (u * (levels(q.shape[-1], dtype=q.dtype, device=q.device) - (u < 0).to(q.dtype))).mean(-1)
+    return 2 * (u * (midpoint_levels(q.shape[-1], dtype=q.dtype, device=q.device) - (u < 0).to(q.dtype))).mean(-1)
 
 
 def pit(q: Tensor, y: Tensor, generator: torch.Generator | None = None, tolerance: float = 0.0) -> Tensor:

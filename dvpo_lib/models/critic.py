@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.q_losses import QSettings
-from dvpo_lib.functional.quantiles import from_increments, interpolate, levels
+from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, quantiles_from_increments
+from dvpo_lib.models.heads import small_head
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.models.tokens import Tokens
 
@@ -45,16 +46,13 @@ class Critic(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(policy.base_model)
         self.heads, self.quantiles, self.crossing = heads, quantiles, crossing
-        width = policy.config.hidden_size
         generator = torch.Generator().manual_seed(seed)
-        self.head = nn.utils.skip_init(nn.Linear, width, heads * quantiles)  # the default init draws globally
+        self.head = small_head(policy, heads * quantiles, generator)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=generator) * 0.1 / width**0.5)
             # Quantiles start in order and each head in its own place, so that heads differ from the first step on.
             offset = torch.randn(heads, 1, generator=generator) * 0.1 * (heads > 1)
-            start = (levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
+            start = (midpoint_levels(quantiles) - 0.5) if crossing == "rearrange" else torch.zeros(quantiles)
             self.head.bias.copy_((start * (quantiles > 1) + offset).flatten())
-        self.head.to(policy.device)
 
     @torch.no_grad()
     def start_from(self, returns: Tensor) -> None:
@@ -63,7 +61,7 @@ class Critic(nn.Module):
             self.head.bias.fill_(returns.mean())
             return
         x = returns.flatten().float().sort().values  # torch.quantile refuses more than 2^24 numbers
-        q = interpolate(x.expand(self.quantiles, -1), levels(self.quantiles, device=x.device))
+        q = quantile_at_level(x.expand(self.quantiles, -1), midpoint_levels(self.quantiles, device=x.device))
         if self.crossing == "increments":  # the inverse of `from_increments`
             steps = (q.diff() * self.quantiles).clamp(min=1e-3)
             q = torch.cat([q.mean()[None], steps + torch.log(-torch.expm1(-steps))])
@@ -75,7 +73,7 @@ class Critic(nn.Module):
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
         z = self.head(hidden[:, -tokens.completion_length :].float())
         z = z.unflatten(-1, (self.heads, self.quantiles))
-        return from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z
+        return quantiles_from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))

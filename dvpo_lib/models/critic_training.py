@@ -20,10 +20,10 @@ from dvpo_lib.functional.advantages import clip_at_quantiles
 from dvpo_lib.functional.critic_losses import critic_loss
 from dvpo_lib.functional.policy_losses import value_loss
 from dvpo_lib.functional.q_losses import QValues, q_loss
-from dvpo_lib.functional.quantiles import ensemble, monotone
+from dvpo_lib.functional.quantiles import ensemble_quantiles, sort_quantiles
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.q_critic import QCritic
-from dvpo_lib.models.tokens import Tokens, encode, shuffled_batches
+from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
 
 def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
@@ -36,7 +36,7 @@ def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator
 def monotone_outputs(critic: Critic | QCritic, tokens: Tokens) -> Tensor | QValues:
     """(B, T, N, M) outputs of a critic, each head monotone; those of a Q critic are named."""
     out = critic(tokens)
-    return out if isinstance(out, QValues) else monotone(out)
+    return out if isinstance(out, QValues) else sort_quantiles(out)
 
 
 def mean_values(values: Tensor | QValues) -> Tensor:
@@ -112,7 +112,7 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
         for name, text in zip(("prompt", "completion"), texts):
             if not isinstance(text, str):
                 raise ValueError(f"record {i}: {name} {text!r} is not a text")
-    tokens = encode(processing_class, rows["prompt"], completions_of(rows), max_completion_length)
+    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows), max_completion_length)
     given = [i for i, reward in enumerate(rewards) if reward is not None]
     if not given:
         raise ValueError("the table has no record with a reward")
@@ -128,7 +128,7 @@ def _read(record: Mapping, column: str, place: int):
     return record[column]
 
 
-def completions_of(rows: Mapping[str, list]) -> list[str | list[int]]:
+def table_completions(rows: Mapping[str, list]) -> list[str | list[int]]:
     """The completions of a table by column: token ids where there are any, else texts."""
     ids = rows.get("completion_ids", [None] * len(rows["completion"]))
     return [text if own is None else own for own, text in zip(ids, rows["completion"], strict=True)]
@@ -174,7 +174,7 @@ def fit_critic(
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
             with torch.no_grad():
-                old = [monotone(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
+                old = [sort_quantiles(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
         rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
         loss, terms = critic_objective(
@@ -202,11 +202,11 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
     prompt and completion (or completion_ids, which are preferred); of a dialogue the policy's own tokens count.
     """
     rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
-    tokens = encode(processing_class, rows["prompt"], completions_of(rows))
+    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows))
     tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))
         out = critic(batch)
-        z = (out.v[..., None] if isinstance(out, QValues) else ensemble(out)).cpu()
+        z = (out.v[..., None] if isinstance(out, QValues) else ensemble_quantiles(out)).cpu()
         values += [z[i, mask].numpy() for i, mask in enumerate(batch.mask.cpu())]
     return values

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
-PARTS = 3  # of a batch in supervised training
+MICRO_BATCHES = 3  # of a batch in supervised training
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -128,7 +128,7 @@ def fit_language_model(
         rows, count = rows[lengths[rows].argsort(stable=True)], tokens.mask[rows].sum()
         optimizer.zero_grad()
         losses.append(0.0)
-        for part in rows.chunk(PARTS):
+        for part in rows.chunk(MICRO_BATCHES):
             batch = tokens.rows(part)
             logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
             loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask], reduction="sum") / count

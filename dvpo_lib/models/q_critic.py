@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dvpo_lib.functional.q_losses import QValues
-from dvpo_lib.functional.quantiles import interpolate, levels, monotone
+from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, sort_quantiles
+from dvpo_lib.models.heads import small_head
 from dvpo_lib.models.tokens import Tokens
 
 
@@ -27,18 +28,10 @@ class QCritic(nn.Module):
     def __init__(self, policy, quantiles: int = 0, seed: int = 0):
         super().__init__()
         self.backbone = copy.deepcopy(policy.base_model)
-        width, words = policy.config.hidden_size, policy.config.vocab_size
         generator = torch.Generator().manual_seed(seed)
-
-        def head(size: int) -> nn.Linear:
-            linear = nn.utils.skip_init(nn.Linear, width, size)
-            with torch.no_grad():
-                linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * 0.1 / width**0.5)
-                linear.bias.zero_()
-            return linear.to(policy.device)
-
-        self.q, self.state, self.v = head(2 * words), head(2), head(1)
-        self.outcome = head(quantiles) if quantiles else None
+        self.q = small_head(policy, 2 * policy.config.vocab_size, generator)
+        self.state, self.v = small_head(policy, 2, generator), small_head(policy, 1, generator)
+        self.outcome = small_head(policy, quantiles, generator) if quantiles else None
 
     @torch.no_grad()
     def start_from(self, returns: Tensor) -> None:
@@ -47,7 +40,7 @@ class QCritic(nn.Module):
             head.bias.fill_(returns.mean())
         if self.outcome is not None:
             x, count = returns.flatten().float().sort().values, len(self.outcome.bias)
-            self.outcome.bias.copy_(interpolate(x.expand(count, -1), levels(count, device=x.device)))
+            self.outcome.bias.copy_(quantile_at_level(x.expand(count, -1), midpoint_levels(count, device=x.device)))
 
     def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(..., width) states to (Q (..., 2, V), V (...))."""
@@ -60,11 +53,11 @@ class QCritic(nn.Module):
         q, v = self.read(hidden[:, :-1])
         taken = tokens.input_ids[:, -length:, None, None].expand(*q.shape[:-1], 1)
         chosen = q.gather(-1, taken).squeeze(-1)
-        outcome = None if self.outcome is None else monotone(self.outcome(hidden[:, 1:].float()))
+        outcome = None if self.outcome is None else sort_quantiles(self.outcome(hidden[:, 1:].float()))
         return QValues(chosen, q.amin(-2).amax(-1), v, (q.logsumexp(-1) - chosen).mean(-1), outcome)
 
 
-class Caches(NamedTuple):
+class PairedCaches(NamedTuple):
     """The key/value caches of a policy and of its critic."""
 
     own: Any
@@ -97,5 +90,5 @@ class PerturbedPolicy(nn.Module):
         read = self.critic.backbone(past_key_values=other, **inputs)
         q, v = self.critic.read(read.last_hidden_state[:, -1:])
         out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
-        out.past_key_values = Caches(out.past_key_values, read.past_key_values)
+        out.past_key_values = PairedCaches(out.past_key_values, read.past_key_values)
         return out

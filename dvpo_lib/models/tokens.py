@@ -50,7 +50,7 @@ class Tokens:
         return Tokens(self.input_ids[index, first:last], attention[:, first:last], mask[:, : last - prompt])
 
 
-def padded(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:
     """(values, 1 where real and 0 where padded), both (B, longest row)."""
     width = max([1, *map(len, rows)])
     values, real = torch.full((len(rows), width), fill, dtype=dtype), torch.zeros(len(rows), width, dtype=torch.long)
@@ -60,25 +60,25 @@ def padded(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long)
     return values, real
 
 
-def pad_id(tokenizer) -> int:
+def padding_id(tokenizer) -> int:
     """The token that padding consists of: the end of sequence where the tokenizer has none of its own for it."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def side_by_side(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer) -> Tokens:
+def join_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer) -> Tokens:
     """Tokens of token ids.
 
     Every finished turn of a completion ends with the end of sequence, and turns alternate, policy first. So a token is
     the policy's own where an even number of turns has ended before it: all tokens of a single answer are.
     """
-    left, seen = padded(prompts, pad_id(tokenizer), left=True)
-    right, real = padded(completions, pad_id(tokenizer))
+    left, seen = pad_rows(prompts, padding_id(tokenizer), left=True)
+    right, real = pad_rows(completions, padding_id(tokenizer))
     ended = (right == tokenizer.eos_token_id) & real.bool()
     before = ended.cumsum(1) - ended.long()
     return Tokens(torch.cat([left, right], 1), torch.cat([seen, real], 1), (before % 2 == 0) & real.bool())
 
 
-def encode(
+def encode_completions(
     tokenizer,
     prompts: Sequence[str],
     completions: Sequence[str | Sequence[int]],
@@ -104,7 +104,7 @@ def encode(
     for i, ids in enumerate(left):
         if not ids:
             raise ValueError(f"record {i}: the prompt is empty")
-    return side_by_side(left, [ids_of(c)[:max_completion_length] for c in completions], tokenizer)
+    return join_tokens(left, [ids_of(c)[:max_completion_length] for c in completions], tokenizer)
 
 
 def shuffled_batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

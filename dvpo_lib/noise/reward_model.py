@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dvpo_lib.common.seeds import generator_for
-from dvpo_lib.models.tokens import Tokens, encode, shuffled_batches
+from dvpo_lib.models.heads import small_head
+from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
 WEIGHTS_FILE = "reward_model.safetensors"
 ACCURACY_TOLERANCE = 0.001  # of the search, on its own answers
@@ -52,12 +53,7 @@ class RewardModel(nn.Module):
     def __init__(self, policy, seed: int = 0):
         super().__init__()
         self.backbone = copy.deepcopy(policy.base_model)
-        width, generator = policy.config.hidden_size, torch.Generator().manual_seed(seed)
-        self.head = nn.utils.skip_init(nn.Linear, width, 1)  # the default init draws globally
-        with torch.no_grad():
-            self.head.weight.copy_(torch.randn(1, width, generator=generator) * 0.1 / width**0.5)
-            self.head.bias.zero_()
-        self.head.to(policy.device)
+        self.head = small_head(policy, 1, torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B,) logits."""
@@ -195,7 +191,7 @@ def model_reward(model: RewardModel, tokenizer) -> Callable:
     """Builds a reward function: the model's probability that a response is right."""
 
     def right_probability(prompts, completions, **columns):
-        tokens = encode(tokenizer, list(prompts), list(completions))
+        tokens = encode_completions(tokenizer, list(prompts), list(completions))
         return predict_probabilities(model, tokens).astype(float).tolist()
 
     return right_probability

@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 
 from dvpo_lib.common.seeds import seed_for
-from dvpo_lib.rl.rewards import call
+from dvpo_lib.rl.rewards import call_reward
 
 PROXIES = ("majority_vote", "reward_model")  # kinds that need a reward function in place of the true one
 
@@ -216,7 +216,7 @@ def score_proxies(
         ValueError: If a proxy that the source needs is missing.
     """
     _check_proxies(cfg, proxies)
-    return {kind: call(proxies[kind], prompts, completions, columns, state) for kind in cfg.proxies}
+    return {kind: call_reward(proxies[kind], prompts, completions, columns, state) for kind in cfg.proxies}
 
 
 def _check_proxies(cfg: NoiseSettings, proxies: Mapping[str, Callable]) -> None:
@@ -255,7 +255,7 @@ def corrupt(
 
     @functools.wraps(reward_func)
     def noisy(prompts, completions, trainer_state=None, **columns):
-        rewards = call(reward_func, prompts, completions, columns, trainer_state)
+        rewards = call_reward(reward_func, prompts, completions, columns, trainer_state)
         scores = score_proxies(cfg, proxies or {}, prompts, completions, columns, trainer_state)
         step = getattr(trainer_state, "global_step", 0)
         rewards = corrupt_rewards(rewards, prompts, completions, cfg, seed, step, scores)

@@ -9,7 +9,7 @@ import pandas as pd
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import display_name, setting_text
 from dvpo_lib.rl.config import DVPOConfig, MethodSettings, TrainingSettings, trainer_config, with_changes
-from dvpo_lib.rl.methods import METHODS, resolve
+from dvpo_lib.rl.methods import METHODS, resolve_settings
 
 AVERAGES = {
     "token_mean": "mean over tokens",
@@ -63,7 +63,7 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
         name: The heading: a method, or a row of the ablation.
         cfg: Settings of a run.
     """
-    m, cfg = METHODS[cfg.method], resolve(cfg)
+    m, cfg = METHODS[cfg.method], resolve_settings(cfg)
     lines = [
         f"## {display_name(name)}",
         "",
@@ -90,7 +90,7 @@ def methods_table(training: TrainingSettings, rows: Mapping[str, MethodSettings]
     """
     found = []
     for name, row in rows.items():
-        cfg = resolve(trainer_config(with_changes(training, row.training), method=name))
+        cfg = resolve_settings(trainer_config(with_changes(training, row.training), method=name))
         own = "; ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in row.training.items())
         found.append(
             {

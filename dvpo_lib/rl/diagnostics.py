@@ -34,7 +34,7 @@ def flat_group_share(rewards: Tensor, group_size: int) -> float:
     return (high <= low).float().mean().item()
 
 
-def explained_variance(experience: Experience, args: DVPOConfig) -> float:
+def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float:
     """1 - var(return - value) / var(return) over the tokens of responses that have a reward."""
     scored = experience.mask & experience.known[:, None]
     if experience.values is None or not scored.any():

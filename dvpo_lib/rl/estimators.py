@@ -73,19 +73,21 @@ def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
 
 
 def actor_lambda(x: Experience, args: DVPOConfig) -> float | Tensor:
+    """Lambda of the actor's advantages: `lam`, or (B,) length-adaptive ones if `lam_adaptive` is set."""
     return adv.adaptive_lambda(x.mask, args.lam_adaptive) if args.lam_adaptive else args.lam
 
 
-def whitened(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
-    return adv.whiten(advantages, x.mask) if args.whiten_advantages else advantages
+def whitened_if_set(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
+    """(B, T) advantages, whitened over the batch's tokens if `whiten_advantages` is set."""
+    return adv.masked_whiten(advantages, x.mask) if args.whiten_advantages else advantages
 
 
-def gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+def scalar_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Scalar GAE, whitened; the critic's target is its own lambda-return."""
     rewards, values = token_rewards(x, args), x.values[..., 0, 0]
-    advantages, _ = adv.gae(rewards, values, x.mask, args.gamma, actor_lambda(x, args))
-    _, returns = adv.gae(rewards, values, x.mask, args.gamma, args.lam_critic)
-    return whitened(advantages, x, args), returns[..., None]
+    advantages, _ = adv.generalised_advantages(rewards, values, x.mask, args.gamma, actor_lambda(x, args))
+    _, returns = adv.generalised_advantages(rewards, values, x.mask, args.gamma, args.lam_critic)
+    return whitened_if_set(advantages, x, args), returns[..., None]
 
 
 def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
@@ -93,7 +95,7 @@ def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
     advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
-    return whitened(advantages, x, args), targets
+    return whitened_if_set(advantages, x, args), targets
 
 
 def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
@@ -113,8 +115,8 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     else:
         values = lower_tail_mean(x.values.mean(-2), args.critic.loss.lower_mass)
     rewards, lam = token_rewards(x, args), actor_lambda(x, args)
-    advantages, returns = adv.gae(rewards, values, x.mask, args.gamma, lam)
-    return whitened(advantages, x, args), returns[..., None]
+    advantages, returns = adv.generalised_advantages(rewards, values, x.mask, args.gamma, lam)
+    return whitened_if_set(advantages, x, args), returns[..., None]
 
 
 def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
@@ -129,9 +131,9 @@ def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     return advantages[:, None].expand(x.mask.shape), None
 
 
-def return_to_go(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+def whitened_returns(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """Discounted sum of this and all later rewards (KL penalty and R), whitened over all tokens of the batch."""
-    return whitened(adv.returns_to_go(token_rewards(x, args), x.mask, args.gamma), x, args), None
+    return whitened_if_set(adv.returns_to_go(token_rewards(x, args), x.mask, args.gamma), x, args), None
 
 
 def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:

@@ -18,17 +18,17 @@ from dvpo_lib.rl.estimators import (
     Experience,
     conservative_q,
     distributional_gae,
-    gae,
     group_centred,
     group_relative,
-    return_to_go,
     robust_q,
+    scalar_gae,
+    whitened_returns,
     winsorised_gae,
     worst_case_gae,
 )
 
 
-def resolve(args: DVPOConfig) -> DVPOConfig:
+def resolve_settings(args: DVPOConfig) -> DVPOConfig:
     """The settings with what their method decides filled in: KL placement and estimator, and the critic.
 
     Without a critic there is none to bootstrap from, and responses whose reward is missing drop out in any case.
@@ -84,13 +84,13 @@ class Method:
     offline: bool = False
 
 
-PPO = "Schulman et al. 2017 (eq. 7, 11), KL in the reward as in Ouyang et al. 2022"
-GRPO = "Shao et al. 2024 (eq. 3, 4), outcome supervision"
-GROUPS = dict(kl="loss", estimator="k3", groups=True)
+_PPO_SOURCE = "Schulman et al. 2017 (eq. 7, 11), KL in the reward as in Ouyang et al. 2022"
+_GRPO_SOURCE = "Shao et al. 2024 (eq. 3, 4), outcome supervision"
+_GROUP_METHOD = dict(kl="loss", estimator="k3", groups=True)
 METHODS: dict[str, Method] = {
     "dvpo": Method("quantile", distributional_gae, "Zhu et al. 2025, reconstructed"),
     "dvpo_winsorised": Method("quantile", winsorised_gae, "extension of this project"),
-    "ppo": Method("scalar", gae, PPO),
+    "ppo": Method("scalar", scalar_gae, _PPO_SOURCE),
     "robust_ppo": Method(
         "quantile",
         worst_case_gae,
@@ -100,9 +100,9 @@ METHODS: dict[str, Method] = {
     "grpo": Method(
         None,
         group_relative,
-        f"{GRPO}; the mean of sequence means, as in the paper, where TRL and verl now average over tokens",
+        f"{_GRPO_SOURCE}; the mean of sequence means, as in the paper, where TRL and verl now average over tokens",
         "sequence_mean",
-        **GROUPS,
+        **_GROUP_METHOD,
     ),
     "dr_grpo": Method(
         None,
@@ -110,11 +110,11 @@ METHODS: dict[str, Method] = {
         "Liu et al. 2025: no division by the group's deviation and none by the response's length; "
         "the paper also drops the KL penalty, which beta = 0 does",
         "constant",
-        **GROUPS,
+        **_GROUP_METHOD,
     ),
     "reinforce_pp": Method(
         None,
-        return_to_go,
+        whitened_returns,
         "Hu 2025, token level: returns-to-go, whitened over the batch; later versions whiten over "
         "responses or subtract group means",
     ),
@@ -131,13 +131,15 @@ METHODS: dict[str, Method] = {
         "lies around the learned outcome",
         offline=True,
     ),
-    "ppo_clip_reward": Method("scalar", gae, "control: ppo on rewards cut at batch quantiles", clip_rewards=True),
+    "ppo_clip_reward": Method(
+        "scalar", scalar_gae, "control: ppo on rewards cut at batch quantiles", clip_rewards=True
+    ),
     "grpo_clip_reward": Method(
         None,
         group_relative,
         "control: grpo on rewards cut at batch quantiles",
         "sequence_mean",
         clip_rewards=True,
-        **GROUPS,
+        **_GROUP_METHOD,
     ),
 }

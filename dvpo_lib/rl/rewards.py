@@ -18,7 +18,7 @@ class RewardError(RuntimeError):
     """A reward function raised, or what it returned is no list of rewards; the message names function and record."""
 
 
-def call(
+def call_reward(
     func: Callable, prompts: list[str], completions: list[str], columns: dict[str, list], state: Any = None
 ) -> np.ndarray:
     """(B,) what one reward function returns; NaN marks a missing reward (None).
@@ -76,7 +76,7 @@ def _culprit(func, prompts, completions, columns, state, kind: type) -> int | No
     return None
 
 
-def score(
+def score_completions(
     reward_funcs: Iterable[Callable],
     prompts: list[str],
     completions: list[str],
@@ -88,6 +88,6 @@ def score(
     Raises:
         RewardError: of `call`.
     """
-    each = np.stack([call(func, prompts, completions, columns, state) for func in reward_funcs])
+    each = np.stack([call_reward(func, prompts, completions, columns, state) for func in reward_funcs])
     total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each, 0))
     return torch.tensor(total, dtype=torch.float32)

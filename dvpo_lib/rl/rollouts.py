@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dvpo_lib.models.tokens import Tokens, pad_id, padded, side_by_side
+from dvpo_lib.models.tokens import Tokens, join_tokens, pad_rows, padding_id
 
-KEPT = 0.9  # rows that have ended are dropped once fewer than this share go on, for dropping copies the cache
+COMPACT_BELOW = 0.9  # rows that have ended are dropped once fewer than this share go on, for dropping copies the cache
 
 
 @dataclass
@@ -50,14 +50,14 @@ class Rollouts:
         return [row[kept].tolist() for row, kept in zip(ids.cpu(), real.cpu())]
 
 
-def draw(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_tokens(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
     """(B,) a token for each row of (B, V) log-probabilities, by the inverse of the distribution function."""
     upto = logprobs.exp().cumsum(-1, dtype=torch.float64)
     u = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
     return torch.searchsorted(upto, u, right=True).squeeze(-1).clamp(max=upto.shape[1] - 1)
 
 
-def sample(
+def sample_rollouts(
     policy,
     tokenizer,
     records: Sequence[Mapping],
@@ -71,12 +71,12 @@ def sample(
     The other arguments are those of `generate` and `converse`.
     """
     if reply is not None:
-        return converse(policy, tokenizer, records, reply, max_completion_length, temperature, generator)
+        return sample_dialogues(policy, tokenizer, records, reply, max_completion_length, temperature, generator)
     prompts = [r["prompt"] for r in records]
-    return generate(policy, tokenizer, prompts, max_completion_length, temperature, generator)
+    return sample_answers(policy, tokenizer, prompts, max_completion_length, temperature, generator)
 
 
-def generate(
+def sample_answers(
     policy,
     tokenizer,
     prompts: list[str],
@@ -104,7 +104,7 @@ def generate(
     return Rollouts(tokens, logprobs, list(prompts), texts)
 
 
-def converse(
+def sample_dialogues(
     policy,
     tokenizer,
     records: Sequence[Mapping],
@@ -165,8 +165,8 @@ def converse(
             texts[i] = _joined(texts[i], heard, tokenizer.eos_token)
             still.append(i)
         going = still
-    tokens = side_by_side(prompts, ids, tokenizer).to(policy.device)
-    sampled = padded(logprobs, 0.0, dtype=torch.float32)[0].to(policy.device)
+    tokens = join_tokens(prompts, ids, tokenizer).to(policy.device)
+    sampled = pad_rows(logprobs, 0.0, dtype=torch.float32)[0].to(policy.device)
     return Rollouts(tokens, sampled, [r["prompt"] for r in records], texts)
 
 
@@ -194,9 +194,9 @@ def _read_and_write(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, ...]:
     """Prompts' ids and attention mask (B, P); completions, log-probabilities and mask (B, T)."""
-    device, eos, pad = policy.device, tokenizer.eos_token_id, pad_id(tokenizer)
+    device, eos, pad = policy.device, tokenizer.eos_token_id, padding_id(tokenizer)
     runs = [(ids, len(list(run))) for ids, run in itertools.groupby(prompts)]
-    ids, attention = (x.to(device) for x in padded([ids for ids, _ in runs], pad, left=True))
+    ids, attention = (x.to(device) for x in pad_rows([ids for ids, _ in runs], pad, left=True))
     positions = (attention.cumsum(1) - 1).clamp(min=0)
     out = policy(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1)
     origin = torch.arange(len(runs), device=device).repeat_interleave(torch.tensor([n for _, n in runs], device=device))
@@ -211,14 +211,14 @@ def _read_and_write(
     mask = torch.zeros(completion.shape, dtype=torch.bool, device=device)
     for t in range(max_completion_length):
         logp = (logits.float() / (temperature or 1.0)).log_softmax(-1)
-        token = logp.argmax(-1) if temperature == 0 else draw(logp, generator)
+        token = logp.argmax(-1) if temperature == 0 else draw_tokens(logp, generator)
         completion[rows, t], mask[rows, t] = torch.where(alive, token, pad), alive
         logprobs[rows, t] = torch.where(alive, logp.gather(-1, token[:, None]).squeeze(-1), 0.0)
         alive = alive & (token != eos)
         left = int(alive.sum())
         if left == 0 or t + 1 == max_completion_length:
             break
-        if left < KEPT * len(rows):
+        if left < COMPACT_BELOW * len(rows):
             rows, token, positions, seen = rows[alive], token[alive], positions[alive], seen[alive]
             cache.batch_select_indices(alive.nonzero().squeeze(-1))
             alive = alive[alive]

@@ -29,16 +29,17 @@ from dvpo_lib.models.critic_training import bootstrap_weights, monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.diagnostics import NOT_APPLICABLE, explained_variance, flat_group_share, mean_kl
+from dvpo_lib.rl.diagnostics import NOT_APPLICABLE, critic_explained_variance, flat_group_share, mean_kl
 from dvpo_lib.rl.estimators import Experience
-from dvpo_lib.rl.methods import METHODS, resolve
-from dvpo_lib.rl.rewards import RewardError, score
-from dvpo_lib.rl.rollouts import Rollouts, sample
+from dvpo_lib.rl.methods import METHODS, resolve_settings
+from dvpo_lib.rl.rewards import RewardError, score_completions
+from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.rl.state import TrainerState, write_whole
 from dvpo_lib.rl.updates import update_critic, update_policy
 
 
-def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+def parameter_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Shape of every parameter of a module by name."""
     return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
@@ -74,7 +75,7 @@ class DVPOTrainer:
         accelerator: Accelerator | None = None,
         reply: Callable | None = None,
     ):
-        self.args = args = resolve(args or DVPOConfig())
+        self.args = args = resolve_settings(args or DVPOConfig())
         self.method = METHODS[args.method]
         self.accelerator = accelerator or Accelerator()
         if self.accelerator.num_processes > 1:
@@ -96,7 +97,7 @@ class DVPOTrainer:
         self.critic, self.actor = None, self.policy
         if self.method.critic is not None:
             fresh = build_critic(model, args.critic, args.seed)
-            if critic is not None and shapes(critic) != shapes(fresh):
+            if critic is not None and parameter_shapes(critic) != parameter_shapes(fresh):
                 raise ValueError(f"the critic that was passed is none of kind {args.critic.kind} as args.critic has it")
             self.critic, self.critic_optimizer = self._prepare(critic or fresh, args.critic.learning_rate)
         if self.method.offline:
@@ -151,7 +152,9 @@ class DVPOTrainer:
         If every reward is missing, nothing is learned: `missing` is 1 in the logs, and they hold no losses.
         """
         rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
-        rewards = score(self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state)  # NaN: missing
+        rewards = score_completions(
+            self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state
+        )  # NaN: missing
         logs = {"step": self.state.global_step, "reward": rewards.nanmean().item()}
         experience = self.build_experience(rollouts, self.clip_rewards(rewards))
         logs |= self.describe(rollouts, columns, experience)
@@ -173,7 +176,7 @@ class DVPOTrainer:
         generator = self._generator("prompts")
         picks = torch.randint(len(self.data), (size // group,), generator=generator).tolist()
         records = [record for i in picks for record in [self.data[i]] * group]  # reading a record of a table is slow
-        rollouts = sample(
+        rollouts = sample_rollouts(
             policy or self.actor,
             self.processing_class,
             records,
@@ -257,7 +260,7 @@ class DVPOTrainer:
             reference, _ = token_logprobs(self.reference, rollouts.tokens, self.args.temperature)
             kl, mask = rollouts.logprobs - reference, rollouts.tokens.mask
         logs = {
-            name: score([f], rollouts.prompts, rollouts.completions, columns, self.state).nanmean().item()
+            name: score_completions([f], rollouts.prompts, rollouts.completions, columns, self.state).nanmean().item()
             for name, f in self.log_funcs.items()
         }
         groups = self.args.num_generations if self.method.groups else None
@@ -265,7 +268,7 @@ class DVPOTrainer:
             "kl": mean_kl(kl, mask),
             "length": rollouts.tokens.mask.sum(1).float().mean().item(),
             "flat_groups": flat_group_share(experience.rewards, groups) if groups else NOT_APPLICABLE,
-            "explained_variance": explained_variance(experience, self.args),
+            "explained_variance": critic_explained_variance(experience, self.args),
         }
 
     # ---- the state ----

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import mean_gap, return_scale
-from dvpo_lib.functional.policy_losses import aggregate, awr_loss, kl_estimate, masked_mean, policy_loss
+from dvpo_lib.functional.policy_losses import aggregate_loss, awr_loss, kl_estimate, masked_mean, policy_loss
 from dvpo_lib.models.critic_training import critic_objective
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
@@ -87,9 +87,9 @@ def update_policy(
         if args.kl_placement == "loss" and args.beta:
             reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows if the two are far apart
             penalty = kl_estimate(logprobs, reference, args.kl_estimator)
-            loss = loss + args.beta * aggregate(penalty, batch.mask, **average)
+            loss = loss + args.beta * aggregate_loss(penalty, batch.mask, **average)
         if args.entropy_coef:
-            loss = loss - args.entropy_coef * aggregate(entropy, batch.mask, **average)
+            loss = loss - args.entropy_coef * aggregate_loss(entropy, batch.mask, **average)
         return loss, {"entropy": masked_mean(entropy, batch.mask), **stats}
 
     by_token = method.aggregate == "token_mean"

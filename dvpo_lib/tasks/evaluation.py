@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from dvpo_lib.rl.rollouts import Rollouts, sample
+from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.tasks.families import Family
 
 SAMPLED_COLUMNS = ("prompt", "completion", "completion_ids", "length", "sample", "reward")  # added by `sample_table`
@@ -43,7 +43,7 @@ def sample_batches(
     """
     generator, length = torch.Generator(policy.device).manual_seed(seed), family.max_completion_length(records)
     return [
-        sample(policy, tokenizer, records[i : i + batch_size], length, temperature, generator, family.reply)
+        sample_rollouts(policy, tokenizer, records[i : i + batch_size], length, temperature, generator, family.reply)
         for i in range(0, len(records), batch_size)
     ]
 

@@ -20,7 +20,7 @@ from dvpo_lib.experiments.known_distributions import (
 from dvpo_lib.functional import advantages, quantiles
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss, return_scale
-from dvpo_lib.functional.quantiles import levels
+from dvpo_lib.functional.quantiles import midpoint_levels
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +186,8 @@ def normal(*shape, seed=0):
 
 def test_midpoint_levels_are_closest_in_wasserstein_distance():
     """The exponential's M = 7: integral of |F^-1(u) - q| on each number's interval, against nearby numbers."""
-    m, u = 7, levels(70_000, dtype=torch.float64)
-    exact, q = -torch.log1p(-u).view(m, -1), -torch.log1p(-levels(m, dtype=torch.float64))
+    m, u = 7, midpoint_levels(70_000, dtype=torch.float64)
+    exact, q = -torch.log1p(-u).view(m, -1), -torch.log1p(-midpoint_levels(m, dtype=torch.float64))
     distance = [(exact - (q + shift)[:, None]).abs().mean(1) for shift in (-0.01, 0.0, 0.01)]
     assert (distance[1] < distance[0]).all() and (distance[1] < distance[2]).all()
 
@@ -196,7 +196,7 @@ def test_slope_of_the_core_is_the_distribution_function_minus_the_level():
     q, g = normal(9).requires_grad_(), normal(50, seed=1)
     [slope] = torch.autograd.grad(losses.quantile_huber(q, g), q)
     below = (g < q.detach()[:, None]).double().mean(1)
-    torch.testing.assert_close(9 * slope, below - levels(9, dtype=torch.float64))
+    torch.testing.assert_close(9 * slope, below - midpoint_levels(9, dtype=torch.float64))
     singles = losses.quantile_huber(q.expand(50, 9), g[:, None]).mean()  # sample by sample: the same expectation
     torch.testing.assert_close(torch.autograd.grad(singles, q)[0], slope)
 
@@ -250,8 +250,8 @@ def test_mean_shift_pushes_upwards_at_the_truth_on_finite_batches(n):
 def test_mean_shift_raises_every_level_alike(bias):
     """Its minimiser on batches is F^-1(tau + w b), with b = E relu(batch mean - mean) found by iteration."""
     row = bias.loc[GAUSS, "mean_shift", f"batches of {term_bias.FINITE_BATCH}", "default"]
-    gap = torch.special.ndtri(levels(20_000, dtype=torch.float64)) / term_bias.FINITE_BATCH**0.5
-    tau, mean = levels(distributions.QUANTILE_COUNT, dtype=torch.float64), 0.0
+    gap = torch.special.ndtri(midpoint_levels(20_000, dtype=torch.float64)) / term_bias.FINITE_BATCH**0.5
+    tau, mean = midpoint_levels(distributions.QUANTILE_COUNT, dtype=torch.float64), 0.0
     for _ in range(50):
         b = (gap - mean).clamp(min=0).mean()
         mean = torch.special.ndtri(tau + distributions.DEFAULT_LOSS.mean_shift * b).mean().item()
@@ -269,7 +269,7 @@ def test_a_point_as_reference_bounds_the_lower_tail_only():
 
 def test_mean_curvature_telescopes_and_the_term_does_not():
     """A bump by c inside a tail of k = 5 of 50 leaves the mean of d_j alone, and costs M^2 * 2 |c| / 3, up or down."""
-    line = levels(50, dtype=torch.float64)
+    line = midpoint_levels(50, dtype=torch.float64)
     for side in (2, -3):
         for bump in (1e-3, -1e-3):
             q = line.clone()
@@ -312,7 +312,7 @@ def test_winsorised_advantages_are_centred_and_bounded():
     readout = advantages.ReadoutSettings(kind="winsorised", level_low=0.05, level_up=0.2)
     a = advantages.actor_advantages(r, z.expand(42, 1, 40), mask, 1.0, 1.0, readout)[:, 0]
     assert abs(a[:40].mean()) < 1e-12
-    width = quantiles.interpolate(z, 0.8) - quantiles.interpolate(z, 0.05)
+    width = quantiles.quantile_at_level(z, 0.8) - quantiles.quantile_at_level(z, 0.05)
     assert a.abs().max() <= width and a[41] - a[40] == pytest.approx(width.item())
 
 
@@ -341,11 +341,11 @@ def test_no_reward_exceeds_the_bound_of_its_group(n):
 def test_expectile_readout_in_closed_form(p):
     """The integral of tau p / (tau p + (1 - tau)(1 - p)); for small p nearly p (log(1 / p) - 1)."""
     integral = p / (2 * p - 1) ** 2 * (2 * p - 1 - (1 - p) * math.log(p / (1 - p)))
-    q = kappa_bias.kappa_closed_form(p, 1.0, levels(10**6, dtype=torch.float64))
+    q = kappa_bias.kappa_closed_form(p, 1.0, midpoint_levels(10**6, dtype=torch.float64))
     assert q.mean().item() == pytest.approx(integral, rel=1e-4)
     if p < 1e-3:
         assert integral == pytest.approx(p * (math.log(1 / p) - 1), rel=1e-3)
-    assert kappa_bias.kappa_closed_form(0.5, 1.0, levels(200)).mean().item() == pytest.approx(0.5)
+    assert kappa_bias.kappa_closed_form(0.5, 1.0, midpoint_levels(200)).mean().item() == pytest.approx(0.5)
 
 
 def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
@@ -354,7 +354,7 @@ def test_kappa_one_learns_expectiles_and_kappa_zero_quantiles():
     assert table["found"].to_numpy() == pytest.approx(table["closed"].to_numpy(), abs=1e-9)
     assert table.loc[(0.2, 1.0), "found"] == pytest.approx(0.282, abs=1e-3)
     assert table.loc[(0.05, 1.0), "found"] == pytest.approx(0.117, abs=1e-3)
-    tau = levels(200, dtype=torch.float64)  # the expectiles by hand
+    tau = midpoint_levels(200, dtype=torch.float64)  # the expectiles by hand
     assert table.loc[(0.2, 1.0), "closed"] == pytest.approx((tau * 0.2 / (tau * 0.2 + (1 - tau) * 0.8)).mean().item())
     for p in (0.2, 0.05):
         assert table.loc[(p, 0.0), "found"] == pytest.approx(p, abs=1e-9)
@@ -398,7 +398,7 @@ def test_readouts_of_the_notebook():
         low, up = (
             (own["reward"].min(), own["reward"].max())
             if level == 0
-            else (quantiles.interpolate(z, level).item(), quantiles.interpolate(z, 1 - level).item())
+            else (quantiles.quantile_at_level(z, level).item(), quantiles.quantile_at_level(z, 1 - level).item())
         )
         assert own["used"].to_numpy() == pytest.approx(own["reward"].clip(low, up).to_numpy())
 

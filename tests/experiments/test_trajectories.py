@@ -18,7 +18,7 @@ from dvpo_lib.experiments.real.score_tables import estimate_metric
 from dvpo_lib.experiments.real.settings import RealSettings, TrajectorySettings
 from dvpo_lib.experiments.real.trajectories import data, report, specs, study
 from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.models.tokens import encode
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.reporting import figures
 
 HERE = Path(os.environ.get("DVPO_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -178,7 +178,7 @@ def valued(traj: list[dict], tokenizer, limit: int | None = None) -> str:
     """The tokens that a critic values, as text."""
     prompt, turns = data.conversation_turns(traj)
     table, _ = data.tokenize_turns(pd.DataFrame({"prompt": [prompt], "turns": [turns]}), tokenizer, limit)
-    tokens = encode(tokenizer, table["prompt"].tolist(), table["completion_ids"].tolist())
+    tokens = encode_completions(tokenizer, table["prompt"].tolist(), table["completion_ids"].tolist())
     return tokenizer.decode(tokens.input_ids[:, -tokens.completion_length :][tokens.mask])
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpo_lib.functional import advantages as adv
-from dvpo_lib.functional.advantages import ReadoutSettings, gae, quantile_targets
-from dvpo_lib.functional.quantiles import interpolate, levels
+from dvpo_lib.functional.advantages import ReadoutSettings, generalised_advantages, quantile_targets
+from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 NAN = float("nan")
@@ -45,7 +45,7 @@ def gae_loop(rewards, values, mask, gamma, lam):
 def test_gae_by_hand():
     """gamma 1/2, lambda 1/2. Last: 4 - 2 = 2. First: 1 + 1/2 * 2 - 3 + 1/4 * 2 = -1/2. NaN where the user speaks."""
     r, v = torch.tensor([[1.0, NAN, 4, NAN]]), torch.tensor([[3.0, NAN, 2, NAN]])
-    a, g = gae(r, v, torch.tensor([[True, False, True, False]]), 0.5, 0.5)
+    a, g = generalised_advantages(r, v, torch.tensor([[True, False, True, False]]), 0.5, 0.5)
     assert a.tolist() == [[-0.5, 0, 2, 0]] and g.tolist() == [[2.5, 0, 4, 0]]
 
 
@@ -73,8 +73,8 @@ def test_gae_equals_the_double_loop(b, t, m, seed, gamma, lam, rowwise, kind):
     lams = torch.linspace(lam, 1, b, dtype=torch.float64) if rowwise else torch.full((b,), lam, dtype=torch.float64)
     want = gae_loop(r, v, mask, gamma, lams)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adv, "CHUNK", 4)
-        a, g = gae(r, v if m else v[..., 0], mask, gamma, lams if rowwise else lam)
+        patch.setattr(adv, "CHUNK_TOKENS", 4)
+        a, g = generalised_advantages(r, v if m else v[..., 0], mask, gamma, lams if rowwise else lam)
     if m == 0:
         want = tuple(x[..., 0] for x in want)
     torch.testing.assert_close((a, g), want, rtol=1e-10, atol=1e-10)
@@ -110,15 +110,17 @@ def test_gae_loops_over_chunks_not_over_tokens(quantiles, holes):
     length = 1000
     mask = random_mask(2, length) if holes else torch.ones(2, length, dtype=torch.bool)
     with Calls() as calls:
-        gae(normal(2, length), normal(2, length, *quantiles), mask)
-    chunks = math.ceil(length / adv.CHUNK)
+        generalised_advantages(normal(2, length), normal(2, length, *quantiles), mask)
+    chunks = math.ceil(length / adv.CHUNK_TOKENS)
     assert 0 < calls.products <= chunks
     assert calls.others < 60 + 15 * chunks < length
 
 
 def test_mean_of_distributional_gae_is_gae_of_the_mean():
     r, z, mask = normal(4, 9), normal(4, 9, 7, seed=1), random_mask(4, 9)
-    for part, scalar in zip(gae(r, z, mask, 0.9, 0.7), gae(r, z.mean(-1), mask, 0.9, 0.7)):
+    for part, scalar in zip(
+        generalised_advantages(r, z, mask, 0.9, 0.7), generalised_advantages(r, z.mean(-1), mask, 0.9, 0.7)
+    ):
         torch.testing.assert_close(part.mean(-1), scalar, rtol=1e-12, atol=1e-12)
 
 
@@ -127,10 +129,10 @@ def test_segments_equal_deletion_of_the_tokens_between(lam):
     """Turns of the policy with user tokens between them: as if the user's tokens were not there."""
     mask = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 1, 0, 0]], dtype=torch.bool)
     r, z = normal(2, 8), normal(2, 8, 3, seed=1)
-    a, g = gae(r, z, mask, 0.9, lam)
+    a, g = generalised_advantages(r, z, mask, 0.9, lam)
     rows = [(r[i][mask[i]], z[i][mask[i]]) for i in range(2)]
     short_r, short_z = (torch.stack(x) for x in zip(*rows))
-    short = gae(short_r, short_z, torch.ones(2, 4, dtype=torch.bool), 0.9, lam)
+    short = generalised_advantages(short_r, short_z, torch.ones(2, 4, dtype=torch.bool), 0.9, lam)
     torch.testing.assert_close((a[mask].view(2, 4, 3), g[mask].view(2, 4, 3)), short, rtol=1e-12, atol=1e-12)
     assert (a[~mask] == 0).all() and (g[~mask] == 0).all()
     to_go, power = adv.returns_to_go(r, mask, 0.9)[mask].view(2, 4), 0.9 ** torch.arange(4, dtype=torch.float64)
@@ -141,7 +143,7 @@ def test_segments_equal_deletion_of_the_tokens_between(lam):
 def test_misfits_are_refused():
     for shapes in (((2, 3), (2, 4)), ((2, 4), (2, 3)), ((2, 3), (2, 3, 2, 2))):
         with pytest.raises(ValueError, match="rewards"):
-            gae(normal(*shapes[0]), normal(*shapes[1]), torch.ones(2, 3, dtype=torch.bool))
+            generalised_advantages(normal(*shapes[0]), normal(*shapes[1]), torch.ones(2, 3, dtype=torch.bool))
 
 
 READOUTS = [
@@ -169,7 +171,7 @@ def test_masked_positions_change_no_result_and_no_gradient(readout):
             for lam in (0.0, 0.7, 1.0)
             for kind in ("comonotone", "mixture")
         ]
-        white, last = adv.whiten(a, mask), adv.place_rewards(torch.ones(3).double(), x, mask)
+        white, last = adv.masked_whiten(a, mask), adv.place_rewards(torch.ones(3).double(), x, mask)
         total = (a * normal(3, 6, seed=2)).sum() + white.square().sum() + sum(t.square().sum() for t in targets)
         results.append((a, white, last, *targets, *torch.autograd.grad(total, (x, y))))
     for before, after in zip(*results):
@@ -185,14 +187,14 @@ def test_masked_positions_change_no_result_and_no_gradient(readout):
 def test_targets_are_points_at_the_last_token_and_at_lambda_one(kind, lam):
     r, z, mask = normal(3, 7), normal(3, 7, 9, seed=1), random_mask(3, 7, seed=3, p=0.7)
     g = quantile_targets(r, z, mask, 0.9, lam, kind, torch.Generator().manual_seed(0))
-    last = adv.last_token(mask)
+    last = adv.last_token_mask(mask)
     spread = g.amax(-1) - g.amin(-1)
     torch.testing.assert_close(g[last], r[last][:, None].expand_as(g[last]))
     assert (spread[last] < 1e-12).all()
     if lam == 1:
         assert g.shape[-1] == 1
-        torch.testing.assert_close(g[..., 0], gae(r, z[..., 0], mask, 0.9, 1.0)[1])
-        wide = gae(r, z, mask, 0.9, 1.0)[1]  # the definition: equal numbers at every token
+        torch.testing.assert_close(g[..., 0], generalised_advantages(r, z[..., 0], mask, 0.9, 1.0)[1])
+        wide = generalised_advantages(r, z, mask, 0.9, 1.0)[1]  # the definition: equal numbers at every token
         torch.testing.assert_close(wide, g.expand_as(wide))
     else:
         assert (spread[mask & ~last] > 1e-3).all()
@@ -249,7 +251,7 @@ def test_mixture_recovers_the_return_distribution_and_comonotone_is_too_narrow()
     """lambda 1/2. Mixture: every quantile of N(0, k) within 0.06 (0.2 for the outermost three) and its std within 2 %
     of sqrt(k). Comonotone: where a share p_i of the horizons reaches step i, variance sum p_i^2 +
     (sum_n w_n s_n)^2, which closes to s^2 = 1, 1.5, ... and is narrower the more steps are left."""
-    truth = torch.special.ndtri(levels(50, dtype=torch.float64))
+    truth = torch.special.ndtri(midpoint_levels(50, dtype=torch.float64))
     left = torch.tensor([4.0, 3, 2, 1], dtype=torch.float64)
     mixture, comonotone = learned_widths("mixture"), learned_widths("comonotone")
     error = (mixture - left.sqrt()[:, None] * truth).abs()
@@ -278,7 +280,7 @@ def test_one_head_of_one_quantile_is_ppo():
     from dvpo_lib.models.critic_training import critic_objective
     from dvpo_lib.rl.config import DVPOConfig
     from dvpo_lib.rl.estimators import distributional_gae
-    from dvpo_lib.rl.estimators import gae as ppo_gae
+    from dvpo_lib.rl.estimators import scalar_gae as ppo_gae
 
     mask, z = random_mask(4, 6), normal(4, 6, 1, 1, seed=1).requires_grad_()
     x = scored_batch(normal(4), mask, normal(4, 6, seed=2), z.detach(), torch.Generator())
@@ -306,7 +308,7 @@ def sample(b=3, t=5, m=8):
 @pytest.mark.parametrize("lam", [0.7, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)])
 def test_every_readout_is_the_mean_at_its_neutral_setting(lam):
     r, z, mask = sample()
-    want = gae(r, z, mask, 0.9, lam)[0].mean(-1)
+    want = generalised_advantages(r, z, mask, 0.9, lam)[0].mean(-1)
     mean = adv.actor_advantages(r, z, mask, 0.9, lam, ReadoutSettings())
     torch.testing.assert_close(mean, want, rtol=1e-12, atol=1e-12)
     off = ReadoutSettings(kind="winsorised", level_low=0, level_up=0)
@@ -320,9 +322,9 @@ def test_distorted_readout_is_gae_on_the_distorted_values():
     """CVaR of mass 3/8 at M = 8: the mean of the three lowest."""
     r, z, mask = sample()
     cfg = ReadoutSettings(kind="distorted", distortion="cvar", alpha=3 / 8)
-    want = gae(r, z[..., :3].mean(-1), mask, 0.9, 0.7)[0]
+    want = generalised_advantages(r, z[..., :3].mean(-1), mask, 0.9, 0.7)[0]
     torch.testing.assert_close(adv.actor_advantages(r, z, mask, 0.9, 0.7, cfg), want)
-    assert (want - gae(r, z.mean(-1), mask, 0.9, 0.7)[0])[mask].abs().min() > 1e-3
+    assert (want - generalised_advantages(r, z.mean(-1), mask, 0.9, 0.7)[0])[mask].abs().min() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -351,10 +353,10 @@ def test_winsorised_readout_by_hand(reward, low, up, value):
 def test_winsorising_clips_into_each_responses_own_band():
     r, z, mask = sample()
     mask[:, 0] = True
-    big = torch.where(adv.last_token(mask), 50.0, r)
+    big = torch.where(adv.last_token_mask(mask), 50.0, r)
     cfg = ReadoutSettings(kind="winsorised", level_low=0.2, level_up=0.2)
-    last = adv.last_token(mask)
-    at_bound = torch.where(last, interpolate(z, 0.8), r)
+    last = adv.last_token_mask(mask)
+    at_bound = torch.where(last, quantile_at_level(z, 0.8), r)
     torch.testing.assert_close(
         adv.actor_advantages(big, z, mask, 1.0, 0.9, cfg), adv.actor_advantages(at_bound, z, mask, 1.0, 0.9, cfg)
     )
@@ -412,7 +414,7 @@ def test_adaptive_lambda_by_hand():
 def test_rewards_are_placed_on_the_last_real_token():
     """Two turns with the user's tokens between and after them; a response without a token of its own gets nothing."""
     mask = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1], [0] * 4], dtype=torch.bool)
-    assert adv.last_token(mask).tolist() == [[False, False, True, False], [False, False, False, True], [False] * 4]
+    assert adv.last_token_mask(mask).tolist() == [[False, False, True, False], [False, False, False, True], [False] * 4]
     task, kl = torch.tensor([5.0, 7, 9]), torch.tensor([[0.5, NAN, -1, NAN], [NAN, 1, 2, 3], [NAN] * 4])
     assert adv.place_rewards(task, None, mask).tolist() == [[0, 0, 5, 0], [0, 0, 0, 7], [0] * 4]
     assert adv.place_rewards(task, kl, mask).tolist() == [[-0.5, 0, 6, 0], [0, -1, -2, 4], [0] * 4]
@@ -421,10 +423,10 @@ def test_rewards_are_placed_on_the_last_real_token():
 def test_whiten_by_hand():
     """(1, 2, 3): mean 2, unbiased std 1. One token has no spread and no advantage."""
     x, mask = torch.tensor([[1.0, NAN], [2, 3]]), torch.tensor([[True, False], [True, True]])
-    torch.testing.assert_close(adv.whiten(x, mask), torch.tensor([[-1.0, 0], [0, 1]]))
+    torch.testing.assert_close(adv.masked_whiten(x, mask), torch.tensor([[-1.0, 0], [0, 1]]))
     single = torch.tensor([[True, False], [False, False]])
-    assert adv.whiten(x, single).tolist() == [[0, 0], [0, 0]]
-    assert adv.whiten(torch.ones(2, 2), mask).tolist() == [[0, 0], [0, 0]]
+    assert adv.masked_whiten(x, single).tolist() == [[0, 0], [0, 0]]
+    assert adv.masked_whiten(torch.ones(2, 2), mask).tolist() == [[0, 0], [0, 0]]
 
 
 def test_group_advantages_by_hand():

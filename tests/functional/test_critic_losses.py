@@ -240,7 +240,7 @@ def test_memory_is_linear(kappa):
 def test_blocks_of_rows_change_nothing(kappa, monkeypatch):
     q, g, results = normal(50, 3, 9), normal(50, 1, 7, seed=1), []
     for block in (1, 100, 10**9):
-        monkeypatch.setattr(core, "BLOCK", block)
+        monkeypatch.setattr(core, "BLOCK_NUMBERS", block)
         x = q.clone().requires_grad_()
         loss = quantile_huber(x, g, kappa)
         results.append((loss.detach(), torch.autograd.grad(loss.sum(), x)[0]))
@@ -252,7 +252,7 @@ def test_blocks_of_rows_change_nothing(kappa, monkeypatch):
 @pytest.mark.parametrize("p, expectile", [(0.2, 0.282), (0.05, 0.117)])
 def test_large_kappa_learns_expectiles(p, expectile):
     """0/1 returns, kappa = 1: the loss is stationary at tau p / (tau p + (1 - tau)(1 - p)), whose mean is not p."""
-    tau = quantiles.levels(200, dtype=torch.float64)
+    tau = quantiles.midpoint_levels(200, dtype=torch.float64)
     q = (tau * p / (tau * p + (1 - tau) * (1 - p))).requires_grad_()
     g = torch.zeros(1000, dtype=torch.float64)
     g[: round(1000 * p)] = 1

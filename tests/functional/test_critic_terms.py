@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss
-from dvpo_lib.functional.quantiles import levels, tail_count
+from dvpo_lib.functional.quantiles import midpoint_levels, tail_count
 
 TERMS = ("head_consistency", "tail_calibration", "mean_shift", "tail_shape", "tail_curvature")
 ALL = dict(head_consistency=0.3, tail_calibration=0.4, mean_shift=0.5, tail_shape=0.6, tail_curvature=1e-3)
@@ -24,7 +24,7 @@ def normal(*shape, seed=0):
 
 
 def tau(m: int) -> torch.Tensor:
-    return levels(m, dtype=torch.float64)
+    return midpoint_levels(m, dtype=torch.float64)
 
 
 def sigmoid(x):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dvpo_lib.functional.policy_losses import aggregate, kl_estimate, masked_mean, policy_loss, value_loss
+from dvpo_lib.functional.policy_losses import aggregate_loss, kl_estimate, masked_mean, policy_loss, value_loss
 
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
 NAN = float("nan")
@@ -23,16 +23,16 @@ def test_three_ways_to_average_by_hand():
         ("sequence_mean", 2.75, [[0.25, 0.25, 0], [1 / 6] * 3]),
         ("constant", 1.875, [[0.125, 0.125, 0], [0.125] * 3]),
     ):
-        loss = aggregate(x, MASK, how, max_length=4)
+        loss = aggregate_loss(x, MASK, how, max_length=4)
         assert loss.item() == pytest.approx(value)
         torch.testing.assert_close(torch.autograd.grad(loss, x)[0], doubles(*slope))
     assert masked_mean(x, MASK).item() == 3
     assert masked_mean(x, torch.zeros_like(MASK)).item() == 0
     empty = torch.tensor([[0, 0, 0], [1, 1, 1]], dtype=torch.bool)  # a response without a token counts as 0
-    assert aggregate(x, empty, "sequence_mean").item() == 2
+    assert aggregate_loss(x, empty, "sequence_mean").item() == 2
     for how in ("mean", "constant"):
         with pytest.raises(ValueError, match="aggregation"):
-            aggregate(x, MASK, how)
+            aggregate_loss(x, MASK, how)
 
 
 def test_value_loss_by_hand():

@@ -28,8 +28,8 @@ def normal(*shape, seed=0):
 
 
 def test_levels_are_midpoints():
-    assert qs.levels(4).tolist() == [0.125, 0.375, 0.625, 0.875]
-    assert qs.levels(1).item() == 0.5 and qs.levels(3, dtype=torch.float64).dtype == torch.float64
+    assert qs.midpoint_levels(4).tolist() == [0.125, 0.375, 0.625, 0.875]
+    assert qs.midpoint_levels(1).item() == 0.5 and qs.midpoint_levels(3, dtype=torch.float64).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_tail_without_mass_is_refused(mass):
 
 def test_monotone_sorts_and_keeps_gradients():
     z = torch.tensor([[3.0, 1, 2]], requires_grad=True)
-    q = qs.monotone(z)
+    q = qs.sort_quantiles(z)
     assert q.tolist() == [[1, 2, 3]]
     (q * torch.tensor([1.0, 10, 100])).sum().backward()
     assert z.grad.tolist() == [[100, 1, 10]]
@@ -67,7 +67,7 @@ def test_monotone_sorts_and_keeps_gradients():
 
 def test_increments_by_hand():
     """M = 3, softplus(0) = log 2: steps log 2 / 3 around the location."""
-    q = qs.from_increments(torch.tensor([5.0, 0, 0]))
+    q = qs.quantiles_from_increments(torch.tensor([5.0, 0, 0]))
     step = math.log(2) / 3
     assert q.tolist() == pytest.approx([5 - step, 5, 5 + step])
 
@@ -76,16 +76,16 @@ def test_increments_by_hand():
 @given(m=st.integers(1, 30), seed=st.integers(0, 10**6), size=st.sampled_from([0.1, 3.0, 50.0]))
 def test_increments_never_cross_and_have_their_location_as_mean(m, seed, size):
     raw = normal(4, 2, m, seed=seed) * size
-    q = qs.from_increments(raw)
+    q = qs.quantiles_from_increments(raw)
     assert (q.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(q.mean(-1), raw[..., 0])
 
 
 def test_ensemble_sorts_each_head_first():
     z = torch.tensor([[[3.0, 1], [5, 7]]])
-    assert qs.ensemble(z).tolist() == [[3, 5]]
-    assert qs.ensemble(torch.tensor([[[4.0], [2.0]]])).tolist() == [[3]]
-    assert torch.equal(qs.ensemble(z.flip(1)), qs.ensemble(z))
+    assert qs.ensemble_quantiles(z).tolist() == [[3, 5]]
+    assert qs.ensemble_quantiles(torch.tensor([[[4.0], [2.0]]])).tolist() == [[3]]
+    assert torch.equal(qs.ensemble_quantiles(z.flip(1)), qs.ensemble_quantiles(z))
 
 
 def test_tail_means():
@@ -96,7 +96,7 @@ def test_tail_means():
 
 
 def test_tail_means_tend_to_those_of_the_distribution():
-    q = torch.special.ndtri(qs.levels(2000, dtype=torch.float64))
+    q = torch.special.ndtri(qs.midpoint_levels(2000, dtype=torch.float64))
     exact = stats.norm.pdf(stats.norm.ppf(0.1)) / 0.1
     assert qs.lower_tail_mean(q, 0.1).item() == pytest.approx(-exact, rel=1e-3)
     assert qs.upper_tail_mean(q, 0.1).item() == pytest.approx(exact, rel=1e-3)
@@ -107,10 +107,10 @@ def test_tail_means_tend_to_those_of_the_distribution():
 def test_interpolate_is_hazens_quantile(m, seed, level):
     q = normal(3, m, seed=seed).sort(-1).values
     want = np.quantile(q.numpy(), level, axis=-1, method="hazen")
-    assert qs.interpolate(q, level).tolist() == pytest.approx(want.tolist(), rel=1e-9, abs=1e-12)
+    assert qs.quantile_at_level(q, level).tolist() == pytest.approx(want.tolist(), rel=1e-9, abs=1e-12)
     each = torch.tensor([level, 0.5, 1 - level], dtype=torch.float64)
     want = [np.quantile(row.numpy(), t, method="hazen") for row, t in zip(q, each.tolist())]
-    assert qs.interpolate(q, each).tolist() == pytest.approx(want, rel=1e-9, abs=1e-12)
+    assert qs.quantile_at_level(q, each).tolist() == pytest.approx(want, rel=1e-9, abs=1e-12)
 
 
 # ---- distortions ----
@@ -143,7 +143,7 @@ def test_cvar_and_blend_by_hand():
 def test_wang_shifts_a_normals_mean():
     """The distorted mean of N(0, 1) is -strength, of its mirror image +strength."""
     m = 4000
-    q = torch.special.ndtri(qs.levels(m, dtype=torch.float64))
+    q = torch.special.ndtri(qs.midpoint_levels(m, dtype=torch.float64))
     for strength in (0.5, -0.5):
         w = qs.distortion_weights("wang", m, strength=strength, dtype=torch.float64)
         assert (w @ q).item() == pytest.approx(-strength, abs=5e-3)
@@ -185,13 +185,13 @@ def test_crps_by_hand():
 
 @pytest.mark.parametrize("y", [-2.0, 0.0, 0.7])
 def test_crps_tends_to_the_normals_closed_form(y):
-    q = torch.special.ndtri(qs.levels(4000, dtype=torch.float64))
+    q = torch.special.ndtri(qs.midpoint_levels(4000, dtype=torch.float64))
     exact = y * (2 * stats.norm.cdf(y) - 1) + 2 * stats.norm.pdf(y) - 1 / math.sqrt(math.pi)
     assert qs.crps(q, torch.tensor(y, dtype=torch.float64)).item() == pytest.approx(exact, abs=1e-3)
 
 
 def test_crps_is_proper():
-    y, q = normal(20_000), torch.special.ndtri(qs.levels(50, dtype=torch.float64))
+    y, q = normal(20_000), torch.special.ndtri(qs.midpoint_levels(50, dtype=torch.float64))
     scores = {
         name: qs.crps(x.expand(len(y), 50), y).mean()
         for name, x in (("true", q), ("narrow", q / 2), ("wide", q * 2), ("shifted", q + 0.5))
@@ -200,7 +200,7 @@ def test_crps_is_proper():
 
 
 def test_pit_is_uniform_where_calibrated_and_only_there():
-    q, generator = torch.special.ndtri(qs.levels(200, dtype=torch.float64)), torch.Generator().manual_seed(0)
+    q, generator = torch.special.ndtri(qs.midpoint_levels(200, dtype=torch.float64)), torch.Generator().manual_seed(0)
     y = normal(5000, seed=1)
     p = {
         s: stats.kstest(qs.pit((q * s).expand(5000, 200), y, generator).numpy(), "uniform").pvalue
@@ -213,7 +213,7 @@ def test_pit_fills_the_jumps_of_discrete_outcomes():
     """Bernoulli(0.3) predicted exactly: uniform, also where predictions miss the atoms by less than the tolerance."""
     generator = torch.Generator().manual_seed(0)
     y = (torch.rand(5000, generator=generator, dtype=torch.float64) < 0.3).double()
-    q = (qs.levels(200, dtype=torch.float64) > 0.7).double()
+    q = (qs.midpoint_levels(200, dtype=torch.float64) > 0.7).double()
     for jitter, tolerance, uniform in ((0.0, 0.0, True), (0.01, 0.05, True), (0.01, 0.0, False)):
         u = qs.pit((q + jitter).expand(5000, 200), y, generator, tolerance)
         assert bool(stats.kstest(u.numpy(), "uniform").pvalue > 0.01) is uniform

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
-from dvpo_lib.functional.quantiles import levels
+from dvpo_lib.functional.quantiles import midpoint_levels
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.critic_training import bootstrap_weights, encode_table, fit_critic, predict_values, return_targets
 from dvpo_lib.models.policy import PolicySettings, build_policy
@@ -59,7 +59,7 @@ def test_a_scalar_critic_learns_the_mean(tokenizer, policy):
 
 def test_a_quantile_critic_learns_a_coin(tokenizer, policy):
     """At every token quantiles are near 0 below the share of failures and near 1 above it."""
-    level = levels(16).numpy()
+    level = midpoint_levels(16).numpy()
     for prompt, (values, rewards) in predicted(policy, tokenizer, settings(), logs()).items():
         assert values.shape == (6, 16) and (np.diff(values, axis=1) >= 0).all()
         assert values.mean(1) == pytest.approx([rewards.mean()] * 6, abs=0.12)
@@ -71,7 +71,7 @@ def test_a_quantile_critic_learns_a_coin(tokenizer, policy):
 def test_quantile_critics_learn_a_bell(tokenizer, policy, crossing):
     """The prompt's own quantiles, not those of all rewards (std 0.58, mean 0.5), which is where the critic starts."""
     for values, rewards in predicted(policy, tokenizer, settings(crossing=crossing), logs(bell=True)).values():
-        want = np.quantile(rewards, levels(16).numpy(), method="hazen")
+        want = np.quantile(rewards, midpoint_levels(16).numpy(), method="hazen")
         assert (np.diff(values, axis=1) >= 0).all()
         assert np.abs(values - want)[:, 3:-3].max() < 0.2 and np.abs(values - want).mean() < 0.12
 
@@ -206,7 +206,7 @@ def test_critics_start_from_the_distribution_of_the_returns(tokenizer, policy, c
     critic.head.weight.data.zero_()
     critic.start_from(x)
     z = critic(encode_table(logs(2), tokenizer).tokens)
-    want = torch.tensor(np.quantile(x.numpy(), levels(20).numpy(), method="hazen"))
+    want = torch.tensor(np.quantile(x.numpy(), midpoint_levels(20).numpy(), method="hazen"))
     torch.testing.assert_close(z, want.float().expand_as(z), rtol=1e-4, atol=2e-3 if crossing == "increments" else 1e-5)
 
 

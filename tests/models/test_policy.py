@@ -6,8 +6,8 @@ import torch
 from dvpo_lib.models import policy as models
 from dvpo_lib.models.critic import Critic
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, load_policy, token_logprobs
-from dvpo_lib.models.tokens import encode, shuffled_batches
-from dvpo_lib.rl.rollouts import generate
+from dvpo_lib.models.tokens import encode_completions, shuffled_batches
+from dvpo_lib.rl.rollouts import sample_answers
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?", "math 3 ?", "science 3 a +1 b +2 c +3 ?"]
@@ -25,17 +25,17 @@ def policy(tokenizer):
 
 
 def test_encode_pads_prompts_left_and_completions_right(tokenizer):
-    tokens = encode(tokenizer, PROMPTS, COMPLETIONS)
+    tokens = encode_completions(tokenizer, PROMPTS, COMPLETIONS)
     assert tokens.mask.sum(1).tolist() == [8, 3, 6]  # words and the end of sequence
     completion = tokens.input_ids[1, -tokens.completion_length :]
     assert completion[:3].tolist() == [*tokenizer("answer 3").input_ids, tokenizer.eos_token_id]
     assert tokens.attention_mask.sum(1).tolist() == [7 + 8, 3 + 3, 9 + 6]
     with pytest.raises(ValueError, match="record 1: the prompt is empty"):
-        encode(tokenizer, ["math", ""], ["a", "b"])
+        encode_completions(tokenizer, ["math", ""], ["a", "b"])
 
 
 def test_rows_cuts_padding_and_changes_nothing(tokenizer, policy):
-    tokens = encode(tokenizer, PROMPTS, COMPLETIONS)
+    tokens = encode_completions(tokenizer, PROMPTS, COMPLETIONS)
     full, _ = token_logprobs(policy, tokens)
     part = tokens.rows(torch.tensor([1]))
     assert part.input_ids.shape[1] < tokens.input_ids.shape[1]
@@ -44,7 +44,7 @@ def test_rows_cuts_padding_and_changes_nothing(tokenizer, policy):
 
 
 def test_logprobs_match_a_row_alone_and_ignore_what_padding_holds(tokenizer, policy):
-    tokens = encode(tokenizer, PROMPTS, COMPLETIONS)
+    tokens = encode_completions(tokenizer, PROMPTS, COMPLETIONS)
     batch, entropy = token_logprobs(policy, tokens)
     for i in range(3):
         ids = tokenizer(PROMPTS[i]).input_ids + tokenizer(COMPLETIONS[i]).input_ids + [tokenizer.eos_token_id]
@@ -62,7 +62,7 @@ def test_logprobs_match_a_row_alone_and_ignore_what_padding_holds(tokenizer, pol
 
 
 def test_sampled_logprobs_are_those_of_a_full_forward(tokenizer, policy):
-    rollouts = generate(policy, tokenizer, PROMPTS * 4, 12, 0.7, torch.Generator().manual_seed(0))
+    rollouts = sample_answers(policy, tokenizer, PROMPTS * 4, 12, 0.7, torch.Generator().manual_seed(0))
     logprobs, _ = token_logprobs(policy, rollouts.tokens, 0.7)
     mask = rollouts.tokens.mask
     torch.testing.assert_close(rollouts.logprobs[mask], logprobs[mask], atol=1e-4, rtol=1e-4)
@@ -70,7 +70,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward(tokenizer, policy):
 
 
 def test_sampling_frequencies_follow_the_policy(tokenizer, policy):
-    rollouts = generate(policy, tokenizer, [PROMPTS[0]] * 4000, 1, 1.0, torch.Generator().manual_seed(0))
+    rollouts = sample_answers(policy, tokenizer, [PROMPTS[0]] * 4000, 1, 1.0, torch.Generator().manual_seed(0))
     with torch.no_grad():
         ids = torch.tensor([tokenizer(PROMPTS[0]).input_ids])
         p = policy(ids).logits[0, -1].softmax(-1)
@@ -81,7 +81,7 @@ def test_sampling_frequencies_follow_the_policy(tokenizer, policy):
 def test_generation_stops_when_all_rows_have_ended(tokenizer, policy):
     eos = tokenizer.eos_token_id
     weight = policy.lm_head.weight
-    rollouts = generate(policy, tokenizer, PROMPTS, 30, 1.0, torch.Generator().manual_seed(1))
+    rollouts = sample_answers(policy, tokenizer, PROMPTS, 30, 1.0, torch.Generator().manual_seed(1))
     ended = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :] == eos
     for row, mask in zip(ended, rollouts.tokens.mask):
         first = row.nonzero()[0].item() if row.any() else len(row) - 1
@@ -101,14 +101,14 @@ def test_generation_stops_when_all_rows_have_ended(tokenizer, policy):
             out.logits[..., eos] = 0.0
             return out
 
-    rollouts = generate(Ender(), tokenizer, PROMPTS, 30)
+    rollouts = sample_answers(Ender(), tokenizer, PROMPTS, 30)
     assert len(calls) == 1 and rollouts.completions == ["", "", ""]
     assert rollouts.tokens.mask.tolist() == [[True]] * 3
 
 
 def test_greedy_is_the_most_likely_token_and_needs_no_seed(tokenizer, policy):
-    a = generate(policy, tokenizer, PROMPTS, 8, temperature=0.0)
-    b = generate(policy, tokenizer, PROMPTS, 8, temperature=0.0)
+    a = sample_answers(policy, tokenizer, PROMPTS, 8, temperature=0.0)
+    b = sample_answers(policy, tokenizer, PROMPTS, 8, temperature=0.0)
     assert a.completions == b.completions
     ids = torch.tensor([tokenizer(PROMPTS[1]).input_ids])
     assert policy(ids).logits[0, -1].argmax() == a.tokens.input_ids[1, -a.tokens.completion_length]
@@ -118,7 +118,7 @@ def test_no_global_randomness(tokenizer, policy):
     before = torch.get_rng_state()
     build_policy(tokenizer, PolicySettings(hidden_size=32), seed=3)
     Critic(policy, 2, 8, seed=1)
-    generate(policy, tokenizer, PROMPTS, 4, 1.0, torch.Generator().manual_seed(0))
+    sample_answers(policy, tokenizer, PROMPTS, 4, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -126,13 +126,13 @@ def test_saved_policy_loads_by_name(tokenizer, policy, tmp_path):
     policy.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, tok = load_policy(str(tmp_path))
-    tokens = encode(tok, PROMPTS, COMPLETIONS)
+    tokens = encode_completions(tok, PROMPTS, COMPLETIONS)
     torch.testing.assert_close(token_logprobs(loaded, tokens)[0], token_logprobs(policy, tokens)[0])
 
 
 def test_language_model_learns_and_equal_seeds_are_equal(tokenizer):
     cfg = PolicySettings(hidden_size=32, steps=40, batch_size=3, learning_rate=1e-2)
-    tokens, losses = encode(tokenizer, PROMPTS, COMPLETIONS), []
+    tokens, losses = encode_completions(tokenizer, PROMPTS, COMPLETIONS), []
     for _ in range(2):
         losses.append(fit_language_model(build_policy(tokenizer, cfg, 0), tokens, cfg, seed=0))
     assert losses[0][-1] < 0.5 * losses[0][0]
@@ -141,9 +141,11 @@ def test_language_model_learns_and_equal_seeds_are_equal(tokenizer):
 
 def test_parts_of_a_batch_make_the_update_of_the_whole(tokenizer, monkeypatch):
     cfg, found = PolicySettings(hidden_size=32, steps=3, batch_size=9, learning_rate=1e-3), []
-    tokens = encode(tokenizer, PROMPTS * 3, [*COMPLETIONS, *COMPLETIONS[::-1], "careful answer 3", "2", "a = 1 a = 1"])
+    tokens = encode_completions(
+        tokenizer, PROMPTS * 3, [*COMPLETIONS, *COMPLETIONS[::-1], "careful answer 3", "2", "a = 1 a = 1"]
+    )
     for parts in (1, 3):
-        monkeypatch.setattr(models, "PARTS", parts)
+        monkeypatch.setattr(models, "MICRO_BATCHES", parts)
         policy = build_policy(tokenizer, cfg, 0)
         losses = fit_language_model(policy, tokens, cfg, seed=0)
         found.append((losses, [p.clone() for p in policy.parameters()]))
@@ -162,7 +164,7 @@ def test_shuffled_batches_show_every_row_once_an_epoch():
 @pytest.mark.parametrize("crossing", ["rearrange", "increments"])
 def test_critic_shape_position_and_padding(tokenizer, policy, crossing):
     critic = Critic(policy, 3, 8, crossing, seed=0).eval()
-    tokens = encode(tokenizer, PROMPTS, COMPLETIONS)
+    tokens = encode_completions(tokenizer, PROMPTS, COMPLETIONS)
     z = critic(tokens)
     assert z.shape == (3, tokens.completion_length, 3, 8)
     alone = critic(tokens.rows(torch.tensor([1])))

@@ -16,8 +16,8 @@ from scipy.optimize import linprog
 from dvpo_lib.functional.q_losses import QSettings, QValues, expectile_loss, fitted_q, q_loss, worst_case_mean
 from dvpo_lib.models.policy import PolicySettings, build_policy, token_logits
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
-from dvpo_lib.models.tokens import Tokens, encode
-from dvpo_lib.rl.rollouts import generate
+from dvpo_lib.models.tokens import Tokens, encode_completions
+from dvpo_lib.rl.rollouts import sample_answers
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 NAN = float("nan")
@@ -338,7 +338,7 @@ TEXTS = ["answer 3", "careful so 3 answer 3", "so 3"]
 
 def test_the_critic_reads_before_the_token_and_outcomes_after_it(tokenizer, critic):
     """Shapes; Q of the token taken, the best minimum, the penalty and V, each from the state before the token."""
-    tokens = encode(tokenizer, PROMPTS, TEXTS)
+    tokens = encode_completions(tokenizer, PROMPTS, TEXTS)
     b, t = tokens.mask.shape
     with torch.no_grad():
         x = critic(tokens)
@@ -361,7 +361,7 @@ def test_the_critic_reads_before_the_token_and_outcomes_after_it(tokenizer, crit
 
 
 def test_the_last_token_moves_its_outcome_and_no_state_before_it(tokenizer, critic, policy):
-    tokens = encode(tokenizer, PROMPTS[:1], TEXTS[:1])
+    tokens = encode_completions(tokenizer, PROMPTS[:1], TEXTS[:1])
     other = Tokens(tokens.input_ids.clone(), tokens.attention_mask, tokens.mask)
     other.input_ids[0, -1] = (other.input_ids[0, -1] + 1) % len(tokenizer)
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_the_critic_starts_from_returns(tokenizer, critic):
         for head in (critic.q, critic.state, critic.v, critic.outcome):
             head.weight.zero_()
     critic.start_from(torch.tensor([3.0, 0, 1, 2, 4, 5, 6, 7, 8]))
-    x = critic(encode(tokenizer, PROMPTS, TEXTS))
+    x = critic(encode_completions(tokenizer, PROMPTS, TEXTS))
     for value in (x.q, x.v, x.best):
         torch.testing.assert_close(value, torch.full_like(value, 4.0))
     torch.testing.assert_close(x.outcome, torch.arange(9.0).expand_as(x.outcome))
@@ -392,7 +392,7 @@ def test_equal_seeds_give_equal_critics_and_leave_the_policy_alone(tokenizer, po
     a, b, c = (QCritic(policy, 9, seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.q.weight, c.q.weight)
-    a(encode(tokenizer, PROMPTS, TEXTS)).q.sum().backward()
+    a(encode_completions(tokenizer, PROMPTS, TEXTS)).q.sum().backward()
     assert all(p.grad is None for p in policy.parameters())
     assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
 
@@ -402,7 +402,7 @@ def test_equal_seeds_give_equal_critics_and_leave_the_policy_alone(tokenizer, po
 
 def sample(policy, tokenizer, temperature=1.0, length=6):
     prompts = PROMPTS * 5
-    return generate(policy, tokenizer, prompts, length, temperature, torch.Generator().manual_seed(3))
+    return sample_answers(policy, tokenizer, prompts, length, temperature, torch.Generator().manual_seed(3))
 
 
 def test_strength_zero_is_the_base_policy(tokenizer, policy, critic):

@@ -24,7 +24,7 @@ from dvpo_lib.experiments.specs.reward_model import RewardModelSpec
 from dvpo_lib.experiments.specs.training import TrainingSpec, training_reward, training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.models.tokens import encode
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.pseudo_labels import (
     LABELS_FILE,
@@ -159,7 +159,7 @@ def toy(tokenizer, rows, seed, share=0.8):
     style = np.where((rng.random(rows) < share) == right, GOOD, BAD)
     digits = rng.integers(10, size=(rows, 3)).astype(str)
     texts = [f"{s} a +5 = {x} b *3 = {y} answer {z}" for s, (x, y, z) in zip(style, digits)]
-    return encode(tokenizer, ["math 7 a +5 b *3 ?"] * rows, texts), right.astype(float)
+    return encode_completions(tokenizer, ["math 7 a +5 b *3 ?"] * rows, texts), right.astype(float)
 
 
 @pytest.mark.parametrize(("target", "noise"), [(0.718, 0.2), (0.75, 0.0)])
@@ -204,8 +204,11 @@ def test_a_response_is_judged_by_its_last_token_whatever_the_padding(world):
     model = RewardModel(world.policy, 0)
     with torch.no_grad():
         model.head.weight.mul_(50)
-    both = predict_probabilities(model, encode(world.tokenizer, prompts, completions))
-    alone = [predict_probabilities(model, encode(world.tokenizer, [p], [c]))[0] for p, c in zip(prompts, completions)]
+    both = predict_probabilities(model, encode_completions(world.tokenizer, prompts, completions))
+    alone = [
+        predict_probabilities(model, encode_completions(world.tokenizer, [p], [c]))[0]
+        for p, c in zip(prompts, completions)
+    ]
     judge = model_reward(model, world.tokenizer)
     assert both == pytest.approx(alone, abs=1e-6) and abs(both[0] - both[1]) > 1e-3
     assert judge(prompts, completions, answer=["1", "1"]) == pytest.approx(alone, abs=1e-6)

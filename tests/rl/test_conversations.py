@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from dvpo_lib.functional.advantages import gae, quantile_targets
+from dvpo_lib.functional.advantages import generalised_advantages, quantile_targets
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss
 from dvpo_lib.functional.policy_losses import policy_loss, value_loss
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, token_logprobs
-from dvpo_lib.models.tokens import encode
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
-from dvpo_lib.rl.rewards import score
-from dvpo_lib.rl.rollouts import converse, generate, sample
+from dvpo_lib.rl.rewards import score_completions
+from dvpo_lib.rl.rollouts import sample_answers, sample_dialogues, sample_rollouts
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks import dialogue
 from dvpo_lib.tasks import families as tasks
@@ -47,7 +47,7 @@ def records():
 def policy(tokenizer, shown):
     """Taught for a moment, so that its turns are short and some of them are understood."""
     cfg = PolicySettings(hidden_size=32, num_hidden_layers=1, steps=120, batch_size=16, learning_rate=1e-2)
-    tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+    tokens = encode_completions(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
     policy = build_policy(tokenizer, cfg, seed=0)
     fit_language_model(policy, tokens, cfg, seed=0)
     return policy.eval()
@@ -55,7 +55,7 @@ def policy(tokenizer, shown):
 
 @pytest.fixture(scope="module")
 def rollouts(tokenizer, policy, records):
-    return converse(policy, tokenizer, records, user_reply, 48, 0.9, torch.Generator().manual_seed(0))
+    return sample_dialogues(policy, tokenizer, records, user_reply, 48, 0.9, torch.Generator().manual_seed(0))
 
 
 def segments(mask):
@@ -67,27 +67,27 @@ def segments(mask):
 
 
 def test_encoded_dialogue_by_hand(tokenizer):
-    tokens = encode(tokenizer, [PROMPT, "math 3 ?"], [TEXT, "careful answer 3"])
+    tokens = encode_completions(tokenizer, [PROMPT, "math 3 ?"], [TEXT, "careful answer 3"])
     assert tokenizer.decode(tokens.input_ids[0]) == f"{PROMPT} {TEXT}"
     assert tokens.mask[0].tolist() == [True] * 4 + [False] * 4 + [True] * 8
     assert tokens.attention_mask[0].tolist() == [1] * (7 + 16)  # the user is attended to
     assert tokens.mask[1].tolist() == [True] * 4 + [False] * 12  # one answer, closed by an end of sequence
-    one = encode(tokenizer, ["math 3 ?"], ["careful answer 3"])
+    one = encode_completions(tokenizer, ["math 3 ?"], ["careful answer 3"])
     cut = tokens.rows(torch.tensor([1]))
     for name in ("input_ids", "attention_mask", "mask"):
         assert torch.equal(getattr(cut, name), getattr(one, name)), name
-    assert encode(tokenizer, [PROMPT], [TEXT], 10).mask.tolist() == [[True] * 4 + [False] * 4 + [True] * 2]
+    assert encode_completions(tokenizer, [PROMPT], [TEXT], 10).mask.tolist() == [[True] * 4 + [False] * 4 + [True] * 2]
     with pytest.raises(ValueError, match="record 1: the prompt is empty"):
-        encode(tokenizer, [PROMPT, ""], [TEXT, TEXT])
+        encode_completions(tokenizer, [PROMPT, ""], [TEXT, TEXT])
 
 
 def test_a_cut_dialogue_gets_no_end_of_sequence(tokenizer):
-    tokens = encode(tokenizer, [PROMPT], [TEXT.removesuffix(" <eos>")])
+    tokens = encode_completions(tokenizer, [PROMPT], [TEXT.removesuffix(" <eos>")])
     assert tokens.input_ids[0, -1] != tokenizer.eos_token_id and tokens.mask[0, -1]
 
 
 def test_masks_of_demonstrations_are_the_policys_turns(tokenizer, shown):
-    tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+    tokens = encode_completions(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
     assert tokenizer.unk_token_id not in tokens.input_ids
     for i, record in enumerate(shown):
         completion = tokens.input_ids[i, -tokens.completion_length :]
@@ -103,7 +103,7 @@ def test_rollouts_are_what_their_texts_say(tokenizer, rollouts, records):
     """Tokens, masks and texts agree: encoding the texts again gives the same tokens."""
     assert rollouts.prompts == [r["prompt"] for r in records]
     ended = [i for i, c in enumerate(rollouts.completions) if "<eos>" in c]
-    again = encode(tokenizer, rollouts.prompts, rollouts.completions)
+    again = encode_completions(tokenizer, rollouts.prompts, rollouts.completions)
     for i in ended:
         a, b = rollouts.tokens.rows(torch.tensor([i])), again.rows(torch.tensor([i]))
         for name in ("input_ids", "attention_mask", "mask"):
@@ -141,9 +141,9 @@ def test_sampled_logprobs_are_those_of_one_forward(policy, rollouts):
 
 @pytest.mark.parametrize("length", [48, 12])
 def test_batched_is_one_by_one(tokenizer, policy, records, length):
-    together = converse(policy, tokenizer, records[:12], user_reply, length, temperature=0.0)
+    together = sample_dialogues(policy, tokenizer, records[:12], user_reply, length, temperature=0.0)
     for i, record in enumerate(records[:12]):
-        alone = converse(policy, tokenizer, [record], user_reply, length, temperature=0.0)
+        alone = sample_dialogues(policy, tokenizer, [record], user_reply, length, temperature=0.0)
         assert alone.completions == [together.completions[i]]
         row = together.tokens.rows(torch.tensor([i]))
         assert torch.equal(row.input_ids, alone.tokens.input_ids) and torch.equal(row.mask, alone.tokens.mask)
@@ -153,8 +153,8 @@ def test_batched_is_one_by_one(tokenizer, policy, records, length):
 
 def test_without_replies_it_is_generate(tokenizer, policy, records):
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    ours = converse(policy, tokenizer, records, lambda record, text: None, 20, 1.0, seeds[0])
-    theirs = generate(policy, tokenizer, [r["prompt"] for r in records], 20, 1.0, seeds[1])
+    ours = sample_dialogues(policy, tokenizer, records, lambda record, text: None, 20, 1.0, seeds[0])
+    theirs = sample_answers(policy, tokenizer, [r["prompt"] for r in records], 20, 1.0, seeds[1])
     assert torch.equal(ours.tokens.input_ids, theirs.tokens.input_ids)
     assert torch.equal(ours.tokens.mask, theirs.tokens.mask)
     assert torch.equal(ours.logprobs, theirs.logprobs)
@@ -165,23 +165,24 @@ def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
     prompts = [r["prompt"] for r in records]
     for reply in (None, user_reply):
         seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
-        ours = sample(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
+        ours = sample_rollouts(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
         theirs = (
-            generate(policy, tokenizer, prompts, 30, 0.8, seeds[1])
+            sample_answers(policy, tokenizer, prompts, 30, 0.8, seeds[1])
             if reply is None
-            else converse(policy, tokenizer, records, reply, 30, 0.8, seeds[1])
+            else sample_dialogues(policy, tokenizer, records, reply, 30, 0.8, seeds[1])
         )
         assert ours.completions == theirs.completions and torch.equal(ours.logprobs, theirs.logprobs)
         for i, ids in enumerate(ours.completion_ids()):
             row = ours.tokens.rows(torch.tensor([i]))
             assert ids == row.input_ids[0, -row.completion_length :].tolist()
-        again = encode(tokenizer, prompts, ours.completion_ids())
+        again = encode_completions(tokenizer, prompts, ours.completion_ids())
         assert torch.equal(again.input_ids, ours.tokens.input_ids) and torch.equal(again.mask, ours.tokens.mask)
 
 
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
     runs = [
-        converse(policy, tokenizer, records, user_reply, 40, 1.0, torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+        sample_dialogues(policy, tokenizer, records, user_reply, 40, 1.0, torch.Generator().manual_seed(s))
+        for s in (0, 0, 1)
     ]
     assert runs[0].completions == runs[1].completions != runs[2].completions
     assert torch.equal(runs[0].tokens.input_ids, runs[1].tokens.input_ids)
@@ -189,7 +190,7 @@ def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
 
 def test_sampling_leaves_no_trace(tokenizer, policy, records):
     before = torch.get_rng_state()
-    rollouts = converse(policy, tokenizer, records[:4], user_reply, 30, 1.0, torch.Generator().manual_seed(0))
+    rollouts = sample_dialogues(policy, tokenizer, records[:4], user_reply, 30, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(before, torch.get_rng_state())
     assert not rollouts.tokens.input_ids.is_inference() and not rollouts.logprobs.is_inference()
 
@@ -222,7 +223,7 @@ def scripted(policy, tokenizer, words, length, turns=9, said="<user> hour noon")
     def reply(record, transcript):
         return said if transcript.count("ask") < turns else None
 
-    return converse(Scripted(policy, tokenizer, words), tokenizer, [{"prompt": PROMPT}], reply, length, 0.0)
+    return sample_dialogues(Scripted(policy, tokenizer, words), tokenizer, [{"prompt": PROMPT}], reply, length, 0.0)
 
 
 def test_bounds_by_hand(tokenizer, policy):
@@ -248,7 +249,8 @@ def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
     record = dict(prompt="life haircut day mon hour noon ?", answer="day mon hour noon", user=[""], steps=0)
     words = "book day mon hour noon <eos>"
     whole, cut = (
-        converse(Scripted(policy, tokenizer, words), tokenizer, [record], user_reply, length, 0.0) for length in (6, 5)
+        sample_dialogues(Scripted(policy, tokenizer, words), tokenizer, [record], user_reply, length, 0.0)
+        for length in (6, 5)
     )
     assert whole.completions == [words] and cut.completions == [words.removesuffix(" <eos>")]
     assert score_dialogue(record, whole.completions[0]).tcr == 1
@@ -257,7 +259,7 @@ def test_a_dialogue_cut_by_the_bound_is_not_completed(tokenizer, policy):
 
 def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer, policy, records):
     for words in ("<user> <eos>", "ask hour <user> <eos>", "<user> hour noon book day mon <eos>"):
-        found = converse(Scripted(policy, tokenizer, words), tokenizer, records[:1], user_reply, 40, 0.0)
+        found = sample_dialogues(Scripted(policy, tokenizer, words), tokenizer, records[:1], user_reply, 40, 0.0)
         assert found.completions == [words]
         assert found.tokens.mask.all()  # its own words, marker included: it is they that are punished
         assert score_dialogue(records[0], words) == (0, 0, 0)
@@ -265,7 +267,7 @@ def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer,
 
 def test_impossible_calls_are_named(tokenizer, policy, records):
     with pytest.raises(ValueError, match="no records"):
-        converse(policy, tokenizer, [], user_reply, 10)
+        sample_dialogues(policy, tokenizer, [], user_reply, 10)
     with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
         scripted(policy, tokenizer, "ask hour <eos>", 20, 3, said="<user> hour <eos> noon")
 
@@ -290,7 +292,7 @@ def test_what_the_user_writes_meets_no_loss(tokenizer, policy, rollouts):
             for x in (rewards, old_z, old_v, sampled):
                 x[bad] = float("nan")
         targets = quantile_targets(rewards, old_z.mean(2).sort(-1).values, tokens.mask, 1.0, 0.9)
-        advantages, returns = gae(rewards, old_v, tokens.mask, 1.0, 0.95)
+        advantages, returns = generalised_advantages(rewards, old_v, tokens.mask, 1.0, 0.95)
         if poison:
             for x in (targets, advantages, returns):
                 x[bad] = float("nan")
@@ -335,7 +337,7 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
         t = DVPOTrainer(copy.deepcopy(policy), dialogue_reward, config, records, tokenizer, reply=user_reply)
         rollouts, columns = t.sample()
         assert max(segments(mask) for mask in rollouts.tokens.mask) >= 2
-        rewards = score(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)
+        rewards = score_completions(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)
         if spoil:
             rollouts.logprobs = spoiled(rollouts.logprobs, rollouts.tokens.mask, -5.0)
         x = t.build_experience(rollouts, rewards)
@@ -360,9 +362,9 @@ def test_advantages_skip_the_user(rollouts):
     row = next(i for i in range(len(mask)) if segments(mask[i]) >= 2)
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, *mask.shape, generator=generator)
-    spread, _ = gae(rewards, values, mask, 1.0, 0.9)
+    spread, _ = generalised_advantages(rewards, values, mask, 1.0, 0.9)
     own = mask[row]
-    alone, _ = gae(
+    alone, _ = generalised_advantages(
         rewards[row, own][None], values[row, own][None], torch.ones(1, int(own.sum()), dtype=torch.bool), 1.0, 0.9
     )
     torch.testing.assert_close(spread[row, own], alone[0])
@@ -371,9 +373,9 @@ def test_advantages_skip_the_user(rollouts):
 def test_supervised_training_does_not_teach_the_users_words(tokenizer, shown):
     """Logits where the user speaks get no gradient: another word of the user changes the loss of later turns alone."""
     policy = build_policy(tokenizer, PolicySettings(hidden_size=32), seed=0)
-    tokens = encode(tokenizer, [PROMPT], [TEXT])
+    tokens = encode_completions(tokenizer, [PROMPT], [TEXT])
     logprobs, _ = token_logprobs(policy, tokens)
-    changed = encode(tokenizer, [PROMPT], [TEXT.replace("<user> hour noon", "<user> hour dusk")])
+    changed = encode_completions(tokenizer, [PROMPT], [TEXT.replace("<user> hour noon", "<user> hour dusk")])
     again, _ = token_logprobs(policy, changed)
     first, last = slice(0, 4), slice(8, 16)
     torch.testing.assert_close(again[:, first], logprobs[:, first])

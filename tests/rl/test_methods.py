@@ -22,7 +22,7 @@ from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig, with_changes
 from dvpo_lib.rl.estimators import Experience
-from dvpo_lib.rl.methods import METHODS, resolve
+from dvpo_lib.rl.methods import METHODS, resolve_settings
 from dvpo_lib.rl.rollouts import Rollouts
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.rl.updates import update_policy
@@ -49,7 +49,7 @@ def settled(method, q=None, **changes):
     kind = METHODS[method].critic
     critic = CriticSettings(kind=kind, q=q or QSettings()) if kind else None
     base = dict(method=method, num_generations=2, generation_batch_size=2, critic=critic)
-    return resolve(DVPOConfig(**base | changes))
+    return resolve_settings(DVPOConfig(**base | changes))
 
 
 # ---- advantages and targets by hand: two responses, the first one token shorter ----
@@ -659,19 +659,19 @@ def test_the_rows_are_the_eleven_of_the_comparison():
 @every_method
 def test_a_method_alone_is_enough(method):
     """Critic, placement and estimator follow from the row; what is said explicitly counts; twice changes nothing."""
-    args = resolve(DVPOConfig(method=method))
+    args = resolve_settings(DVPOConfig(method=method))
     assert (args.kl_placement, args.kl_estimator) == SOURCES[method]
     assert args.critic == (CriticSettings(kind=CRITICS[method]) if CRITICS[method] else None)
-    assert resolve(args) == args
+    assert resolve_settings(args) == args
     for placement, estimator in (("loss", "k2"), ("reward", "k3")):
-        said = resolve(DVPOConfig(method=method, kl_placement=placement, kl_estimator=estimator))
+        said = resolve_settings(DVPOConfig(method=method, kl_placement=placement, kl_estimator=estimator))
         assert said == replace(args, kl_placement=placement, kl_estimator=estimator)
 
 
 def test_a_critic_is_kept_where_it_fits_and_dropped_where_none_is_needed():
     mine = CriticSettings(kind="quantile", heads=5)
-    assert resolve(DVPOConfig(method="robust_ppo", critic=mine)).critic == mine
-    assert resolve(DVPOConfig(method="grpo", critic=mine)).critic is None
+    assert resolve_settings(DVPOConfig(method="robust_ppo", critic=mine)).critic == mine
+    assert resolve_settings(DVPOConfig(method="grpo", critic=mine)).critic is None
 
 
 @pytest.mark.parametrize(
@@ -691,12 +691,15 @@ def test_a_critic_is_kept_where_it_fits_and_dropped_where_none_is_needed():
 )
 def test_settings_that_do_not_fit_a_method_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
-        resolve(DVPOConfig(**bad))
+        resolve_settings(DVPOConfig(**bad))
 
 
 def test_groups_must_fit_the_batch_only_where_there_are_groups():
     for method in set(METHODS) - set(GROUPS):
-        assert resolve(DVPOConfig(method=method, generation_batch_size=10, num_generations=4)).num_generations == 4
+        assert (
+            resolve_settings(DVPOConfig(method=method, generation_batch_size=10, num_generations=4)).num_generations
+            == 4
+        )
 
 
 def test_changes_reach_into_nested_settings():

@@ -13,8 +13,8 @@ from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import encode_table, fit_critic
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.methods import METHODS, resolve
-from dvpo_lib.rl.rewards import score
+from dvpo_lib.rl.methods import METHODS, resolve_settings
+from dvpo_lib.rl.rewards import score_completions
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 every_method = pytest.mark.parametrize("method", list(METHODS))
@@ -133,10 +133,10 @@ def test_delta_is_zero_where_the_reward_is_not_known():
     """V = 1, 2 and then the end; gamma 1, lambda 1/2: deltas 0 + 2 - 1 and, in place of r - 2, 0."""
     rewards = torch.tensor([[0.0, math.nan], [0.0, 9.0]])
     values, mask = torch.tensor([[1.0, 2.0]] * 2), torch.ones(2, 2) > 0
-    a, g = adv.gae(rewards, values, mask, 1.0, 0.5)
+    a, g = adv.generalised_advantages(rewards, values, mask, 1.0, 0.5)
     assert a.tolist() == [[1, 0], [1 + 3.5, 7]] and g.tolist() == [[2, 2], [5.5, 9]]
     z = torch.stack([values - 0.5, values + 0.5], -1)
-    a, _ = adv.gae(rewards, z, mask, 1.0, 0.5)
+    a, _ = adv.generalised_advantages(rewards, z, mask, 1.0, 0.5)
     assert a[0, 1].tolist() == [0, 0]
 
 
@@ -151,7 +151,9 @@ def test_delta_is_zero_where_the_reward_is_not_known():
 @pytest.mark.parametrize("method", ["dvpo", "ppo", "robust_ppo"])
 def test_an_unknown_reward_gives_no_signal_at_the_last_token(method, readout):
     """Whatever the read-out's own baseline there is; the KL penalty of that token is part of what is not known."""
-    args = resolve(DVPOConfig(method=method, readout=readout, whiten_advantages=False, missing_rewards="bootstrap"))
+    args = resolve_settings(
+        DVPOConfig(method=method, readout=readout, whiten_advantages=False, missing_rewards="bootstrap")
+    )
     generator = torch.Generator().manual_seed(0)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
     shape = (2, 3, 1, 1) if method == "ppo" else (2, 3, 2, 16)
@@ -198,7 +200,7 @@ def test_a_mini_batch_without_rewards_leaves_the_critic_as_it_is(tokenizer):
 
 def test_methods_without_a_critic_have_nothing_to_bootstrap_from():
     for method, row in METHODS.items():
-        found = resolve(DVPOConfig(method=method, missing_rewards="bootstrap")).missing_rewards
+        found = resolve_settings(DVPOConfig(method=method, missing_rewards="bootstrap")).missing_rewards
         assert found == ("bootstrap" if row.critic else "drop")
 
 
@@ -207,7 +209,7 @@ def test_methods_without_a_critic_have_nothing_to_bootstrap_from():
 
 def test_rewards_are_summed_over_the_functions_that_have_one():
     one, two = lambda **c: [1.0, None, None], lambda **c: [2, 5, None]  # noqa: E731
-    total = score([one, two], ["p"] * 3, ["c"] * 3, {})
+    total = score_completions([one, two], ["p"] * 3, ["c"] * 3, {})
     assert total[:2].tolist() == [3, 5] and total[2].isnan()
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
-from dvpo_lib.rl.rewards import RewardError, call
+from dvpo_lib.rl.rewards import RewardError, call_reward
 
 PROMPTS, COLUMNS = ["p0", "p1", "p2"], {"answer": ["a", "b", "c"]}
 
 
 def run(func, step=3):
-    return call(func, PROMPTS, ["x"] * 3, COLUMNS, SimpleNamespace(global_step=step))
+    return call_reward(func, PROMPTS, ["x"] * 3, COLUMNS, SimpleNamespace(global_step=step))
 
 
 def test_numbers_of_any_kind_and_none():

@@ -15,7 +15,7 @@ from dvpo_lib.experiments.known_distributions.distributions import (
     curve_statistics,
 )
 from dvpo_lib.experiments.known_distributions.term_bias import START_WIDTHS, find_minimisers
-from dvpo_lib.functional.quantiles import ensemble, levels
+from dvpo_lib.functional.quantiles import ensemble_quantiles, midpoint_levels
 from dvpo_lib.reporting.prose import join_words
 
 
@@ -41,13 +41,13 @@ def bias_frames(
         truth, base = curve_statistics(exact), {}
         for c, case in enumerate(cases):  # of one term at most
             [((term, form), w)] = case.items() or [(("core", ""), 0.0)]
-            z, key = ensemble(q[d, c]), {"distribution": name, "term": term, "form": form, "weight": w}
+            z, key = ensemble_quantiles(q[d, c]), {"distribution": name, "term": term, "form": form, "weight": w}
             found = curve_statistics(z)
             base = base or found
             row = key | found | {f"{k}_error": v - truth[k] for k, v in found.items()}
             row |= {f"{k}_change": v - base[k] for k, v in found.items()}
             rows.append({**row, "apart": (q[d, c, 0] - q[d, c, 1]).abs().max().item()})
-            curves.append(pd.DataFrame({**key, "level": levels(z.shape[-1], dtype=z.dtype), "value": z}))
+            curves.append(pd.DataFrame({**key, "level": midpoint_levels(z.shape[-1], dtype=z.dtype), "value": z}))
     return pd.concat(curves, ignore_index=True), pd.DataFrame(rows)
 
 
@@ -121,7 +121,7 @@ def truth_and_starts(name: str = SHOWN_DISTRIBUTION) -> tuple[pd.DataFrame, pd.D
         truth: Columns level, value.
         starts: Columns form, level, value.
     """
-    z, tau = DISTRIBUTIONS[name](QUANTILE_COUNT), levels(QUANTILE_COUNT, dtype=torch.float64)
+    z, tau = DISTRIBUTIONS[name](QUANTILE_COUNT), midpoint_levels(QUANTILE_COUNT, dtype=torch.float64)
     starts = [
         pd.DataFrame({"form": f"previous, {s}", "level": tau, "value": z.mean() + width * (z - z.mean())})
         for s, width in START_WIDTHS.items()
@@ -143,11 +143,11 @@ def learned_curve(
     Returns:
         The curve (columns level, value, truth) and a sentence.
     """
-    q = ensemble(find_minimisers([weights], [name], kappa, steps=800)[0, 0])
+    q = ensemble_quantiles(find_minimisers([weights], [name], kappa, steps=800)[0, 0])
     truth = DISTRIBUTIONS[name](QUANTILE_COUNT)
     found, right = curve_statistics(q), curve_statistics(truth)
     titles = {"mean": "mean", "lower": "lower tail", "upper": "upper tail"}
     parts = [f"{title} {found[k]:.2f} (truth {right[k]:.2f})" for k, title in titles.items()]
     return pd.DataFrame(
-        {"level": levels(QUANTILE_COUNT, dtype=q.dtype), "value": q, "truth": truth}
+        {"level": midpoint_levels(QUANTILE_COUNT, dtype=q.dtype), "value": q, "truth": truth}
     ), f"Learned: {join_words(parts)}."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
-from dvpo_lib.functional.quantiles import levels, lower_tail_mean, upper_tail_mean
+from dvpo_lib.functional.quantiles import lower_tail_mean, midpoint_levels, upper_tail_mean
 
 DEFAULT_LOSS = CriticLossSettings()
 TAIL_MASSES = (DEFAULT_LOSS.lower_mass, DEFAULT_LOSS.upper_mass)
@@ -26,7 +26,7 @@ def bernoulli_quantiles(p: float, tau: Tensor) -> Tensor:
 @cache
 def _spike_quantiles(m: int, p: float, rate: float, scale: float) -> Tensor:
     """(m,) quantiles of Bernoulli(p) with a share `rate` replaced by N(0, scale^2), by bisection of the CDF."""
-    tau = levels(m, dtype=torch.float64)
+    tau = midpoint_levels(m, dtype=torch.float64)
     low, high = torch.full_like(tau, -20 * scale), torch.full_like(tau, 20 * scale)
     for _ in range(90):
         x = (low + high) / 2
@@ -37,8 +37,8 @@ def _spike_quantiles(m: int, p: float, rate: float, scale: float) -> Tensor:
 
 
 DISTRIBUTIONS: Mapping[str, Callable[[int], Tensor]] = {  # {name: M -> (M,) exact quantiles at midpoint levels}
-    "Bernoulli(0.2)": lambda m: bernoulli_quantiles(0.2, levels(m, dtype=torch.float64)),
-    "Gaussian N(0, 1)": lambda m: torch.special.ndtri(levels(m, dtype=torch.float64)),
+    "Bernoulli(0.2)": lambda m: bernoulli_quantiles(0.2, midpoint_levels(m, dtype=torch.float64)),
+    "Gaussian N(0, 1)": lambda m: torch.special.ndtri(midpoint_levels(m, dtype=torch.float64)),
     SHOWN_DISTRIBUTION: lambda m: _spike_quantiles(m, 0.5, 0.2, 5.0),
 }
 

@@ -13,12 +13,12 @@ from dvpo_lib.experiments.known_distributions.distributions import DISTRIBUTIONS
 from dvpo_lib.functional.advantages import (
     ReadoutSettings,
     actor_advantages,
-    gae,
+    generalised_advantages,
     group_advantages,
+    masked_whiten,
     quantile_targets,
-    whiten,
 )
-from dvpo_lib.functional.quantiles import distortion_weights, interpolate, levels, monotone
+from dvpo_lib.functional.quantiles import distortion_weights, midpoint_levels, quantile_at_level, sort_quantiles
 from dvpo_lib.reporting.prose import join_words, percent_text
 
 # ---- advantages ----
@@ -35,7 +35,10 @@ def gae_identity(seed: int = 0) -> pd.DataFrame:
         generator = torch.Generator().manual_seed(seed)
         r, z = (torch.randn(*s, generator=generator, dtype=dtype) for s in ((64, 24), (64, 24, 200)))
         mask = torch.rand(64, 24, generator=generator) < 0.8
-        difference = gae(r, monotone(z), mask, 1.0, lam)[0].mean(-1) - gae(r, z.mean(-1), mask, 1.0, lam)[0]
+        difference = (
+            generalised_advantages(r, sort_quantiles(z), mask, 1.0, lam)[0].mean(-1)
+            - generalised_advantages(r, z.mean(-1), mask, 1.0, lam)[0]
+        )
         rows.append(
             {"precision": str(dtype).removeprefix("torch."), "lambda": lam, "difference": difference.abs().max().item()}
         )
@@ -54,7 +57,7 @@ def random_walk_returns(steps: int = 5, noise: int = 31) -> tuple[Tensor, Tensor
         returns: (B,) return.
     """
     path = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=steps)), dtype=torch.float64)
-    extra = torch.special.ndtri(levels(noise, dtype=torch.float64)).repeat(len(path))
+    extra = torch.special.ndtri(midpoint_levels(noise, dtype=torch.float64)).repeat(len(path))
     path = path.repeat_interleave(noise, 0)
     return path.cumsum(1) - path, path.sum(1) + extra
 
@@ -82,7 +85,7 @@ def fixed_point_quantiles(lam: float, kind: str, m: int = QUANTILE_COUNT, seed: 
         for state in position[:, t].unique():
             here = position[:, t] == state
             pool = targets[here].flatten().sort().values
-            z[here, t] = pool[(levels(m, dtype=torch.float64) * len(pool)).long()]
+            z[here, t] = pool[(midpoint_levels(m, dtype=torch.float64) * len(pool)).long()]
     return z[0, 0]
 
 
@@ -96,7 +99,7 @@ def walk_quantiles(lams: Iterable[float] = tuple(i / 10 for i in range(11))) -> 
         Columns kind ("true", "comonotone", "mixture"), lambda, level, value.
     """
     returns = random_walk_returns()[1].sort().values
-    tau = levels(QUANTILE_COUNT, dtype=torch.float64)
+    tau = midpoint_levels(QUANTILE_COUNT, dtype=torch.float64)
     true = returns[(tau * len(returns)).long()]
     frames = [pd.DataFrame({"kind": "true", "lambda": lam, "level": tau, "value": true}) for lam in lams]
     frames += [
@@ -129,7 +132,9 @@ def readout_weights(m: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
     curves, rows = [], []
     for name, (kind, settings) in SHOWN_READOUTS.items():
         w = distortion_weights(kind, m, dtype=torch.float64, **settings)
-        curves.append(pd.DataFrame({"readout": name, "level": levels(m, dtype=torch.float64), "weight": w * m}))
+        curves.append(
+            pd.DataFrame({"readout": name, "level": midpoint_levels(m, dtype=torch.float64), "weight": w * m})
+        )
         rows.append({"readout": name, **{n: (f(m) @ w).item() for n, f in DISTRIBUTIONS.items()}})
     return pd.concat(curves, ignore_index=True), pd.DataFrame(rows)
 
@@ -152,7 +157,7 @@ def winsorised_rewards(
     for level in band:
         readout = ReadoutSettings(kind="winsorised", level_low=level, level_up=level)
         a = actor_advantages(r, z.expand(len(r), 1, -1), mask, 1.0, 1.0, readout)[:, 0]
-        low, up = (interpolate(z, level), interpolate(z, 1 - level)) if level else (-torch.inf, torch.inf)
+        low, up = (quantile_at_level(z, level), quantile_at_level(z, 1 - level)) if level else (-torch.inf, torch.inf)
         rows.append(pd.DataFrame({"level": level, "reward": r[:, 0], "used": a + z.clamp(low, up).mean()}))
     return pd.concat(rows, ignore_index=True)
 
@@ -193,7 +198,7 @@ def spike_shrinkage(
         noise = scale * torch.randn(batches, batch, generator=generator, dtype=torch.float64)
         r = torch.where(spike, noise, right.double())
         found = {
-            "whitened": (torch.stack([whiten(x[:, None], mask)[:, 0] for x in r]), batch),
+            "whitened": (torch.stack([masked_whiten(x[:, None], mask)[:, 0] for x in r]), batch),
             "groups": (group_advantages(r.flatten(), group), group),
         }
         distances = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dvpo_lib.experiments.known_distributions.distributions import GRID_POINTS, bernoulli_quantiles
 from dvpo_lib.functional.quantile_huber import quantile_huber
-from dvpo_lib.functional.quantiles import levels
+from dvpo_lib.functional.quantiles import midpoint_levels
 from dvpo_lib.reporting.prose import percent_text
 
 
@@ -75,10 +75,10 @@ def kappa_readouts(
         curves: Columns p, kappa, level, value, truth.
         table: Columns p, kappa, found (mean read-out by the library's gradient), closed (by the closed form), truth.
     """
-    tau, curves, rows = levels(m, dtype=torch.float64), [], []
+    tau, curves, rows = midpoint_levels(m, dtype=torch.float64), [], []
     for p, kappa in itertools.product(ps, kappas):
         q, truth = (
-            bisected_minimiser(bernoulli_quantiles(p, levels(GRID_POINTS, dtype=torch.float64)), kappa, m),
+            bisected_minimiser(bernoulli_quantiles(p, midpoint_levels(GRID_POINTS, dtype=torch.float64)), kappa, m),
             bernoulli_quantiles(p, tau),
         )
         rows.append(

@@ -21,7 +21,7 @@ from dvpo_lib.experiments.known_distributions.distributions import (
 )
 from dvpo_lib.experiments.known_distributions.term_bias import core_loss, term_weight
 from dvpo_lib.functional import critic_losses as losses
-from dvpo_lib.functional.quantiles import monotone
+from dvpo_lib.functional.quantiles import sort_quantiles
 from dvpo_lib.reporting.prose import join_words
 
 DRIFT_STRENGTHS = (0.01, 0.1, 1.0)  # in multiples of the default weights
@@ -63,16 +63,16 @@ def measure_drift(
         reference, average = q.detach().clone(), torch.zeros_like(q)
         for step in range(steps):
             if step % refresh == 0:
-                reference = monotone(q.detach())
+                reference = sort_quantiles(q.detach())
             g = grid[torch.randint(GRID_POINTS, (seeds, batch), generator=generator)]  # the same for all cases
             loss = core_loss(q[:, :, None], g).sum()
             for i, (term, w) in enumerate(cases[1:], start=1):
-                loss = loss + w * getattr(losses, term)(monotone(q[:, i]), reference[:, i], *TAIL_MASSES).sum()
+                loss = loss + w * getattr(losses, term)(sort_quantiles(q[:, i]), reference[:, i], *TAIL_MASSES).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step >= steps - steps // 4:
-                average += monotone(q.detach()) / (steps // 4)
+                average += sort_quantiles(q.detach()) / (steps // 4)
         right = {f"{k}_truth": v for k, v in curve_statistics(truth).items()}
         for i, (term, w) in enumerate(cases):
             for seed in range(seeds):

@@ -21,7 +21,7 @@ from dvpo_lib.experiments.known_distributions.distributions import (
     TAIL_MASSES,
 )
 from dvpo_lib.functional import critic_losses as losses
-from dvpo_lib.functional.quantiles import levels, monotone
+from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles
 
 MINIMISER_STEPS = 2500
 STRONG_FACTOR = 10.0  # the strong weights of the bias table, in multiples of the default ones
@@ -58,7 +58,7 @@ def minimise_by_adam(
         with torch.no_grad():
             q -= scale * first / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
             mean += q / kept * (step >= steps - kept)
-    return monotone(mean)
+    return sort_quantiles(mean)
 
 
 def core_loss(q: Tensor, g: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -88,7 +88,7 @@ def _calibration_form(q: Tensor, g: Tensor, ref: Tensor, form: str) -> Tensor:
     """Tail calibration, mean over heads."""
     points = g[:, None, None, :, None] if form == "sample" else g[:, None, None, None]  # the score is linear in samples
     scale = torch.stack([losses.return_scale(x) for x in g], 1)[..., None, None, None]  # of each distribution
-    return losses.tail_calibration(monotone(q)[..., None, :], points, *TAIL_MASSES, form, scale).mean((-2, -1))
+    return losses.tail_calibration(sort_quantiles(q)[..., None, :], points, *TAIL_MASSES, form, scale).mean((-2, -1))
 
 
 def _shift_form(q: Tensor, g: Tensor, ref: Tensor, batch: float) -> Tensor:
@@ -97,7 +97,7 @@ def _shift_form(q: Tensor, g: Tensor, ref: Tensor, batch: float) -> Tensor:
     if batch == 1:
         means = g
     elif batch < float("inf"):
-        normal = torch.special.ndtri(levels(201, dtype=g.dtype))
+        normal = torch.special.ndtri(midpoint_levels(201, dtype=g.dtype))
         means = means + g.std(-1, correction=0, keepdim=True) * normal / batch**0.5
     values = q.mean(-1)[..., None, None].expand(*q.shape[:-1], 1, means.shape[-1])  # the head axis holds batches
     means = means[:, None, None, None].expand_as(values)
@@ -107,19 +107,19 @@ def _shift_form(q: Tensor, g: Tensor, ref: Tensor, batch: float) -> Tensor:
 
 def _reference_form(term: Callable, q: Tensor, g: Tensor, ref: Tensor) -> Tensor:
     """A tail term against the critic before the update, mean over heads."""
-    return term(monotone(q), ref[:, None], *TAIL_MASSES).mean(-1)
+    return term(sort_quantiles(q), ref[:, None], *TAIL_MASSES).mean(-1)
 
 
 def _sample_form(term: Callable, q: Tensor, g: Tensor, ref: Tensor) -> Tensor:
     """A tail term against one sample, mean over heads."""
     point = g[:, :1][:, None, None]  # a point has neither width nor curvature, so any one will do
-    return term(monotone(q), point, *TAIL_MASSES).mean(-1)
+    return term(sort_quantiles(q), point, *TAIL_MASSES).mean(-1)
 
 
 # {(term, form): (quantiles (D, C, N, M), targets (D, K), heads before the update (D, N, M)) -> (D, C)}
 TERM_FORMS: dict[tuple[str, str], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     ("risk_weight", f"rho = {SHOWN_RHO:g}"): _risk_weight_form,
-    ("head_consistency", ""): lambda q, g, ref: losses.head_consistency(monotone(q)),
+    ("head_consistency", ""): lambda q, g, ref: losses.head_consistency(sort_quantiles(q)),
     ("tail_calibration", "sample"): partial(_calibration_form, form="sample"),
     ("tail_calibration", "elicitable"): partial(_calibration_form, form="elicitable"),
     ("mean_shift", "all data"): partial(_shift_form, batch=float("inf")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, load_policy
-from dvpo_lib.models.tokens import encode
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
 
@@ -38,7 +38,7 @@ class BasePolicySpec:
         else:
             tokenizer = build_tokenizer(self.tasks)
             shown = [r for splits in build_suites(self.tasks).values() for r in splits["demonstrations"]]
-            tokens = encode(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
+            tokens = encode_completions(tokenizer, [r["prompt"] for r in shown], [r["completion"] for r in shown])
             policy = build_policy(tokenizer, self.policy, self.seed)
             losses = fit_language_model(policy, tokens, self.policy, self.seed, progress="base policy")
         policy.save_pretrained(folder / "base")

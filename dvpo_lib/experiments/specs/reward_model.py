@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dvpo_lib.common.seeds import generator_for, seed_for
 from dvpo_lib.models.policy import load_policy
-from dvpo_lib.models.tokens import encode
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.noise.reward_model import (
     WEIGHTS_FILE,
     RewardModel,
@@ -45,7 +45,10 @@ class RewardModelSpec:
         cfg, (policy, tokenizer) = self.model, load_policy(self.base)
         policy.eval()
         parts = self.examples(policy, tokenizer)
-        tokens = {name: encode(tokenizer, t["prompt"].tolist(), t["completion"].tolist()) for name, t in parts.items()}
+        tokens = {
+            name: encode_completions(tokenizer, t["prompt"].tolist(), t["completion"].tolist())
+            for name, t in parts.items()
+        }
         right = {name: (table["reward"] >= 0.5).to_numpy(dtype=float) for name, table in parts.items()}
         labels = torch.tensor(right["training"], dtype=torch.float32)
         flipped = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise

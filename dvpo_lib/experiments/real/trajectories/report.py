@@ -9,7 +9,7 @@ from dvpo_lib.experiments.critic_scores import POSITIONS
 from dvpo_lib.experiments.real.files import DOWNLOAD_HINT
 from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, metric_tree, score_cells, score_text, seed_count
 from dvpo_lib.experiments.real.trajectories.study import TRAJECTORY_DESIGN, TrajectoryStudy
-from dvpo_lib.functional.quantiles import levels
+from dvpo_lib.functional.quantiles import midpoint_levels
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.prose import join_words, percent_text
 
@@ -32,7 +32,7 @@ def task_quantiles(study: TrajectoryStudy, name: str = "quantile") -> pd.DataFra
         read = study.quantiles[name][:, :, position].mean(0)
         for task, own in study.table.groupby("task"):
             q = read[own.index].mean(0)
-            bands = np.interp(DRAWN_LEVELS, levels(len(q)).numpy(), q)
+            bands = np.interp(DRAWN_LEVELS, midpoint_levels(len(q)).numpy(), q)
             rows.append((task, at, own["correct"].mean(), q.mean(), *bands))
     return pd.DataFrame(rows, columns=["task", "at", "success", "mean", *(f"q{100 * b:02.0f}" for b in DRAWN_LEVELS)])
 
