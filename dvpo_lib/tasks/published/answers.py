@@ -1,4 +1,4 @@
-"""What a completion says: its conclusion, its boxed answer, the letter that it chooses, the slots that it fills.
+"""Where a completion's answer stands: its conclusion, its box, or the sentence that states it.
 
 Pure functions of text, each a single pass or a bounded pattern: completions come from a policy that is rewarded for
 them, and may be made to be slow to read.
@@ -7,7 +7,7 @@ them, and may be made to be slow to read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LAST = 4000  # characters of a completion that are looked at, counted from its end
@@ -31,96 +31,249 @@ def text_of(completion: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def conclusion(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str:
-    """The part of a completion that is judged: what follows the last `</think>`, at most its `last` characters."""
-    text = text_of(completion)
-    after = text.rpartition("</think>")[2]
-    return (after if after.strip() else text)[-last:]
+    """The part of a completion that is judged.
+
+    Args:
+        completion: a text, or a list of messages.
+        last: the characters that are looked at, counted from the end.
+
+    Returns:
+        What the last `<answer>` holds, else what follows the last `</think>`; "" while one of the two is still open.
+    """
+    text = text_of(completion).rpartition("</think>")[2]
+    if "<think>" in text:
+        return ""
+    end = text.rfind("</answer>")
+    if text.rfind("<answer>") > end:
+        return ""
+    start = text.rfind("<answer>", 0, max(end, 0))
+    if 0 <= start and "\\boxed" not in text[end:]:
+        text = text[start + len("<answer>") : end]
+    return text[-last:]
+
+
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+
+# ---- boxes ----
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
+_MATH_SIGNS = re.compile(r"\\+$|\\(?:text|quad|qquad|left|right|[()\[\],;:! ])|[${}\s.,;:+&*_()]")
+_LABEL = re.compile(r"[A-Za-z][\w\\{}()]{0,12}\s{0,4}=\s{0,4}$")
+_TURNS = set("no not wait but yet wrong instead should actually rather check hmm so thus hence therefore answer final "
+             "was gives get means then".split())  # fmt: skip
+
+
+def _scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
+    """Every closed box, and where the last open one starts (-1: there is none). One pass over the text."""
+    openings = {m.end() - 1: m.start() for m in _BOX.finditer(text)}
+    found, stack = [], []
+    for i in (m.start() for m in re.finditer(r"[{}]", text)):
+        if text[i - 1 : i] == "\\":
+            continue
+        if text[i] == "{":
+            stack.append(i)
+        elif stack:
+            opened = stack.pop()
+            if opened in openings:
+                while found and found[-1][0] > openings[opened]:  # the outermost alone
+                    found.pop()
+                found.append((openings[opened], i + 1, text[opened + 1 : i]))
+    return found, max((openings[i] for i in stack if i in openings), default=-1)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Every `\boxed{...}` (and `\fbox{...}`) with balanced braces: start, end, content. One pass over the text."""
-    openings = {m.end() - 1: m.start() for m in re.finditer(r"\\(?:boxed|fbox)\s{0,8}\{", text)}
-    found, stack = [], []
-    for i, character in enumerate(text):
-        if character == "{" and text[i - 1 : i] != "\\":
-            stack.append(i)
-        elif character == "}" and text[i - 1 : i] != "\\" and stack:
-            opened = stack.pop()
-            if opened in openings and not any(brace in openings for brace in stack):  # the outermost alone
-                found.append((openings[opened], i + 1, text[opened + 1 : i]))
-    return found
+    r"""Every `\boxed{...}` (and `\fbox{...}`) with balanced braces: start, end, content."""
+    return _scanned(text)[0]
+
+
+def is_cut(text: str) -> bool:
+    """Whether the last box is never closed, as where a completion ends too early."""
+    found, opened = _scanned(text)
+    return opened > (found[-1][0] if found else -1)
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds; several side by side ("\boxed{1} and \boxed{2}") are one answer, "1, 2".
+    r"""What the last `\boxed{...}` holds.
 
-    So a completion cannot hedge: of answers in different places the last one counts, and a list is a list.
+    Several side by side are one list: `\boxed{1} and \boxed{2}`, `$a=\boxed{1}$, $b=\boxed{2}$`. So a completion cannot
+    hedge. Boxes of one content are one.
+
+    Args:
+        text: a completion, or a right answer.
+
+    Returns:
+        The content, "1, 2" for several. None if there is no box, "" if the last one is never closed.
     """
-    found = boxes(text)
+    found, opened = _scanned(text)
+    if opened > (found[-1][0] if found else -1):
+        return ""
     if not found:
         return None
     run = [found[-1]]
     for box in reversed(found[:-1]):
-        between = text[box[1] : run[0][0]]
-        if len(between) > 40 or not re.fullmatch(r"(?:[\s,;$]|and|or|\\text|\\quad|\\[()\[\],;]|[{}])*", between):
+        if not _side_by_side(text[box[1] : run[0][0]]):
             break
         run.insert(0, box)
-    return ", ".join(content for _, _, content in run)
+    contents = [content for _, _, content in run]
+    return contents[0] if len({"".join(content.split()) for content in contents}) == 1 else ", ".join(contents)
+
+
+def _side_by_side(between: str) -> bool:
+    """Whether what stands between two boxes joins them, rather than turns from the one to the other."""
+    if len(between) > 60:
+        return False
+    words = _MATH_SIGNS.sub(" ", _LABEL.sub(" ", between)).split()
+    joins = "," in between or {"and", "or", "for"} & {word.casefold() for word in words}
+    return not words or bool(joins and not _TURNS & {word.casefold() for word in words})
+
+
+# ---- statements ----
+
+_SAID = re.compile(r"(?i)(?<![a-z])answers?\b(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
+                   r"|[\s*_:]{0,8}\n)")  # fmt: skip
+_FORMULA = re.compile(r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL)
+_BLOCK = re.compile(r"\\\[.{1,600}?\\\]|\$\$[^$]{1,600}\$\$", re.DOTALL)
+_STOP = re.compile(r"[.!?](?=\s|$|[\"'`*)])|\n")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\$)\s+|(?<=[.!?]\$\$)\s+")
+_NUMBER = re.compile(r"(?<![\w.,/^])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s\d+/\d+|\s?/\s?\d+)?(?::\d+){0,2}"
+                     r"(?:\s?(?:\\?%|percent\b|pct\b))?")  # fmt: skip
+_REASON = re.compile(r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL)
+_DOUBT = re.compile(r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|neither|not sure"
+                    r"|(?:might|could|may) be(?!.*\b(?:is|are|equals)\b))\b")
+_NOT = re.compile(r"(?i)\b(?:not|isn't|never|cannot|can't)\b")
+_TAKEN_BACK = re.compile(r"(?i)[\s.*\"]{0,6}(?:no\b|wait\b|hmm|but (?:that|this)|(?:that|this)(?:'s| is) (?:wrong|not|incorrect))")
+_CLEAN = re.compile(r"\\[()\[\]]|\$|\*\*|__|`|[\"“”]|^'|'$")
+
+
+def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
+    r"""The answer that a completion without a box states.
+
+    It follows "####", else the last "the answer is", else it is what the last line says: the line itself, its last
+    formula, its last number. Dollar amounts in prose are no formulas.
+
+    Args:
+        text: the conclusion of a completion.
+        is_whole: whether a text can be read as a formula.
+
+    Returns:
+        The answer as it is written. None if there is none, or if it is doubted or denied.
+    """
+    text = _BLOCK.sub(lambda m: " ".join(m[0].split()), text.replace("\\$", ""))
+    mark = text.rfind("####")
+    if mark >= 0:
+        return stated(text[mark:].lstrip("# ").partition("\n")[0], is_whole)
+    said = list(_SAID.finditer(text))
+    if said:
+        rest = text[said[-1].end() :].lstrip(" \n\t*_:")
+        end = next((m for m in _STOP.finditer(rest)), None)
+        if _TAKEN_BACK.match(rest, end.end() if end else len(rest)):
+            return None
+        return stated(rest[: end.start()] if end else rest, is_whole)
+    lines = [line for line in text.split("\n") if line.strip()]
+    for line in reversed(lines[-4:]):
+        if not any(map(str.isalnum, line)):
+            return None
+        sentences = [part for part in _SENTENCE.split(line) if any(map(str.isdigit, part)) or "$" in part or "\\" in part]
+        if sentences or line is lines[0]:
+            return concluded(line, sentences[-1] if sentences else line, is_whole)
+    return None
+
+
+def answer_of(text: str, is_whole: Callable[[str], bool], boxed_only: bool = False) -> str:
+    """The answer that a conclusion gives: its box, or what it states (behind the box too, where that is a formula).
+
+    Args:
+        text: the conclusion of a completion.
+        is_whole: whether a text can be read as a formula.
+        boxed_only: whether a statement without a box is no answer.
+
+    Returns:
+        The answer as it is written, "" if there is none.
+    """
+    inside = boxed(text)
+    if boxed_only or inside == "":
+        return plain(inside or "")
+    if inside is None:
+        return plain(final_answer(text, is_whole) or "")
+    behind = text[boxes(text)[-1][1] :]
+    later = final_answer(behind, is_whole) if _SAID.search(behind) else None
+    return plain(later) if later and any(map(str.isdigit, later)) and is_whole(later) else plain(inside)
+
+
+def clean(text: str) -> str:
+    """A statement without delimiters, quotes, bold and a final full stop."""
+    return _CLEAN.sub(" ", text).lstrip(" \t\n,;:'*_").rstrip(" \t\n.,;:'*_")
+
+
+def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
+    """The answer in what follows "the answer is"."""
+    instead = re.search(r"(?i)\bnot\b.{1,60}?\bbut\b(.*)", said)
+    said = instead[1] if instead else said
+    said = re.sub(r"(?i),?\s(?:and )?not\s.*", "", said) if re.search(r"\d.*\bnot\b", said) else said
+    whole = clean(said)
+    if _DOUBT.search(said) or _NOT.search(said):
+        return None
+    either = re.match(r"(?i)either\s(.*)", whole)
+    whole = either[1] if either else whole
+    if is_whole(whole):
+        return whole
+    said = _REASON.sub("", said)
+    inner = re.search(r".*\s(?:is|are|equals|be)\b:?\s+(.*)", said) or re.fullmatch(r"[A-Z][A-Za-z ]{0,30}:\s+(.*)", said)
+    for part in (clean(said), clean(inner[1]) if inner else ""):
+        if part and is_whole(part):
+            return part
+    said = inner[1] if inner else said
+    formulas = [clean(m[0]) for m in _FORMULA.finditer(said)]
+    if formulas:
+        return formulas[0] if len(formulas) == 1 else clean(said)
+    number = _NUMBER.search(said)
+    if number and len(_NUMBER.findall(said)) == 1 and not re.search(r"\bor\b", said):
+        return clean(number[0])
+    return clean(said) or None
+
+
+def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str | None:
+    """The answer in a last line that does not say that it is one."""
+    if line.count("$") % 2:  # an amount of money: 2.74 $
+        line, sentence = (re.sub(r"(?<=\d)\s?\$(?!\d)", " dollars", part) for part in (line, sentence))
+    for whole in (line, sentence):
+        whole = re.sub(r"^\s*[A-Z][A-Za-z]{0,30}\s?:\s+", "", whole)
+        if is_whole(clean(whole)):
+            return clean(whole)
+    found = [m for m in _FORMULA.finditer(sentence)] or [m for m in _NUMBER.finditer(sentence)]
+    if not found:
+        return clean(sentence) or None
+    run = [found[-1]]
+    for match in reversed(found[:-1]):
+        if not re.fullmatch(r"[\s,]*(?:or|and|,)[\s,]*", sentence[match.end() : run[0].start()]):
+            break
+        run.insert(0, match)
+    before = sentence[found[-len(run) - 1].end() if len(found) > len(run) else 0 : run[0].start()]
+    if _NOT.search(before) or _DOUBT.search(sentence) or re.search(r"(?i)\bfails?\b|\bwrong\b", sentence[run[-1].end() :]):
+        return None
+    return " or ".join(clean(match[0]) for match in run)
+
+
+def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
+    """A right answer without what is not its value: its box, dollar signs, a sentence around it."""
+    inside = boxed(text)
+    if inside == "":  # open at the end of the text
+        inside = text[_scanned(text)[1] :].partition("{")[2]
+    if inside is not None:
+        return plain(inside)
+    found = plain(text)
+    if len(found) > 40 and _SAID.search(found) and not is_whole(found):
+        return final_answer(text, is_whole) or found
+    return found
 
 
 def plain(answer: str) -> str:
     r"""An answer without what never matters: its box, dollar signs, outer white space, a final full stop."""
     inside = boxed(answer)
-    return (answer if inside is None else inside).replace("\\$", "").replace("$", "").strip().removesuffix(".").strip()
+    answer = (inside or answer).replace("\\$", "").replace("$", "")
+    return re.sub(r"\\[()\[\]](?![\dA-Za-z]*pt)", " ", answer).strip().removesuffix(".").strip()
 
 
 def same_text(a: str, b: str) -> bool:
-    """Whether two answers are the same text, white space aside."""
-    return "".join(a.split()) == "".join(b.split()) != ""
-
-
-# ---- options ----
-
-_BEFORE = r"[\s*_$(\[{\"'`]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?\(?"
-_LETTER = (
-    r"([B-HJ]|[AI](?!\s+(?!because|since|as\b)[a-z]))(?![A-Za-z0-9_'’])"
-    r"(?!\s{0,4}(?:,|/|or\b|and\b)\s{0,4}\(?[A-J]\b)"
-)
-_SAID = re.compile(
-    r"(?i:answer|choice|option)(?:\s{1,4}(?i:is|was|should\s+be)\b\s{0,4}:?|[\s*]{0,4}[:=])"
-    r"(?:\s{0,4}(?i:option|choice|letter)\b)?" + _BEFORE + _LETTER
-)
-_ALONE = re.compile(r"[\s*_$(\[{\"'`]*(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?[\s(]*([A-Ja-j])[\s*_$)\]}\"'`.:,]*")
-
-
-def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str | None:
-    r"""The option (A to J) that a completion chooses, or None.
-
-    The first rule that applies decides, on what follows the last `</think>`:
-    1. the last `\boxed{...}`, if there is one: its letter (`\boxed{\text{(B)}}` and `\boxed{B. mitosis}` are B), else
-       None;
-    2. the last "answer is X", "Answer: X", "option: X"; X is a capital, no word and no list ("the answer is A mixture"
-       and "the answer is B or C" choose nothing);
-    3. a last line that holds a letter and nothing else ("(b)", "**B**").
-    """
-    text = conclusion(completion, last)
-    box = boxed(text)
-    if box is not None:
-        alone = _ALONE.fullmatch(box) or re.match(r"\s*\(?([A-J])[.):]\s", box)
-        return alone[1].upper() if alone else None
-    said = [m[1] for m in _SAID.finditer(text)]
-    if said:
-        return said[-1]
-    lines = text.strip().rsplit("\n", 1)
-    alone = _ALONE.fullmatch(lines[-1][:200])
-    return alone[1].upper() if alone else None
-
-
-# ---- slots ----
-
-
-def given_slots(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> dict[str, str]:
-    """{slot: value} of a completion's lines `slot = value` or `slot: value`; of a slot's lines the last counts."""
-    lines = conclusion(completion, last).split("\n")
-    found = [re.match(r"[\s*\-•]{0,8}([A-Za-z][A-Za-z0-9_]{0,60})\s{0,4}[=:]\s*(\S.*)", line) for line in lines]
-    return {m[1].casefold(): m[2].strip().casefold() for m in found if m}
+    """Whether two answers are the same text, white space aside; between digits it counts (3 1/4 is not 31/4)."""
+    return _SPACE.sub("", a) == _SPACE.sub("", b) != ""

@@ -1,4 +1,4 @@
-"""math-verify in processes of its own, each with limits on processor time and memory, so that no answer can hang or
+"""The comparison of formulas in processes of its own, each with limits on processor time and memory, so that no answer can hang or
 crash the caller.
 
 A worker (`serve`) reads questions from its standard input and writes verdicts to its standard output; `Worker` is the
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 120  # on the clock, for a worker to import math-verify
+START_SECONDS = 120  # on the clock, for a worker to import SymPy
 PATIENCE = 10  # seconds on the clock for each second of processor time that an answer may take, on a busy machine
 RECYCLE = 500  # answers after which a worker is replaced: what SymPy keeps of them would count against the memory limit
 
@@ -29,18 +29,11 @@ RECYCLE = 500  # answers after which a worker is replaced: what SymPy keeps of t
 # ---- the worker's side ----
 
 
-def is_right(answer: str, given: str, is_boxed: bool) -> bool:
-    """math-verify's verdict, without any limit; to be called in a worker.
+def is_right(answer: str, given: str) -> bool:
+    """Whether a given answer is equal to the right one, without any limit; to be called in a worker."""
+    from .equality import same_answer
 
-    Args:
-        given: the content of the box, or the end of a completion that has none (then math-verify searches it: after
-            "answer" first, else the last formula or number).
-    """
-    from math_verify import parse, verify
-
-    truth = parse(f"${answer}$", parsing_timeout=None)
-    found = parse(f"${given}$" if is_boxed else given, parsing_timeout=None)
-    return bool(verify(truth, found, timeout_seconds=None))
+    return same_answer(answer, given)
 
 
 def serve(seconds: float, memory: int) -> None:
@@ -59,10 +52,10 @@ def serve(seconds: float, memory: int) -> None:
         replies.flush()
 
     try:
-        is_right("\\frac{1}{2}", "The answer is $0.5$ or 1/2.", False)  # imports, compiles the regular expressions
-        is_right("[1, 2)", "x^2 + 1", True)
+        is_right("\\frac{1}{2}", "\\sqrt{2} + x")  # imports SymPy, compiles the regular expressions
+        is_right("[1, 2)", "1 \\le x^2")
     except ImportError as error:
-        reply(error=f"math-verify cannot be imported: {error}; `make install` brings what is missing")
+        reply(error=f"SymPy cannot be imported: {error}; `make install` brings what is missing")
         return
     logging.disable()
     limit = limits(seconds, memory)

@@ -24,8 +24,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dvpo_lib.tasks.published.answers import LAST, boxed, chosen_letter, conclusion, given_slots, plain, same_text
-from dvpo_lib.tasks.published.math_workers import Pool, Worker
+from .answers import LAST, answer_of, conclusion, right_answer, same_text
+from .formulas import is_whole
+from .math_workers import Pool, Worker
+from .options import chosen_letter, given_slots, slot_name, slot_value
 
 __all__ = ["MathReward", "answer_reward", "choice_reward", "math_reward", "slots_reward"]
 
@@ -95,13 +97,11 @@ class MathReward:
     def __call__(self, prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:
         asked = []
         for a, completion in _pairs(completions, answer):
-            text = conclusion(completion, self.last)
-            given, loose = boxed(text), "" if self.boxed_only else text.replace("\\$", "")
-            asked.append((plain(a), loose if given is None else plain(given), given is not None))
+            given = answer_of(conclusion(completion, self.last), is_whole, self.boxed_only)
+            asked.append((right_answer(a, is_whole), given))
         verdicts: dict[tuple, float | None] = {}  # of each question once: groups repeat answers
-        for truth, given, is_boxed in asked:
-            same = same_text(truth, plain(given))
-            verdicts[truth, given, is_boxed] = 1.0 if same else None if given.strip() else 0.0
+        for truth, given in asked:
+            verdicts[truth, given] = 1.0 if same_text(truth, given) else None if given else 0.0
         self._judge(verdicts)
         return [verdicts[question] for question in asked]
 
@@ -237,7 +237,7 @@ def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str]
     rewards = []
     for i, (a, completion) in enumerate(_pairs(completions, answer)):
         try:
-            truth = {slot.casefold(): {v.casefold().strip() for v in values} for slot, values in json.loads(a).items()}
+            truth = {slot_name(slot): set(map(slot_value, values)) for slot, values in json.loads(a).items()}
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"record {i}: `answer` should be a JSON object of slots, not {a[:80]!r}") from None
         found = given_slots(completion)

@@ -1,0 +1,268 @@
+r"""Whether two answers are equal: by the mathematics of what is read whole, else as texts.
+
+    same_answer(r"\frac{1}{2}", "0.5")      True
+    same_answer("9", r"9\blob{3}")          False: it is not read whole, and the texts differ
+
+Values of different types are never equal: a set is no tuple, an equation no number. Exact numbers are compared exactly,
+decimals to six significant digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import sympy
+from sympy import S
+
+from .formulas import Unread, read
+from .spelling import as_text, respell, without_unit
+from .values import Value, values
+
+DIGITS = 6  # significant ones, to which a decimal is equal to another number
+PRECISE = 60  # digits with which equality of irrational numbers is tried
+MOST_ITEMS = 40
+POINTS = [[sympy.Rational(p, q) for p, q in row] for row in (
+    ((17, 11), (29, 13), (37, 19), (43, 31), (61, 47), (71, 59)), ((23, 19), (41, 17), (31, 29), (53, 23), (67, 37), (83, 61)),
+    ((59, 43), (47, 41), (73, 31), (79, 67), (89, 53), (97, 71)))]  # fmt: skip
+
+
+def same_answer(truth: str, given: str) -> bool:
+    """Whether a given answer is equal to the right one.
+
+    Args:
+        truth: the right answer, without delimiters.
+        given: the answer to be judged.
+
+    Returns:
+        True if the values are equal, or if one of the texts is not read whole and they are the same text.
+    """
+    truth, given = respell(truth), respell(given)
+    if as_text(truth) == as_text(given) != "":
+        return True
+    sides = [list(readings(text)) for text in (truth, given)]
+    return any(same_unit(a[1], b[1]) and same_values(a[0], b[0]) for a, b in product(*sides))
+
+
+def readings(text: str) -> Iterator[tuple[list[Value], str]]:
+    """The values and the unit of a text in each way in which it can be read whole."""
+    for spelled in dict.fromkeys(spellings(text)):
+        bare, unit = without_unit(spelled)
+        for form, name in ((bare, unit), (spelled, "")) if unit else ((bare, ""),):
+            try:
+                yield values(read(form)), name
+            except (Unread, TypeError, ValueError, AttributeError, NotImplementedError, ZeroDivisionError):
+                continue
+
+
+def spellings(text: str) -> Iterator[str]:
+    """What a text may mean: 1,234 is a number or a list, 1,22 a list or a decimal, 2e-1 a decimal or 2 e - 1."""
+    yield re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?![\d])", lambda m: m[1].replace(",", ""), text)
+    yield text
+    if re.fullmatch(r"-?(?:0,\d+|\d+,\d\d)", text):
+        yield text.replace(",", ".")
+    parts = text.split("=")
+    if len(parts) > 2 and re.fullmatch(r"\s*[A-Za-z]\s*", parts[-2]) and not re.search(r"[,;]|\\(?:and|or) ", text):
+        # a = b = x = 0 says x = 0
+        yield "=".join(parts[-2:])
+    yield re.sub(r"(?<![\d.])(\d+)e([+-]\d)(?!\d)", r"\1 e\2", text)
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two units agree; one alone is ignored, and so is another word without a number in it."""
+    return not a or not b or a == b or (re.sub(r"[^\d^/-]", "", a) == re.sub(r"[^\d^/-]", "", b) and not (
+        is_known(a) and is_known(b)))  # fmt: skip
+
+
+def is_known(unit: str) -> bool:
+    from .spelling import UNITS
+
+    return all(word in UNITS for word in re.findall(r"[A-Za-zµ$]+", unit))
+
+
+# ---- lists ----
+
+
+def same_values(truth: list[Value], given: list[Value]) -> bool:
+    truth, given = (once(side) for side in (unwrapped(truth, given), unwrapped(given, truth)))
+    if len(truth) != len(given) or len(truth) > MOST_ITEMS:
+        return False
+    if len(truth) == 1:
+        return same_value(truth[0], given[0])
+    if all(v.label for v in truth) != all(v.label for v in given) and distinct(truth) + distinct(given):
+        return all(map(same_value, truth, given))  # x = 3, y = 4 and 3, 4: in this order
+    return matched(truth, given)
+
+
+def once(found: list[Value]) -> list[Value]:
+    """A list of tuples is one of solutions, where repetition says nothing; of numbers it may say something."""
+    if not all(v.kind == "group" and not v.label for v in found) or len(found) > MOST_ITEMS:
+        return found
+    return [v for i, v in enumerate(found) if not any(same_value(v, earlier) for earlier in found[:i])]
+
+
+def distinct(found: list[Value]) -> bool:
+    return all(v.label for v in found) and len({v.label for v in found}) == len(found)
+
+
+def unwrapped(found: list[Value], other: list[Value]) -> list[Value]:
+    """The items of a set, beside a list; of a tuple, labelled or not, likewise, where the order is kept."""
+    if len(found) != 1 or len(other) < 2:
+        return found
+    if found[0].kind == "set":
+        return found[0].data
+    if found[0].kind == "group" and found[0].data[0] + found[0].data[2] == "()":
+        items = found[0].data[1]
+        in_order = len(items) == len(other) and all(map(same_value, items, other))
+        return items if in_order else found
+    return found
+
+
+def matched(truth: list[Value], given: list[Value]) -> bool:
+    """Whether each item has an equal one, in any order."""
+    left = list(given)
+    for item in truth:
+        found = next((i for i, other in enumerate(left) if same_value(item, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return not left
+
+
+# ---- values ----
+
+
+def same_value(a: Value, b: Value) -> bool:
+    if a.label and b.label and a.label != b.label and {a.label, b.label} != {"f", "y"}:
+        return same_equation(a.equation, b.equation)
+    if "equation" in (a.kind, b.kind):
+        return same_equation(a.equation, b.equation)
+    if a.kind != b.kind:
+        return same_kinds(a, b) or same_kinds(b, a)
+    if a.kind == "number":
+        return same_number(a.data, b.data, a.digits, b.digits)
+    if a.kind == "percent":
+        return same_number(a.data, b.data)
+    if a.kind == "ratio":
+        return len(a.data) == len(b.data) and all(
+            same_number(x * b.data[0], y * a.data[0]) for x, y in zip(a.data, b.data))  # fmt: skip
+    if a.kind == "group":
+        return (a.data[0], a.data[2]) == (b.data[0], b.data[2]) and len(a.data[1]) == len(b.data[1]) and all(
+            map(same_value, a.data[1], b.data[1]))  # fmt: skip
+    if a.kind == "set":
+        return len(a.data) <= MOST_ITEMS and matched(a.data, b.data)
+    if a.kind == "matrix":
+        return a.data.shape == b.data.shape and all(map(same_number, a.data, b.data))
+    if a.kind == "relation":
+        return a.data[0] == b.data[0] and same_equation(a.data[1], b.data[1], positive=a.data[0] != "!=")
+    return same_region(a.data, b.data) if a.kind == "region" else a.data == b.data
+
+
+def same_kinds(a: Value, b: Value) -> bool:
+    """Whether values of two types say the same; b's type decides."""
+    if b.kind == "percent" and a.kind == "number":
+        return same_number(a.data, b.data, a.digits) or same_number(a.data, b.data / 100, a.digits)
+    if b.kind == "ratio" and a.kind == "number" and len(b.data) == 2:
+        return same_number(a.data * b.data[1], b.data[0])
+    if b.kind == "region" and a.kind == "group" and len(a.data[1]) == 2:
+        opening, ends, closing = a.data
+        if all(v.kind == "number" for v in ends) and opening in "([":
+            return same_region(sympy.Interval(ends[0].data, ends[1].data, opening == "(", closing == ")"), b.data)
+    if b.kind == "region" and a.kind == "set" and all(v.kind == "number" for v in a.data):
+        return same_region(sympy.FiniteSet(*[v.data for v in a.data]), b.data)
+    return False
+
+
+def same_region(a: Any, b: Any) -> bool:
+    if a == b:
+        return True
+    ends = [[x for x in sorted(part.boundary, key=lambda x: float(x))] if isinstance(part.boundary, sympy.FiniteSet) else None
+            for part in (a, b)]  # fmt: skip
+    if None in ends or len(ends[0]) != len(ends[1]) or not all(map(same_number, *ends)):
+        return False
+    tried = [*ends[0], *((x + y) / 2 for x, y in zip(ends[0], ends[0][1:])), *([ends[0][0] - 1, ends[0][-1] + 1] if ends[0] else [0])]
+    other = [*ends[1], *tried[len(ends[1]) :]]
+    return all(a.contains(x) == b.contains(y) for x, y in zip(tried, other))
+
+
+def same_equation(a: Any, b: Any, positive: bool = False) -> bool:
+    """Whether two left minus right sides are the same but for a constant factor (a positive one, for inequalities)."""
+    if a is None or b is None:
+        return False
+    names = sorted(a.free_symbols | b.free_symbols, key=str)
+    if a.free_symbols != b.free_symbols or len(names) > len(POINTS[0]):
+        return False
+    ratios = []
+    for row in POINTS:
+        x, y = (at(expr, names, row) for expr in (a, b))
+        if x is None or y is None or y == 0:
+            return False
+        ratios.append(x / y)
+    factor = ratios[0]
+    return factor != 0 and all(same_number(ratio, factor) for ratio in ratios) and not (positive and factor.is_negative)
+
+
+# ---- numbers ----
+
+
+def same_number(a: Any, b: Any, a_digits: int | None = None, b_digits: int | None = None) -> bool:
+    """Whether two numbers or expressions are equal: exactly, or to six digits if one is written as a decimal."""
+    if a == b:
+        return True
+    if not isinstance(a, sympy.Expr) or not isinstance(b, sympy.Expr) or not (a.is_finite is not False and b.is_finite is not False):
+        return False
+    if a.free_symbols or b.free_symbols:
+        return same_expression(a, b)
+    if not (a.is_Rational and b.is_Rational) and is_zero(a - b):
+        return True
+    return is_near(a, b, a_digits, b_digits)
+
+
+def is_near(a: Any, b: Any, *written: int | None) -> bool:
+    """Whether b is what a decimal of six digits or more says of a."""
+    fewest = min((n for n in written if n), default=0)
+    if fewest < DIGITS:
+        return False
+    x, y = (sympy.N(n, 30) for n in (a, b))
+    if not (x.is_Float and y.is_Float) or x == 0 or y == 0:
+        return False
+    size = int(sympy.floor(sympy.log(abs(x), 10).evalf(20)))
+    places = DIGITS if size < DIGITS - 1 else fewest  # a long number is exact to its own last digit
+    return bool(abs(a - b).evalf(30) <= sympy.Rational(1, 2) * sympy.Integer(10) ** (size - places + 1))
+
+
+def is_zero(gap: Any) -> bool:
+    """Whether a sum of constants vanishes, beside the size of its terms."""
+    terms = [abs(term.evalf(PRECISE)) for term in sympy.Add.make_args(gap)]
+    total = gap.evalf(PRECISE)
+    if not total.is_number or not all(term.is_Float or term.is_Rational for term in terms):
+        return False
+    return bool(abs(total) <= sum(terms) * sympy.Rational(1, 10 ** (PRECISE - 10)))
+
+
+def at(expr: Any, names: list, row: list) -> Any:
+    """An expression at a point; None where it has no value there."""
+    found = expr.subs(dict(zip(names, row)))
+    if not found.is_Rational:
+        found = found.evalf(PRECISE)
+    return found if found.is_number and found.is_finite else None
+
+
+def same_expression(a: Any, b: Any) -> bool:
+    """Whether two expressions agree at points drawn once and for all, with PRECISE digits."""
+    names = sorted(a.free_symbols | b.free_symbols, key=str)
+    if len(names) > len(POINTS[0]) or a.has(sympy.Sum, sympy.Product) or b.has(sympy.Sum, sympy.Product):
+        return False
+    rows = POINTS + [[-x for x in POINTS[0]]] if a.has(sympy.Abs) or b.has(sympy.Abs) else POINTS
+    for row in rows:
+        x, y = (at(expr, names, row) for expr in (a, b))
+        if x is None or y is None:
+            return False
+        if x.is_Rational and y.is_Rational:
+            if x != y:
+                return False
+        elif abs(x - y) > (abs(x) + abs(y)) * sympy.Rational(1, 10 ** (PRECISE - 10)):
+            return False
+    return True

@@ -1,0 +1,200 @@
+r"""One spelling for what is written in many ways: Unicode signs, spaces, fonts, units, powers of ten.
+
+    respell("5√3")                        "5\sqrt{3}"
+    respell("\dfrac12\,\mathrm{e}")       "\frac{1}{2} e"
+    without_unit("8 km/h")                ("8", "km/h")
+    as_text("\text{ Monday.}")            "monday"
+
+All that the judge takes to be the same is in the tables below. Every rule is a bounded pattern, because the texts come
+from a policy that is rewarded for them.
+"""
+
+from __future__ import annotations
+
+import re
+
+SIGNS = str.maketrans({
+    **dict.fromkeys("−–—‒﹣－", "-"), **dict.fromkeys("×✕", r"\times "), **dict.fromkeys("⋅·∙•", r"\cdot "), "÷": r"\div ",
+    **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t\n\r", " "),
+    **dict.fromkeys("\u200b\u2060\ufeff", ""), "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
+    "∖": r"\setminus ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "…": r"\dots ", "°": r"\degree ", "º": r"\degree ", "′": "'", "’": "'",
+    "π": r"\pi ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\varepsilon ",
+    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\varphi ",
+    "ϕ": r"\phi ", "ψ": r"\psi ", "ω": r"\omega ", "Δ": r"\Delta ", "Γ": r"\Gamma ", "Σ": r"\Sigma ", "Ω": r"\Omega ",
+    "η": r"\eta ", "ξ": r"\xi ", "χ": r"\chi ", "ζ": r"\zeta ", "κ": r"\kappa ", "ν": r"\nu ", "Φ": r"\Phi ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "（": "(", "）": ")", "，": ",", "；": ";", "：": ":", "∶": ":", "＝": "=", "∣": "|", "％": r"\%", "∛": r"\sqrt[3]",
+    "“": '"', "”": '"', "‘": "'", "¼": r"\frac{1}{4}", "½": r"\frac{1}{2}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}",
+    "⅔": r"\frac{2}{3}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}",
+    "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}",
+    "⅞": r"\frac{7}{8}", "⁄": "/", "∕": "/",
+})  # fmt: skip
+RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
+PLAIN = str.maketrans(RAISED + LOWERED, "0123456789+-n" * 2)
+FONT = r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|pmb|operatorname\*?)"
+DIGITS = r"(?<![\d.,_^])"  # a number starts here
+
+RULES = [(re.compile(pattern), new) for pattern, new in (
+    # signs of more than one character
+    (rf"[{RAISED}]{{1,20}}", lambda m: "^{" + m[0].translate(PLAIN) + "}"),
+    (rf"[{LOWERED}]{{1,20}}", lambda m: "_{" + m[0].translate(PLAIN) + "}"),
+    (r"√\s{0,4}(\d{1,40}(?:\.\d{1,40})?|[A-Za-z])", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
+    (r"(?<!\\)\\\\(?=(?:le|ge|ne|lt|gt|in|pi|frac|dfrac|sqrt|text|left|right|cup|cap|infty|circ|pm)(?![a-z]))", r"\\"),
+    (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=(?!=)", r"\\ne "), (r"==", "="), (r"\*\*", "^"),
+    # what is seen and not meant
+    (r",\s{0,4}\\!\s{0,4}(?=\d{3})", ","),
+    (r"(?<!\\)\\[,;:> ]|~|\\q?quad|\\(?:thin|med|thick)space(?![a-z])|\\h?space\*?\{[^{}]{0,12}\}", " "),
+    (r"\\!|\\(?:displaystyle|textstyle|limits|nolimits|phantom\{[^{}]{0,20}\}|hfill|rm|bf|it|large|Large)(?![A-Za-z])", ""),
+    (r"\\left\s{0,4}\.|\\right\s{0,4}\.|\\(?:left|right|[Bb]igg?[lrm]?)(?![A-Za-z])", ""),
+    (r"\\(?:text)?color\s{0,4}\{[A-Za-z]{1,20}\}", ""), (r"\\(?:hphantom|vphantom|label|tag)\{[^{}]{0,20}\}", ""),
+    (r"[dtc]frac(?![A-Za-z])", "frac"), (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    # one name for each
+    (r"\\(?:leqslant|leqq?)(?![A-Za-z])", r"\\le "), (r"\\(?:geqslant|geqq?)(?![A-Za-z])", r"\\ge "),
+    (r"\\neq(?![A-Za-z])", r"\\ne "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\(?:ldots|cdots|dotsc|dotsb)(?![A-Za-z])|\.\.\.", r"\\dots "), (r"\\varnothing(?![A-Za-z])", r"\\emptyset "),
+    (r"\\[lr]?vert(?![A-Za-z])", "|"), (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\(?:lbrack)(?![A-Za-z])", "["), (r"\\(?:rbrack)(?![A-Za-z])", "]"), (r"\\colon(?![A-Za-z])", ":"),
+    (r"\\(?:simeq|thickapprox)(?![A-Za-z])", r"\\approx "), (r"\\ast(?![A-Za-z])|\*", r"\\cdot "),
+    (r"\\backslash(?![A-Za-z])|\\smallsetminus(?![A-Za-z])", r"\\setminus "), (r"\\imath(?![A-Za-z])", "i"),
+    (r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ(?![A-Za-z]))", r"\\degree "), (r"\\degrees(?![A-Za-z])", r"\\degree "),
+    (r"(?<!\\)%", r"\\%"), (r"(?i)(?<![A-Za-z])(?:percent(?:age)?|pct)(?![A-Za-z])", r"\\%"),
+    (rf"(?i){FONT}\s{{0,4}}\{{\s{{0,4}}(\\%)\s{{0,4}}\}}", r"\1"),
+    (r"\\(?:pounds|euro|yen)(?![A-Za-z])|[€£¥₹](?=\s{0,2}[\d.])|(?<=\d)\s{0,2}[€£¥₹]", ""),
+    (rf"(?:{FONT}\s{{0,4}}\{{[\s,]{{0,4}}(and|or)\s{{0,4}}\}}|(?<![A-Za-z\\])(and|or)(?![a-z]))",
+     lambda m: " \\" + (m[1] or m[2]) + " "),
+    # numbers
+    (r"(?<=\d)\s{0,2}\{\s{0,2},\s{0,2}\}\s{0,2}(?=\d{3}(?!\d))", ""),
+    (rf"{DIGITS}(\d{{1,3}}(?: \d{{3}}){{1,20}})(?![\d/])", lambda m: m[1].replace(" ", "")),
+    (rf"{DIGITS}(\d{{1,20}}) (\d{{1,9}})/(\d{{1,9}})(?![\d.])", r"(\1+\\frac{\2}{\3})"),
+    (r"(?<=\d)\s{0,2}[xX]\s{0,2}(?=10\s{0,2}\^)", r"\\times "),
+    (r"(\d{0,40})\.(\d{0,40})\s{0,4}\\(?:overline|bar|dot)\s{0,4}(?:\{(\d{1,40})\}|(\d))(?:\\dot\s{0,4}\{?(\d)\}?)?",
+     lambda m: repeating(m[1], m[2], (m[3] or m[4]) + (m[5] or ""))),
+    (r"(\d{0,40})\.(\d{0,40})\((\d{1,40})\)", lambda m: repeating(*m.groups())),
+    # fractions and roots without braces
+    (r"\\frac\s{0,4}(\d)\s{0,4}(\d)", r"\\frac{\1}{\2}"), (r"\\frac\s{0,4}(\d)\s{0,4}\{", r"\\frac{\1}{"),
+    (rf"(?<![\d.,_^A-Za-z}}])(\d{{1,20}})\s{{0,4}}\\frac\s{{0,4}}\{{\s{{0,4}}(\d{{1,9}})\s{{0,4}}\}}\s{{0,4}}"
+     rf"\{{?\s{{0,4}}(\d{{1,9}})\s{{0,4}}\}}?", lambda m: mixed(*m.groups())),
+)]  # fmt: skip
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALE = re.compile(rf"(\d)\s{{0,4}}(?:{FONT}\s{{0,4}}\{{)?\s{{0,4}}({'|'.join(SCALES)})\b\s{{0,4}}([A-Za-z ]{{0,30}})(\}}?)")
+
+
+def repeating(whole: str, before: str, period: str) -> str:
+    """A repeating decimal as a fraction: 0.1666... is (16 - 1) / 90."""
+    top = int("0" + whole + before + period) - int("0" + whole + before)
+    return f"\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(before)}}}"
+
+
+def mixed(whole: str, top: str, bottom: str) -> str:
+    """A mixed number as a sum, where the fraction is smaller than 1; else as it stands."""
+    fraction = f"\\frac{{{top}}}{{{bottom}}}"
+    return f"({whole}+{fraction})" if int(top) < int(bottom) else whole + fraction
+
+
+def respell(text: str) -> str:
+    """A formula in the one spelling that `formulas.read` understands."""
+    text = text.translate(SIGNS)
+    for pattern, new in RULES:
+        text = pattern.sub(new, text)
+    text = SCALE.sub(lambda m: f"{m[1]}\\cdot 10^{{{SCALES[m[2]]}}}" + (f" \\text{{{m[3]}}}" if m[3] else ""), text)
+    return text.strip()
+
+
+# ---- fonts ----
+
+_STYLED = re.compile(rf"{FONT}\s{{0,4}}\{{([^{{}}]{{0,400}})\}}")
+_NO_WORD = re.compile(r"\s*(?:[A-Za-z]|[^A-Za-z]*)\s*")
+
+
+def without_fonts(text: str) -> str:
+    r"""The text without commands of fonts; words stay in `\text{}`, single letters and numbers do not."""
+
+    def bare(match: re.Match) -> str:
+        inside = match[1].strip()
+        if match[0].startswith("\\operatorname") and inside.isalpha():
+            return f"\\{inside} "
+        return f" {inside} " if _NO_WORD.fullmatch(inside) or "\\" in inside else f"\\text{{{inside}}}"
+
+    return _STYLED.sub(bare, text)
+
+
+# ---- units ----
+
+UNITS = {
+    name: kind for kind, names in {
+        "m": "meter meters metre metres", "cm": "centimeter centimeters centimetre centimetres",
+        "mm": "millimeter millimeters", "km": "kilometer kilometers kilometre kilometres", "in": "inch inches",
+        "ft": "foot feet", "yd": "yard yards", "mi": "mile miles", "s": "sec second seconds", "min": "minute minutes",
+        "h": "hr hrs hour hours", "day": "days", "week": "weeks", "month": "months", "year": "years yr yrs",
+        "g": "gram grams", "kg": "kilogram kilograms", "mg": "milligram milligrams", "lb": "lbs pound pounds",
+        "L": "l liter liters litre litres", "mL": "ml milliliter milliliters", "N": "newton newtons",
+        "J": "joule joules", "W": "watt watts", "V": "volt volts", "K": "kelvin", "Hz": "hertz", "mph": "",
+        "degree": "degrees deg", "$": "dollar dollars usd", "cent": "cents", "unit": "units", "rad": "radian radians",
+    }.items() for name in (kind, *names.split())
+}  # fmt: skip
+MEANS_MORE = set(  # words after a number that change what it says
+    "and or not no nor none to than mod base if when for where as is are least most over under more less before after "
+    "below above between times plus minus pi sqrt sin cos tan log ln exp e i th st nd rd dozen hundred thousand million "
+    "billion trillion infinity something else other".split())  # fmt: skip
+_ATOM = rf"(?:{FONT}\s{{0,4}}\{{[^{{}}]{{0,60}}\}}|\\degree|\\%|[A-Za-zµ]{{1,20}}\.?)(?:\s{{0,2}}\^\s{{0,2}}\{{?\s?-?\d\s?\}}?)?"
+_UNIT = re.compile(rf"\s{{0,4}}({_ATOM}(?:\s{{0,3}}(?:/|\\cdot)?\s{{0,3}}{_ATOM}){{0,5}})\s{{0,4}}$")
+_WORD = re.compile(r"[A-Za-zµ$]+")
+_NUMBER = re.compile(r"(?:[-+\s\d.,/(){}^]|\\(?:frac|sqrt|times|cdot|pi|pm)\s?)+")
+
+
+def without_unit(text: str) -> tuple[str, str]:
+    """A formula's value and its unit: words after a number, symbols of units after any value; else ("...", "")."""
+    text = text.strip()
+    for start in (m.end() for m in re.finditer(r"(?<=[\d)}\]A-Za-z.])(?=\s|\\|[A-Za-z])|$", text[-90:])):
+        cut = len(text) - len(text[-90:]) + start
+        value, tail = text[:cut].rstrip(" ,"), text[cut:]
+        if value and value[-1] not in "\\=+-*/^_(" and _UNIT.fullmatch(tail) and is_unit(value, tail):
+            return value, unit_name(tail)
+    return text, ""
+
+
+def is_unit(value: str, tail: str) -> bool:
+    words, styled = _WORD.findall(re.sub(FONT, " ", tail)), "{" in tail and "\\" in tail
+    if not words or MEANS_MORE & {word.casefold() for word in words} or re.search(r"\\(?:and|or|%)", tail):
+        return False
+    if tail.lstrip().startswith("\\degree"):
+        return True
+    known = all(word in UNITS or word.casefold() in UNITS for word in words if word != "per")
+    is_number = _NUMBER.fullmatch(value) is not None and any(map(str.isdigit, value))
+    if styled:
+        return bool(is_number or (known and value[-1] not in "A")) and re.search(r"\\[A-Za-z]*$", value) is None
+    single = len(words) == 1 and len(words[0]) == 1
+    spaced = tail[:1] == " "
+    if not is_number or any(len(word) == 1 and word not in UNITS for word in words):
+        return False
+    return known and (spaced or not single or "^" in tail) or (spaced and all(len(word) > 1 for word in words))
+
+
+def unit_name(tail: str) -> str:
+    """A unit in one spelling, as "m/s^2"; to be compared, not read."""
+    words = re.sub(FONT, " ", tail.replace("\\degree", " degree "))
+    words = re.sub(r"[\s{}~.]|\\cdot", " ", words)
+    words = re.sub(r"\bsquare(?:d)? (\w+)|\bsq\.? (\w+)", lambda m: f"{m[1] or m[2]}^2", words)
+    words = re.sub(r"\bcubic (\w+)", r"\1^3", words)
+    words = _WORD.sub(lambda m: UNITS.get(m[0], UNITS.get(m[0].casefold(), m[0].casefold())), words)
+    return "".join(words.replace(" per ", "/").split())
+
+
+# ---- texts ----
+
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # 3 1/4 is not 31/4
+_BRACED = re.compile(r"\{\s*(\\[A-Za-z]+|[^{}\\])\s*\}")
+
+
+def as_text(text: str) -> str:
+    """A text without what never matters, to be compared where a formula cannot be read whole."""
+    text = without_fonts(text)
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    text = _BRACED.sub(r"\1", text.replace("\\and", "and").replace("\\or", "or"))
+    text = _SPACE.sub("", text).strip("\"'`.,;:*")
+    if re.fullmatch(r"\([A-Za-z]\)", text):
+        text = text[1]
+    words = re.fullmatch(r"[A-Za-z\d\"'`.,;:()?!&-]*[A-Za-z]{2}[A-Za-z\d\"'`.,;:()?!&-]*", text)
+    return text.casefold() if words else text
