@@ -131,17 +131,25 @@ def _side_by_side(between: str) -> bool:
 
 _SAID = re.compile(r"(?i)(?<![a-z])answers?\b(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
                    r"|[\s*_:]{0,8}\n)")  # fmt: skip
-_FORMULA = re.compile(r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
+)
 _BLOCK = re.compile(r"\\\[.{1,600}?\\\]|\$\$[^$]{1,600}\$\$", re.DOTALL)
 _STOP = re.compile(r"[.!?](?=\s|$|[\"'`*)])|\n")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\$)\s+|(?<=[.!?]\$\$)\s+")
 _NUMBER = re.compile(r"(?<![\w.,/^])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s\d+/\d+|\s?/\s?\d+)?(?::\d+){0,2}"
                      r"(?:\s?(?:\\?%|percent\b|pct\b))?")  # fmt: skip
-_REASON = re.compile(r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL)
-_DOUBT = re.compile(r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|neither|not sure"
-                    r"|(?:might|could|may) be(?!.*\b(?:is|are|equals)\b))\b")
+_REASON = re.compile(
+    r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL
+)
+_DOUBT = re.compile(
+    r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|neither|not sure"
+    r"|(?:might|could|may) be(?!.*\b(?:is|are|equals)\b))\b"
+)
 _NOT = re.compile(r"(?i)\b(?:not|isn't|never|cannot|can't)\b")
-_TAKEN_BACK = re.compile(r"(?i)[\s.*\"]{0,6}(?:no\b|wait\b|hmm|but (?:that|this)|(?:that|this)(?:'s| is) (?:wrong|not|incorrect))")
+_TAKEN_BACK = re.compile(
+    r"(?i)[\s.*\"]{0,6}(?:no\b|wait\b|hmm|but (?:that|this)|(?:that|this)(?:'s| is) (?:wrong|not|incorrect))"
+)
 _CLEAN = re.compile(r"\\[()\[\]]|\$|\*\*|__|`|[\"“”]|^'|'$")
 
 
@@ -173,7 +181,9 @@ def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
     for line in reversed(lines[-4:]):
         if not any(map(str.isalnum, line)):
             return None
-        sentences = [part for part in _SENTENCE.split(line) if any(map(str.isdigit, part)) or "$" in part or "\\" in part]
+        sentences = [
+            part for part in _SENTENCE.split(line) if any(map(str.isdigit, part)) or "$" in part or "\\" in part
+        ]
         if sentences or line is lines[0]:
             return concluded(line, sentences[-1] if sentences else line, is_whole)
     return None
@@ -218,7 +228,9 @@ def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
     if is_whole(whole):
         return whole
     said = _REASON.sub("", said)
-    inner = re.search(r".*\s(?:is|are|equals|be)\b:?\s+(.*)", said) or re.fullmatch(r"[A-Z][A-Za-z ]{0,30}:\s+(.*)", said)
+    inner = re.search(r".*\s(?:is|are|equals|be)\b:?\s+(.*)", said) or re.fullmatch(
+        r"[A-Z][A-Za-z ]{0,30}:\s+(.*)", said
+    )
     for part in (clean(said), clean(inner[1]) if inner else ""):
         if part and is_whole(part):
             return part
@@ -249,7 +261,11 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
             break
         run.insert(0, match)
     before = sentence[found[-len(run) - 1].end() if len(found) > len(run) else 0 : run[0].start()]
-    if _NOT.search(before) or _DOUBT.search(sentence) or re.search(r"(?i)\bfails?\b|\bwrong\b", sentence[run[-1].end() :]):
+    if (
+        _NOT.search(before)
+        or _DOUBT.search(sentence)
+        or re.search(r"(?i)\bfails?\b|\bwrong\b", sentence[run[-1].end() :])
+    ):
         return None
     return " or ".join(clean(match[0]) for match in run)
 

@@ -31,7 +31,7 @@ RECYCLE = 500  # answers after which a worker is replaced: what SymPy keeps of t
 
 def is_right(answer: str, given: str) -> bool:
     """Whether a given answer is equal to the right one, without any limit; to be called in a worker."""
-    from .equality import same_answer
+    from dvpo_lib.tasks.published.formulas.equality import same_answer
 
     return same_answer(answer, given)
 

@@ -24,10 +24,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .answers import LAST, answer_of, conclusion, right_answer, same_text
-from .formulas import is_whole
-from .math_workers import Pool, Worker
-from .options import chosen_letter, given_slots, slot_name, slot_value
+from dvpo_lib.tasks.published.answers import LAST, answer_of, conclusion, right_answer, same_text
+from dvpo_lib.tasks.published.formulas.reader import is_whole
+from dvpo_lib.tasks.published.math_workers import Pool, Worker
+from dvpo_lib.tasks.published.options import chosen_letter, given_slots, slot_name, slot_value
 
 __all__ = ["MathReward", "answer_reward", "choice_reward", "math_reward", "slots_reward"]
 

@@ -15,18 +15,15 @@ from itertools import product
 from typing import Any
 
 import sympy
-from sympy import S
 
-from .formulas import Unread, read
-from .spelling import as_text, respell, without_unit
-from .values import Value, values
+from dvpo_lib.tasks.published.formulas.reader import read
+from dvpo_lib.tasks.published.formulas.same_numbers import same_equation, same_number
+from dvpo_lib.tasks.published.formulas.spelling import as_text, respell
+from dvpo_lib.tasks.published.formulas.tokens import Unread
+from dvpo_lib.tasks.published.formulas.units import UNITS, without_unit
+from dvpo_lib.tasks.published.formulas.values import Value, values
 
-DIGITS = 6  # significant ones, to which a decimal is equal to another number
-PRECISE = 60  # digits with which equality of irrational numbers is tried
 MOST_ITEMS = 40
-POINTS = [[sympy.Rational(p, q) for p, q in row] for row in (
-    ((17, 11), (29, 13), (37, 19), (43, 31), (61, 47), (71, 59)), ((23, 19), (41, 17), (31, 29), (53, 23), (67, 37), (83, 61)),
-    ((59, 43), (47, 41), (73, 31), (79, 67), (89, 53), (97, 71)))]  # fmt: skip
 
 
 def same_answer(truth: str, given: str) -> bool:
@@ -77,8 +74,6 @@ def same_unit(a: str, b: str) -> bool:
 
 
 def is_known(unit: str) -> bool:
-    from .spelling import UNITS
-
     return all(word in UNITS for word in re.findall(r"[A-Za-zµ$]+", unit))
 
 
@@ -182,87 +177,10 @@ def same_region(a: Any, b: Any) -> bool:
             for part in (a, b)]  # fmt: skip
     if None in ends or len(ends[0]) != len(ends[1]) or not all(map(same_number, *ends)):
         return False
-    tried = [*ends[0], *((x + y) / 2 for x, y in zip(ends[0], ends[0][1:])), *([ends[0][0] - 1, ends[0][-1] + 1] if ends[0] else [0])]
+    tried = [
+        *ends[0],
+        *((x + y) / 2 for x, y in zip(ends[0], ends[0][1:])),
+        *([ends[0][0] - 1, ends[0][-1] + 1] if ends[0] else [0]),
+    ]
     other = [*ends[1], *tried[len(ends[1]) :]]
     return all(a.contains(x) == b.contains(y) for x, y in zip(tried, other))
-
-
-def same_equation(a: Any, b: Any, positive: bool = False) -> bool:
-    """Whether two left minus right sides are the same but for a constant factor (a positive one, for inequalities)."""
-    if a is None or b is None:
-        return False
-    names = sorted(a.free_symbols | b.free_symbols, key=str)
-    if a.free_symbols != b.free_symbols or len(names) > len(POINTS[0]):
-        return False
-    ratios = []
-    for row in POINTS:
-        x, y = (at(expr, names, row) for expr in (a, b))
-        if x is None or y is None or y == 0:
-            return False
-        ratios.append(x / y)
-    factor = ratios[0]
-    return factor != 0 and all(same_number(ratio, factor) for ratio in ratios) and not (positive and factor.is_negative)
-
-
-# ---- numbers ----
-
-
-def same_number(a: Any, b: Any, a_digits: int | None = None, b_digits: int | None = None) -> bool:
-    """Whether two numbers or expressions are equal: exactly, or to six digits if one is written as a decimal."""
-    if a == b:
-        return True
-    if not isinstance(a, sympy.Expr) or not isinstance(b, sympy.Expr) or not (a.is_finite is not False and b.is_finite is not False):
-        return False
-    if a.free_symbols or b.free_symbols:
-        return same_expression(a, b)
-    if not (a.is_Rational and b.is_Rational) and is_zero(a - b):
-        return True
-    return is_near(a, b, a_digits, b_digits)
-
-
-def is_near(a: Any, b: Any, *written: int | None) -> bool:
-    """Whether b is what a decimal of six digits or more says of a."""
-    fewest = min((n for n in written if n), default=0)
-    if fewest < DIGITS:
-        return False
-    x, y = (sympy.N(n, 30) for n in (a, b))
-    if not (x.is_Float and y.is_Float) or x == 0 or y == 0:
-        return False
-    size = int(sympy.floor(sympy.log(abs(x), 10).evalf(20)))
-    places = DIGITS if size < DIGITS - 1 else fewest  # a long number is exact to its own last digit
-    return bool(abs(a - b).evalf(30) <= sympy.Rational(1, 2) * sympy.Integer(10) ** (size - places + 1))
-
-
-def is_zero(gap: Any) -> bool:
-    """Whether a sum of constants vanishes, beside the size of its terms."""
-    terms = [abs(term.evalf(PRECISE)) for term in sympy.Add.make_args(gap)]
-    total = gap.evalf(PRECISE)
-    if not total.is_number or not all(term.is_Float or term.is_Rational for term in terms):
-        return False
-    return bool(abs(total) <= sum(terms) * sympy.Rational(1, 10 ** (PRECISE - 10)))
-
-
-def at(expr: Any, names: list, row: list) -> Any:
-    """An expression at a point; None where it has no value there."""
-    found = expr.subs(dict(zip(names, row)))
-    if not found.is_Rational:
-        found = found.evalf(PRECISE)
-    return found if found.is_number and found.is_finite else None
-
-
-def same_expression(a: Any, b: Any) -> bool:
-    """Whether two expressions agree at points drawn once and for all, with PRECISE digits."""
-    names = sorted(a.free_symbols | b.free_symbols, key=str)
-    if len(names) > len(POINTS[0]) or a.has(sympy.Sum, sympy.Product) or b.has(sympy.Sum, sympy.Product):
-        return False
-    rows = POINTS + [[-x for x in POINTS[0]]] if a.has(sympy.Abs) or b.has(sympy.Abs) else POINTS
-    for row in rows:
-        x, y = (at(expr, names, row) for expr in (a, b))
-        if x is None or y is None:
-            return False
-        if x.is_Rational and y.is_Rational:
-            if x != y:
-                return False
-        elif abs(x - y) > (abs(x) + abs(y)) * sympy.Rational(1, 10 ** (PRECISE - 10)):
-            return False
-    return True

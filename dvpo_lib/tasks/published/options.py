@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .answers import LAST, boxes, conclusion, is_cut
+from dvpo_lib.tasks.published.answers import LAST, boxes, conclusion, is_cut
 
 # ---- options ----
 
@@ -34,9 +34,15 @@ _STATED = [re.compile(pattern) for pattern in (
 _ALONE = re.compile(r"[\s(\[]*(?:(?i:option|choice|answer)\s{0,4}:?\s{0,4})?\(?([A-Ja-j])[\s)\].:,]*")
 _LED = re.compile(r"\s*(?:(?i:option|choice)\s)?\(?([A-J])(?:[.):]|\s-|\)\s|\s–)\s*\S")
 _LOWER = re.compile(r"(?i:answer|choice|option)(?:\s{1,4}is|\s{0,4}[:=])\s{0,4}\(?([a-j])\)?[\s.]*$")
-_DENIED = re.compile(r"(?i)\b(?:not|isn't|cannot|can't|wrong|incorrect|false|impossible|never|unlikely|ruled out|eliminated|too)\b")
-_ANOTHER = re.compile(r"\s{0,4}(?:,|/|&|\bor\b|\band\b)(?:\s{0,4}(?:or|and|maybe|perhaps|possibly|option|even))?\s{0,4}[(\[]?[A-J](?![A-Za-z0-9_'’])[)\]]?(?!\s+(?:and|is|are|were|was|has|have|does|do)\b)")
-_DOUBT = re.compile(r"(?i)\b(?:either|maybe|perhaps|possibly|might|could be|not sure|unsure|unclear|neither|all of|both|any of|or)\b")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|isn't|cannot|can't|wrong|incorrect|false|impossible|never|unlikely|ruled out|eliminated|too)\b"
+)
+_ANOTHER = re.compile(
+    r"\s{0,4}(?:,|/|&|\bor\b|\band\b)(?:\s{0,4}(?:or|and|maybe|perhaps|possibly|option|even))?\s{0,4}[(\[]?[A-J](?![A-Za-z0-9_'’])[)\]]?(?!\s+(?:and|is|are|were|was|has|have|does|do)\b)"
+)
+_DOUBT = re.compile(
+    r"(?i)\b(?:either|maybe|perhaps|possibly|might|could be|not sure|unsure|unclear|neither|all of|both|any of|or)\b"
+)
 _BUT = re.compile(rf"(?i:\bnot)\s{{1,4}}\(?[A-J]\)?,?\s{{1,4}}(?i:but)\s{{1,4}}(?i:rather\s|option\s)?{_LETTER}")
 
 
@@ -94,13 +100,17 @@ def _several(text: str, start: int) -> bool:
 def stated_letter(text: str, match: re.Match) -> str | None:
     """The letter of a statement, or None where it is doubted, denied or one of several."""
     groups = match.groupdict()
-    if groups.get("not") or _ANOTHER.match(text, match.end("letter") + (text[match.end("letter") : match.end("letter") + 1] in (")", "]"))):
+    if groups.get("not") or _ANOTHER.match(
+        text, match.end("letter") + (text[match.end("letter") : match.end("letter") + 1] in (")", "]"))
+    ):
         return None
     before = re.split(r"[.\n;:]", text[max(0, match.start("letter") - 60) : match.start("letter")])[-1]
     after = groups.get("said") or ""
     if _DENIED.search(before) or _DENIED.search(after) or _DOUBT.search(before):
         return None
-    rest = re.match(r"[)\]]?\s{0,4}(?:is|was|seems)?\s{0,4}(?:wrong|incorrect|not|false)\b", text[match.end("letter") :])
+    rest = re.match(
+        r"[)\]]?\s{0,4}(?:is|was|seems)?\s{0,4}(?:wrong|incorrect|not|false)\b", text[match.end("letter") :]
+    )
     return None if rest else match["letter"]
 
 
@@ -123,7 +133,9 @@ def lone_letter(text: str, after: int) -> str | None:
 
 _NAME = r"[A-Za-z][A-Za-z0-9_]{0,40}(?:[ -][A-Za-z0-9_]{1,20}){0,3}"
 _SLOT = re.compile(rf"\s*({_NAME})\s*(?:=>?|:|->|→)\s*(\S.*)")
-_NEXT = re.compile(rf"[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}[=:]\s{{0,4}}[^\s\d])|[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}=)|[,;]\s{{0,4}}(?={_NAME}:\s)")
+_NEXT = re.compile(
+    rf"[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}[=:]\s{{0,4}}[^\s\d])|[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}=)|[,;]\s{{0,4}}(?={_NAME}:\s)"
+)
 _LEAD = re.compile(r"[\s>*•\-+]*(?:\d{1,2}[.)]\s+)?[\s*•\-]*")
 _QUOTES = "\"'`“”‘’*_ \t"
 
@@ -179,7 +191,12 @@ def line_slots(line: str) -> list[tuple[str, str]]:
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
     if line.strip().startswith("|") or (len(cells) == 2 and all(cells)):
         names = [cell.strip(_QUOTES) for cell in cells]
-        is_row = len(cells) == 2 and all(names) and re.fullmatch(_NAME, names[0]) and names[0].casefold() not in ("slot", "name", "key")
+        is_row = (
+            len(cells) == 2
+            and all(names)
+            and re.fullmatch(_NAME, names[0])
+            and names[0].casefold() not in ("slot", "name", "key")
+        )
         return [(names[0], names[1])] if is_row else []
     bare = line.replace("**", "").replace("`", "").strip()
     bare = bare[_LEAD.match(bare).end() :]

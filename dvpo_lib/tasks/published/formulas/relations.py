@@ -1,0 +1,59 @@
+"""Parts of equations and inequalities: the names that label a value, both sides' difference, where a relation holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+from sympy import S
+
+from dvpo_lib.tasks.published.formulas.numbers import CONSTANTS, number
+from dvpo_lib.tasks.published.formulas.tokens import Unread
+
+
+def label_of(tree: tuple) -> str:
+    """The name that a tree is, or "": x, x_1, f(x), (x, y), AB, |AB|, AB : CD, AB / CD, "Area"."""
+    kind = tree[0]
+    if kind == "word":
+        return tree[1].casefold()
+    if kind == "name":
+        return "" if tree[1] in CONSTANTS else tree[1]
+    if kind == "apply":  # the name of its variable does not matter
+        return label_of(tree[1]) + "".join(part[1] for part in tree[2] if part[0] == "num")
+    if kind == "mul":
+        parts = [label_of(part) for part in tree[1:]]
+        return "".join(parts) if all(part[:1].isupper() for part in parts) else ""
+    if kind == "group":
+        parts = [label_of(part) for part in tree[2]]
+        return f"({','.join(parts)})" if all(parts) else ""
+    if kind in ("ratio", "div", "call"):
+        parts = [label_of(p) for p in (tree[1] if kind == "ratio" else tree[2] if kind == "call" else tree[1:])]
+        if kind == "call" and tree[1] != "\\abs" or not all(part[:1].isupper() for part in parts):
+            return ""
+        return f"{kind}({','.join(parts)})" if kind == "ratio" or all(len(part) > 1 for part in parts) else ""
+    return ""
+
+
+def difference(left: tuple, right: tuple) -> Any:
+    """Left minus right side, or None where they are no numbers."""
+    try:
+        found = number(left) - number(right)
+    except (Unread, TypeError):
+        return None
+    return found if isinstance(found, sympy.Expr) else None
+
+
+def solved(mark: str, left: Any, right: Any, name: Any) -> Any:
+    if right == name and not left.has(name):
+        left, right, mark = right, left, mark.translate(str.maketrans("<>", "><"))
+    if left == name and not right.has(name) and right.is_extended_real:
+        return {"<": sympy.Interval.open(-sympy.oo, right), "<=": sympy.Interval(-sympy.oo, right),
+                ">": sympy.Interval.open(right, sympy.oo), ">=": sympy.Interval(right, sympy.oo),
+                "!=": S.Reals - sympy.FiniteSet(right)}[mark]  # fmt: skip
+    if mark == "!=":
+        return S.Reals - sympy.solveset(left - right, name, S.Reals)
+    kinds = {"<": sympy.StrictLessThan, "<=": sympy.LessThan, ">": sympy.StrictGreaterThan, ">=": sympy.GreaterThan}
+    relation = kinds[mark](left, right)
+    if not left.has(name) and not right.has(name):
+        return S.Reals if relation == True else S.EmptySet  # noqa: E712
+    return sympy.solve_univariate_inequality(relation, name, relational=False)
