@@ -163,7 +163,7 @@ class Atoms:
         self.bars = bars
         if inside[0] == "list":
             return ("group", opening[-1], inside[1], closing[-1])
-        if closing != CLOSING[opening] or (opening == "[" and inside[0] != "matrix"):
+        if closing != CLOSING[opening]:
             raise Unread("brackets that do not match")
         return inside
 
@@ -189,6 +189,8 @@ class Atoms:
         return None
 
     def matrix(self, token: str) -> tuple:
+        if "{" not in token:
+            raise Unread(f"not understood: {token}")
         kind = token[token.index("{") + 1 : -1]
         if kind not in ("pmatrix", "bmatrix", "matrix", "array", "smallmatrix"):
             raise Unread(f"not understood: {token}")

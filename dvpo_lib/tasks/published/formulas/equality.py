@@ -12,11 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
-
-import sympy
 
 from dvpo_lib.tasks.published.formulas.reader import read
+from dvpo_lib.tasks.published.formulas.regions import Piece, points
 from dvpo_lib.tasks.published.formulas.same_numbers import same_equation, same_number
 from dvpo_lib.tasks.published.formulas.spelling import as_text, respell
 from dvpo_lib.tasks.published.formulas.tokens import Unread
@@ -161,26 +159,20 @@ def same_kinds(a: Value, b: Value) -> bool:
         return same_number(a.data, b.data, a.digits) or same_number(a.data, b.data / 100, a.digits)
     if b.kind == "ratio" and a.kind == "number" and len(b.data) == 2:
         return same_number(a.data * b.data[1], b.data[0])
-    if b.kind == "region" and a.kind == "group" and len(a.data[1]) == 2:
-        opening, ends, closing = a.data
-        if all(v.kind == "number" for v in ends) and opening in "([":
-            return same_region(sympy.Interval(ends[0].data, ends[1].data, opening == "(", closing == ")"), b.data)
+    if b.kind == "region" and a.kind == "group" and len(a.data[1]) == 2 and a.data[0] in "([":
+        low, high = a.data[1]
+        return low.kind == high.kind == "number" and same_region(
+            [Piece(low.data, high.data, a.data[0] == "(", a.data[2] == ")")], b.data
+        )
     if b.kind == "region" and a.kind == "set" and all(v.kind == "number" for v in a.data):
-        return same_region(sympy.FiniteSet(*[v.data for v in a.data]), b.data)
+        return same_region(points([v.data for v in a.data]), b.data)
     return False
 
 
-def same_region(a: Any, b: Any) -> bool:
-    if a == b:
-        return True
-    ends = [[x for x in sorted(part.boundary, key=lambda x: float(x))] if isinstance(part.boundary, sympy.FiniteSet) else None
-            for part in (a, b)]  # fmt: skip
-    if None in ends or len(ends[0]) != len(ends[1]) or not all(map(same_number, *ends)):
-        return False
-    tried = [
-        *ends[0],
-        *((x + y) / 2 for x, y in zip(ends[0], ends[0][1:])),
-        *([ends[0][0] - 1, ends[0][-1] + 1] if ends[0] else [0]),
-    ]
-    other = [*ends[1], *tried[len(ends[1]) :]]
-    return all(a.contains(x) == b.contains(y) for x, y in zip(tried, other))
+def same_region(a: list[Piece], b: list[Piece]) -> bool:
+    return len(a) == len(b) and all(
+        (p.low_open, p.high_open) == (q.low_open, q.high_open)
+        and same_number(p.low, q.low)
+        and same_number(p.high, q.high)
+        for p, q in zip(a, b)
+    )

@@ -25,9 +25,6 @@ CALLS = {
 }  # fmt: skip
 
 
-NUMBER_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
-
-
 def number(tree: tuple) -> Any:
     """A number, an expression or a matrix, by SymPy."""
     kind, *parts = tree

@@ -36,7 +36,7 @@ def read(text: str) -> tuple:
     try:
         tree = parser.listed()
     except (IndexError, RecursionError):
-        raise Unread("it ends too early") from None
+        raise Unread("it ends too early, or is nested too deeply") from None
     if parser.at < len(parser.tokens):
         raise Unread(f"not understood: {parser.tokens[parser.at]}")
     return tree
@@ -140,6 +140,8 @@ class Parser(Atoms):
     def goes_on(self) -> bool:
         """Whether another factor stands beside the last one; a number never does ("3 4" is no product)."""
         token = self.peek()
+        if token and token[0].isdigit() and self.tokens[self.at - 1] == ")":
+            return True  # (n - 2) 2^n
         if (
             not token
             or token in ENDS
@@ -149,7 +151,7 @@ class Parser(Atoms):
             or token[0] == "."
         ):
             return False
-        return token in "({|" and not (token == "|" and self.bars) or token.isalpha() or (
+        return token in "([{|" and not (token == "|" and self.bars) or token.isalpha() or (
             token in GREEK or token in FUNCTIONS or token in ACCENTS
             or token in ("\\frac", "\\sqrt", "\\binom", "\\lfloor", "\\lceil", "\\sum", "\\prod")
             or token.startswith("\\begin"))  # fmt: skip

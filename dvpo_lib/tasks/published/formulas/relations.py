@@ -1,11 +1,10 @@
-"""Parts of equations and inequalities: the names that label a value, both sides' difference, where a relation holds."""
+"""Parts of equations: the names that label a value, and both sides' difference."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import sympy
-from sympy import S
 
 from dvpo_lib.tasks.published.formulas.numbers import CONSTANTS, number
 from dvpo_lib.tasks.published.formulas.tokens import Unread
@@ -41,19 +40,3 @@ def difference(left: tuple, right: tuple) -> Any:
     except (Unread, TypeError):
         return None
     return found if isinstance(found, sympy.Expr) else None
-
-
-def solved(mark: str, left: Any, right: Any, name: Any) -> Any:
-    if right == name and not left.has(name):
-        left, right, mark = right, left, mark.translate(str.maketrans("<>", "><"))
-    if left == name and not right.has(name) and right.is_extended_real:
-        return {"<": sympy.Interval.open(-sympy.oo, right), "<=": sympy.Interval(-sympy.oo, right),
-                ">": sympy.Interval.open(right, sympy.oo), ">=": sympy.Interval(right, sympy.oo),
-                "!=": S.Reals - sympy.FiniteSet(right)}[mark]  # fmt: skip
-    if mark == "!=":
-        return S.Reals - sympy.solveset(left - right, name, S.Reals)
-    kinds = {"<": sympy.StrictLessThan, "<=": sympy.LessThan, ">": sympy.StrictGreaterThan, ">=": sympy.GreaterThan}
-    relation = kinds[mark](left, right)
-    if not left.has(name) and not right.has(name):
-        return S.Reals if relation == True else S.EmptySet  # noqa: E712
-    return sympy.solve_univariate_inequality(relation, name, relational=False)

@@ -12,9 +12,11 @@ import sympy
 
 DIGITS = 6  # significant ones, to which a decimal is equal to another number
 PRECISE = 60  # digits with which equality of irrational numbers is tried
-POINTS = [[sympy.Rational(p, q) for p, q in row] for row in (
-    ((17, 11), (29, 13), (37, 19), (43, 31), (61, 47), (71, 59)), ((23, 19), (41, 17), (31, 29), (53, 23), (67, 37), (83, 61)),
-    ((59, 43), (47, 41), (73, 31), (79, 67), (89, 53), (97, 71)))]  # fmt: skip
+MOST_NAMES = 6
+PRIMES = [11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79]
+POINTS = [[sympy.Rational(PRIMES[row + 2 * i + 3], PRIMES[i]) for i in range(MOST_NAMES)] for row in range(3)]
+NEGATIVE = [[-x for x in row] for row in POINTS]
+WHOLE = [[sympy.Integer((row * row * 7 + i * 101) % 97 + 1) for i in range(MOST_NAMES)] for row in range(24)]
 
 
 def same_number(a: Any, b: Any, a_digits: int | None = None, b_digits: int | None = None) -> bool:
@@ -67,9 +69,13 @@ def at(expr: Any, names: list, row: list) -> Any:
 def same_expression(a: Any, b: Any) -> bool:
     """Whether two expressions agree at points drawn once and for all, with PRECISE digits."""
     names = sorted(a.free_symbols | b.free_symbols, key=str)
-    if len(names) > len(POINTS[0]) or a.has(sympy.Sum, sympy.Product) or b.has(sympy.Sum, sympy.Product):
+    if len(names) > MOST_NAMES or a.has(sympy.Sum, sympy.Product) or b.has(sympy.Sum, sympy.Product):
         return False
-    rows = POINTS + [[-x for x in POINTS[0]]] if a.has(sympy.Abs) or b.has(sympy.Abs) else POINTS
+    rows = [*POINTS]
+    if a.has(sympy.Abs, sympy.Max, sympy.Min) or b.has(sympy.Abs, sympy.Max, sympy.Min):
+        rows += NEGATIVE
+    if a.has(sympy.floor, sympy.ceiling) or b.has(sympy.floor, sympy.ceiling):
+        rows += WHOLE
     for row in rows:
         x, y = (at(expr, names, row) for expr in (a, b))
         if x is None or y is None:
@@ -87,7 +93,7 @@ def same_equation(a: Any, b: Any, positive: bool = False) -> bool:
     if a is None or b is None:
         return False
     names = sorted(a.free_symbols | b.free_symbols, key=str)
-    if a.free_symbols != b.free_symbols or len(names) > len(POINTS[0]):
+    if a.free_symbols != b.free_symbols or len(names) > MOST_NAMES:
         return False
     ratios = []
     for row in POINTS:

@@ -46,7 +46,8 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=(?!=)", r"\\ne "), (r"==", "="), (r"\*\*", "^"),
     # what is seen and not meant
     (r",\s{0,4}\\!\s{0,4}(?=\d{3})", ","),
-    (r"(?<!\\)\\[,;:> ]|~|\\q?quad|\\(?:thin|med|thick)space(?![a-z])|\\h?space\*?\{[^{}]{0,12}\}", " "),
+    (r"(\\\\)|\\[,;:> ]|~|\\q?quad|\\(?:thin|med|thick)space(?![a-z])|\\h?space\*?\{[^{}]{0,12}\}",
+     lambda m: m[1] or " "),
     (r"\\!|\\(?:displaystyle|textstyle|limits|nolimits|phantom\{[^{}]{0,20}\}|hfill|rm|bf|it|large|Large)(?![A-Za-z])", ""),
     (r"\\left\s{0,4}\.|\\right\s{0,4}\.|\\(?:left|right|[Bb]igg?[lrm]?)(?![A-Za-z])", ""),
     (r"\\(?:text)?color\s{0,4}\{[A-Za-z]{1,20}\}", ""), (r"\\(?:hphantom|vphantom|label|tag)\{[^{}]{0,20}\}", ""),
@@ -65,6 +66,7 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:pounds|euro|yen)(?![A-Za-z])|[€£¥₹](?=\s{0,2}[\d.])|(?<=\d)\s{0,2}[€£¥₹]", ""),
     (rf"(?:{FONT}\s{{0,4}}\{{[\s,]{{0,4}}(and|or)\s{{0,4}}\}}|(?<![A-Za-z\\])(and|or)(?![a-z]))",
      lambda m: " \\" + (m[1] or m[2]) + " "),
+    (r"\^\s{0,4}(?:\{\s{0,4}\\prime\s{0,4}\}|\\prime(?![A-Za-z]))|\\prime(?![A-Za-z])", "'"),
     # numbers
     (r"(?<=\d)\s{0,2}\{\s{0,2},\s{0,2}\}\s{0,2}(?=\d{3}(?!\d))", ""),
     (rf"{DIGITS}(\d{{1,3}}(?: \d{{3}}){{1,20}})(?![\d/])", lambda m: m[1].replace(" ", "")),

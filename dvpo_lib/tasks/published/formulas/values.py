@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from sympy import S
 
-from dvpo_lib.tasks.published.formulas.numbers import NUMBER_SETS, number
-from dvpo_lib.tasks.published.formulas.relations import difference, label_of, solved
+from dvpo_lib.tasks.published.formulas.numbers import number
+from dvpo_lib.tasks.published.formulas.regions import LINE, Piece, complement, intersection, points, solved, union
+from dvpo_lib.tasks.published.formulas.relations import difference, label_of
 from dvpo_lib.tasks.published.formulas.tokens import Unread
 
 
@@ -52,10 +52,10 @@ def values(tree: tuple) -> list[Value]:
     return found
 
 
-def joined(regions: list, mark: str) -> Value:
+def joined(regions: list[list[Piece]], mark: str) -> Value:
     """Several conditions as one: "or" joins them, all else restricts."""
-    both = sympy.Intersection(*regions)
-    return Value("region", sympy.Union(*regions) if mark == "or" or both is S.EmptySet else both)
+    both = intersection(*regions)
+    return Value("region", union(*regions) if mark == "or" or not both else both)
 
 
 def signs(tree: tuple) -> list[tuple]:
@@ -91,6 +91,8 @@ def value(tree: tuple) -> Value:
         return Value("set", [v for item in tree[1] for v in map(value, signs(item))])
     if kind == "list":
         return Value("set", [v for item in tree[1] for v in map(value, signs(item))])
+    if kind == "numbers" and tree[1] != "R":
+        return Value("numbers", tree[1])
     if kind in ("where", "cup", "cap", "setminus", "numbers"):
         return Value("region", region(tree))
     if kind == "ratio":
@@ -162,28 +164,31 @@ def compared(marks: list[str], parts: list[tuple]) -> Value:
     if len(names) == 1:
         name = names.pop()
         pieces = [solved(mark, a, b, name) for mark, a, b in zip(marks, sides, sides[1:])]
-        return Value("region", sympy.Intersection(*pieces))
+        return Value("region", intersection(*pieces))
     if len(marks) != 1 or not names:
         raise Unread("an inequality of several variables")
     gap = sides[0] - sides[1]
     return Value("relation", (marks[0].replace(">", "<"), -gap if ">" in marks[0] else gap))
 
 
-def region(tree: tuple) -> Any:
-    """A set of numbers, by SymPy."""
+def region(tree: tuple) -> list[Piece]:
+    """A set of real numbers."""
     kind = tree[0]
     if kind == "group" and len(tree[2]) == 2 and tree[1] in "([":
-        low, high = map(number, tree[2])
-        return sympy.Interval(low, high, tree[1] == "(", tree[3] == ")")
+        return [Piece(*map(number, tree[2]), tree[1] == "(", tree[3] == ")")]
     if kind == "set":
-        return sympy.FiniteSet(*[number(each) for item in tree[1] for each in signs(item)])
-    if kind == "numbers":
-        return NUMBER_SETS[tree[1]]
+        return points([number(each) for item in tree[1] for each in signs(item)])
+    if kind == "numbers" and tree[1] == "R":
+        return LINE
     if kind in ("cup", "cap", "setminus"):
         left, right = region(tree[1]), region(tree[2])
-        return {"cup": left | right, "cap": left & right, "setminus": left - right}[kind]
+        return (
+            {"cup": union, "cap": intersection}[kind](left, right)
+            if kind != "setminus"
+            else intersection(left, complement(right))
+        )
     if kind == "where":
         found = values(tree[2])
         if len(found) == 1 and found[0].kind == "region":
             return found[0].data
-    raise Unread("no set of numbers")
+    raise Unread("no set of real numbers")
