@@ -1,4 +1,4 @@
-"""Where a completion's answer stands: its conclusion, its box, or the sentence that states it.
+"""What of a completion is judged: its conclusion, and the boxes in it.
 
 Pure functions of text, each a single pass or a bounded pattern: completions come from a policy that is rewarded for
 them, and may be made to be slow to read.
@@ -7,7 +7,7 @@ them, and may be made to be slow to read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LAST = 4000  # characters of a completion that are looked at, counted from its end
@@ -63,7 +63,7 @@ _TURNS = set("no not wait but yet wrong instead should actually rather check hmm
              "was gives get means then".split())  # fmt: skip
 
 
-def _scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
+def scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
     """Every closed box, and where the last open one starts (-1: there is none). One pass over the text."""
     openings = {m.end() - 1: m.start() for m in _BOX.finditer(text)}
     found, stack = [], []
@@ -83,12 +83,12 @@ def _scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
     r"""Every `\boxed{...}` (and `\fbox{...}`) with balanced braces: start, end, content."""
-    return _scanned(text)[0]
+    return scanned(text)[0]
 
 
 def is_cut(text: str) -> bool:
     """Whether the last box is never closed, as where a completion ends too early."""
-    found, opened = _scanned(text)
+    found, opened = scanned(text)
     return opened > (found[-1][0] if found else -1)
 
 
@@ -104,7 +104,7 @@ def boxed(text: str) -> str | None:
     Returns:
         The content, "1, 2" for several. None if there is no box, "" if the last one is never closed.
     """
-    found, opened = _scanned(text)
+    found, opened = scanned(text)
     if opened > (found[-1][0] if found else -1):
         return ""
     if not found:
@@ -125,162 +125,6 @@ def _side_by_side(between: str) -> bool:
     words = _MATH_SIGNS.sub(" ", _LABEL.sub(" ", between)).split()
     joins = "," in between or {"and", "or", "for"} & {word.casefold() for word in words}
     return not words or bool(joins and not _TURNS & {word.casefold() for word in words})
-
-
-# ---- statements ----
-
-_SAID = re.compile(r"(?i)(?<![a-z])answers?\b(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
-                   r"|[\s*_:]{0,8}\n)")  # fmt: skip
-_FORMULA = re.compile(
-    r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
-)
-_BLOCK = re.compile(r"\\\[.{1,600}?\\\]|\$\$[^$]{1,600}\$\$", re.DOTALL)
-_STOP = re.compile(r"[.!?](?=\s|$|[\"'`*)])|\n")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\$)\s+|(?<=[.!?]\$\$)\s+")
-_NUMBER = re.compile(r"(?<![\w.,/^])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s\d+/\d+|\s?/\s?\d+)?(?::\d+){0,2}"
-                     r"(?:\s?(?:\\?%|percent\b|pct\b))?")  # fmt: skip
-_REASON = re.compile(
-    r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL
-)
-_DOUBT = re.compile(
-    r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|neither|not sure"
-    r"|(?:might|could|may) be(?!.*\b(?:is|are|equals)\b))\b"
-)
-_NOT = re.compile(r"(?i)\b(?:not|isn't|never|cannot|can't)\b")
-_TAKEN_BACK = re.compile(
-    r"(?i)[\s.*\"]{0,6}(?:no\b|wait\b|hmm|but (?:that|this)|(?:that|this)(?:'s| is) (?:wrong|not|incorrect))"
-)
-_CLEAN = re.compile(r"\\[()\[\]]|\$|\*\*|__|`|[\"“”]|^'|'$")
-
-
-def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
-    r"""The answer that a completion without a box states.
-
-    It follows "####", else the last "the answer is", else it is what the last line says: the line itself, its last
-    formula, its last number. Dollar amounts in prose are no formulas.
-
-    Args:
-        text: the conclusion of a completion.
-        is_whole: whether a text can be read as a formula.
-
-    Returns:
-        The answer as it is written. None if there is none, or if it is doubted or denied.
-    """
-    text = _BLOCK.sub(lambda m: " ".join(m[0].split()), text.replace("\\$", ""))
-    mark = text.rfind("####")
-    if mark >= 0:
-        return stated(text[mark:].lstrip("# ").partition("\n")[0], is_whole)
-    said = list(_SAID.finditer(text))
-    if said:
-        rest = text[said[-1].end() :].lstrip(" \n\t*_:")
-        end = next((m for m in _STOP.finditer(rest)), None)
-        if _TAKEN_BACK.match(rest, end.end() if end else len(rest)):
-            return None
-        return stated(rest[: end.start()] if end else rest, is_whole)
-    lines = [line for line in text.split("\n") if line.strip()]
-    for line in reversed(lines[-4:]):
-        if not any(map(str.isalnum, line)):
-            return None
-        sentences = [
-            part for part in _SENTENCE.split(line) if any(map(str.isdigit, part)) or "$" in part or "\\" in part
-        ]
-        if sentences or line is lines[0]:
-            return concluded(line, sentences[-1] if sentences else line, is_whole)
-    return None
-
-
-def answer_of(text: str, is_whole: Callable[[str], bool], boxed_only: bool = False) -> str:
-    """The answer that a conclusion gives: its box, or what it states (behind the box too, where that is a formula).
-
-    Args:
-        text: the conclusion of a completion.
-        is_whole: whether a text can be read as a formula.
-        boxed_only: whether a statement without a box is no answer.
-
-    Returns:
-        The answer as it is written, "" if there is none.
-    """
-    inside = boxed(text)
-    if boxed_only or inside == "":
-        return plain(inside or "")
-    if inside is None:
-        return plain(final_answer(text, is_whole) or "")
-    behind = text[boxes(text)[-1][1] :]
-    later = final_answer(behind, is_whole) if _SAID.search(behind) else None
-    return plain(later) if later and any(map(str.isdigit, later)) and is_whole(later) else plain(inside)
-
-
-def clean(text: str) -> str:
-    """A statement without delimiters, quotes, bold and a final full stop."""
-    return _CLEAN.sub(" ", text).lstrip(" \t\n,;:'*_").rstrip(" \t\n.,;:'*_")
-
-
-def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
-    """The answer in what follows "the answer is"."""
-    instead = re.search(r"(?i)\bnot\b.{1,60}?\bbut\b(.*)", said)
-    said = instead[1] if instead else said
-    said = re.sub(r"(?i),?\s(?:and )?not\s.*", "", said) if re.search(r"\d.*\bnot\b", said) else said
-    whole = clean(said)
-    if _DOUBT.search(said) or _NOT.search(said):
-        return None
-    either = re.match(r"(?i)either\s(.*)", whole)
-    whole = either[1] if either else whole
-    if is_whole(whole):
-        return whole
-    said = _REASON.sub("", said)
-    inner = re.search(r".*\s(?:is|are|equals|be)\b:?\s+(.*)", said) or re.fullmatch(
-        r"[A-Z][A-Za-z ]{0,30}:\s+(.*)", said
-    )
-    for part in (clean(said), clean(inner[1]) if inner else ""):
-        if part and is_whole(part):
-            return part
-    said = inner[1] if inner else said
-    formulas = [clean(m[0]) for m in _FORMULA.finditer(said)]
-    if formulas:
-        return formulas[0] if len(formulas) == 1 else clean(said)
-    number = _NUMBER.search(said)
-    if number and len(_NUMBER.findall(said)) == 1 and not re.search(r"\bor\b", said):
-        return clean(number[0])
-    return clean(said) or None
-
-
-def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str | None:
-    """The answer in a last line that does not say that it is one."""
-    if line.count("$") % 2:  # an amount of money: 2.74 $
-        line, sentence = (re.sub(r"(?<=\d)\s?\$(?!\d)", " dollars", part) for part in (line, sentence))
-    for whole in (line, sentence):
-        whole = re.sub(r"^\s*[A-Z][A-Za-z]{0,30}\s?:\s+", "", whole)
-        if is_whole(clean(whole)):
-            return clean(whole)
-    found = [m for m in _FORMULA.finditer(sentence)] or [m for m in _NUMBER.finditer(sentence)]
-    if not found:
-        return clean(sentence) or None
-    run = [found[-1]]
-    for match in reversed(found[:-1]):
-        if not re.fullmatch(r"[\s,]*(?:or|and|,)[\s,]*", sentence[match.end() : run[0].start()]):
-            break
-        run.insert(0, match)
-    before = sentence[found[-len(run) - 1].end() if len(found) > len(run) else 0 : run[0].start()]
-    if (
-        _NOT.search(before)
-        or _DOUBT.search(sentence)
-        or re.search(r"(?i)\bfails?\b|\bwrong\b", sentence[run[-1].end() :])
-    ):
-        return None
-    return " or ".join(clean(match[0]) for match in run)
-
-
-def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
-    """A right answer without what is not its value: its box, dollar signs, a sentence around it."""
-    inside = boxed(text)
-    if inside == "":  # open at the end of the text
-        inside = text[_scanned(text)[1] :].partition("{")[2]
-    if inside is not None:
-        return plain(inside)
-    found = plain(text)
-    if len(found) > 40 and _SAID.search(found) and not is_whole(found):
-        return final_answer(text, is_whole) or found
-    return found
 
 
 def plain(answer: str) -> str:

@@ -64,10 +64,11 @@ def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = LAS
     if is_cut(text):
         return None
     said: tuple[int, str | None] = (-1, None)
-    for start, end, content in boxes(text):
+    whole = text
+    for start, end, content in boxes(whole):
         letter = boxed_letter(content)
         if letter or not re.search(r"\d", content):
-            said = (start, letter if not _several(text, start) else None)
+            said = (start, letter if not _several(whole, start) else None)
         text = text[:start] + " " * (end - start) + text[end:]
     plain = "".join(_MARKUP.sub(lambda m: " " * len(m[0]), text))
     plain = plain.replace("\\boxed", "      ")

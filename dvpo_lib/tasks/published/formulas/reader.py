@@ -20,6 +20,9 @@ SEPARATORS = {",", ";", "\\and", "\\or"}
 ENDS = {")", "]", "\\}", "}", "\\rangle", "\\rfloor", "\\rceil", "&", "\\\\", "\\mid"}
 
 
+MOST_CHARACTERS = 1500
+
+
 def read(text: str) -> tuple:
     """The tree of a formula.
 
@@ -32,6 +35,8 @@ def read(text: str) -> tuple:
     Raises:
         Unread: a part of the text is not understood, or it is too long or nested too deeply.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise Unread("too long")
     parser = Parser(tokens(without_fonts(respell(text))))
     try:
         tree = parser.listed()
@@ -44,6 +49,8 @@ def read(text: str) -> tuple:
 
 def is_whole(text: str) -> bool:
     """Whether a text can be read as a formula, in all its parts; a unit behind a value is allowed."""
+    if len(text) > MOST_CHARACTERS:
+        return False
     spelled = respell(text)
     for form in (spelled, without_unit(spelled)[0]):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import sympy
@@ -18,7 +19,7 @@ def label_of(tree: tuple) -> str:
     if kind == "name":
         return "" if tree[1] in CONSTANTS else tree[1]
     if kind == "apply":  # the name of its variable does not matter
-        return label_of(tree[1]) + "".join(part[1] for part in tree[2] if part[0] == "num")
+        return label_of(tree[1]) + "".join(re.findall(r"\('num', '(.*?)'", str(tree[2])))
     if kind == "mul":
         parts = [label_of(part) for part in tree[1:]]
         return "".join(parts) if all(part[:1].isupper() for part in parts) else ""

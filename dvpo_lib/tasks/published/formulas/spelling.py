@@ -136,8 +136,8 @@ def as_text(text: str) -> str:
     text = without_fonts(text)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = _BRACED.sub(r"\1", text.replace("\\and", "and").replace("\\or", "or"))
-    text = _SPACE.sub("", text).strip("\"'`.,;:*")
-    if re.fullmatch(r"\([A-Za-z]\)", text):
-        text = text[1]
+    text = _SPACE.sub("", text).strip('"`.,;:*')
+    if re.fullmatch(r"\([A-Za-z]\)|'[^']*'", text):
+        text = text[1:-1]
     words = re.fullmatch(r"[A-Za-z\d\"'`.,;:()?!&-]*[A-Za-z]{2}[A-Za-z\d\"'`.,;:()?!&-]*", text)
     return text.casefold() if words else text

@@ -27,37 +27,54 @@ MEANS_MORE = set(  # words after a number that change what it says
     "and or not no nor none to than mod base if when for where as is are least most over under more less before after "
     "below above between times plus minus pi sqrt sin cos tan log ln exp e i th st nd rd dozen hundred thousand million "
     "billion trillion infinity something else other".split())  # fmt: skip
-_ATOM = rf"(?:{FONT}\s{{0,4}}\{{[^{{}}]{{0,60}}\}}|\\degree|\\%|[A-Za-zµ]{{1,20}}\.?)(?:\s{{0,2}}\^\s{{0,2}}\{{?\s?-?\d\s?\}}?)?"
-_UNIT = re.compile(rf"\s{{0,4}}({_ATOM}(?:\s{{0,3}}(?:/|\\cdot)?\s{{0,3}}{_ATOM}){{0,5}})\s{{0,4}}$")
+_ATOM = re.compile(
+    rf"(\s?)((?:{FONT}\s?\{{[^{{}}]{{0,60}}\}}|\\degree|(?<![A-Za-zµ\\])[A-Za-zµ]{{1,20}}\.?)"
+    r"(?:\s?\^\s?\{?\s?-?\d\s?\}?)?)\s?(?:/|\\cdot)?\s?$"
+)
 _WORD = re.compile(r"[A-Za-zµ$]+")
 _NUMBER = re.compile(r"(?:[-+\s\d.,/(){}^]|\\(?:frac|sqrt|times|cdot|pi|pm)\s?)+")
+MOST_WORDS, LONGEST_ATOM = 8, 90
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    """A formula's value and its unit: words after a number, symbols of units after any value; else ("...", "")."""
+    """A formula's value and its unit: words after a number, symbols of units after any value; else the text and "".
+
+    Args:
+        text: a formula, respelled.
+
+    Returns:
+        The value, and the unit as `unit_name` spells it.
+    """
     text = text.strip()
-    for start in (m.end() for m in re.finditer(r"(?<=[\d)}\]A-Za-z.])(?=\s|\\|[A-Za-z])|$", text[-90:])):
-        cut = len(text) - len(text[-90:]) + start
+    found, cut = (text, ""), len(text)
+    if text.endswith("/"):
+        return found
+    for _ in range(MOST_WORDS):
+        start = max(0, cut - LONGEST_ATOM)
+        atom = _ATOM.search(text[start:cut])
+        if not atom:
+            break
+        cut = start + atom.start()
         value, tail = text[:cut].rstrip(" ,"), text[cut:]
-        if value and value[-1] not in "\\=+-*/^_(" and _UNIT.fullmatch(tail) and is_unit(value, tail):
-            return value, unit_name(tail)
-    return text, ""
+        if value and value[-1] not in "\\=+-*/^_(," and is_unit(value, tail):
+            found = value, unit_name(tail)
+    return found
 
 
 def is_unit(value: str, tail: str) -> bool:
-    words, styled = _WORD.findall(re.sub(FONT, " ", tail)), "{" in tail and "\\" in tail
-    if not words or MEANS_MORE & {word.casefold() for word in words} or re.search(r"\\(?:and|or|%)", tail):
+    """Whether a tail of words is the unit of what stands before it."""
+    words, styled = _WORD.findall(re.sub(FONT, " ", tail).replace("\\degree", "degree")), "{" in tail and "\\" in tail
+    if not words or MEANS_MORE & {word.casefold() for word in words}:
         return False
     if tail.lstrip().startswith("\\degree"):
         return True
     known = all(word in UNITS or word.casefold() in UNITS for word in words if word != "per")
     is_number = _NUMBER.fullmatch(value) is not None and any(map(str.isdigit, value))
     if styled:
-        return bool(is_number or (known and value[-1] not in "A")) and re.search(r"\\[A-Za-z]*$", value) is None
-    single = len(words) == 1 and len(words[0]) == 1
-    spaced = tail[:1] == " "
+        return (is_number or known) and re.search(r"\\[A-Za-z]*$", value) is None
     if not is_number or any(len(word) == 1 and word not in UNITS for word in words):
         return False
+    spaced, single = tail[:1] == " ", len(words) == 1 and len(words[0]) == 1
     return known and (spaced or not single or "^" in tail) or (spaced and all(len(word) > 1 for word in words))
 
 

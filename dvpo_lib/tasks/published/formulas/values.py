@@ -47,7 +47,7 @@ def values(tree: tuple) -> list[Value]:
     if tree[0] != "list":
         return [value(each) for each in signs(tree)]
     found = [value(each) for item in tree[1] for each in signs(item)]
-    if len(found) > 1 and all(v.kind == "region" and not v.label for v in found):
+    if len(found) > 1 and all(v.kind == "region" and item[0] == "chain" for v, item in zip(found, tree[1])):
         return [joined([v.data for v in found], tree[2])]
     return found
 
