@@ -22,6 +22,8 @@ from typing import Any
 
 from dvpo_lib.tasks.published.answers import boxed
 from dvpo_lib.tasks.published.files import BadRecord, Source, SourceError, checked, files, from_file, from_hub, named
+from dvpo_lib.tasks.published.formulas.reader import is_whole
+from dvpo_lib.tasks.published.statements import not_whole
 
 log = logging.getLogger(__name__)
 
@@ -355,11 +357,22 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
         raise SourceError(f"{path or source.hub}: holds no problem of {name} ({empty} records of another kind)")
     if empty and name == "light_r1":
         log.warning("light_r1: %d records without a boxed answer were left out", empty)
+    if source.verify == "math":
+        note_texts(name, [answer for _, answer in problems[:limit]])
     table = [
         {"prompt": as_prompt(tokenizer, problem), "answer": answer, "verify": source.verify, "source": name}
         for problem, answer in problems[:limit]
     ]
     return Dataset.from_list(table, Features({c: Value("string") for c in ("prompt", "answer", "verify", "source")}))
+
+
+def note_texts(name: str, answers: list[str]) -> None:
+    """Warns of right answers that are not read whole as formulas, with their number and the first of them."""
+    texts = not_whole(answers, is_whole)
+    if texts:
+        first = "; ".join(repr(text[:60]) for text in dict.fromkeys(texts[:40]))[:300]
+        log.warning("%s: %d of %d right answers are not read whole as formulas and are compared as texts, the first: %s",
+                    name, len(texts), len(answers), first)  # fmt: skip
 
 
 def as_prompt(tokenizer, problem: str) -> str:

@@ -10,7 +10,7 @@ Every pattern is bounded, because completions may be made to be slow to read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dvpo_lib.tasks.published.answers import boxed, boxes, plain, scanned
 
@@ -23,8 +23,11 @@ _FORMULA = re.compile(
 _BLOCK = re.compile(r"\\\[.{1,600}?\\\]|\$\$[^$]{1,600}\$\$", re.DOTALL)
 _STOP = re.compile(r"[.!?](?=\s|$|[\"'`*)])|\n")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\$)\s+|(?<=[.!?]\$\$)\s+")
-_NUMBER = re.compile(r"(?<![\w.,/^])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s\d+/\d+|\s?/\s?\d+)?(?::\d+){0,2}"
-                     r"(?:\s?(?:\\?%|percent\b|pct\b))?")  # fmt: skip
+_NUMBER = re.compile(  # in prose; not a part of a formula
+    r"(?<![\w.,/^{(\\])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,.]*[_^\\{(])(?:[eE][+-]?\d+)?"
+    r"(?:\s\d+/\d+|\s?/\s?\d+)?(?::\d+){0,2}(?:\s?(?:\\?%|percent\b|pct\b))?"
+)
+_MATHS = re.compile(r"[\d\\=+*/^|<>√π∞-]")
 _REASON = re.compile(
     r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL
 )
@@ -128,7 +131,7 @@ def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
     if formulas:
         return formulas[0] if len(formulas) == 1 else clean(said)
     number = _NUMBER.search(said)
-    if number and len(_NUMBER.findall(said)) == 1 and not re.search(r"\bor\b", said):
+    if number and len(_NUMBER.findall(said)) == 1 and not re.search(r"\bor\b|[\\^_={}+*]", said):
         return clean(number[0])
     return clean(said) or None
 
@@ -142,7 +145,12 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
         whole = re.sub(r"^\s*[A-Z][A-Za-z]{0,30}\s?:\s+", "", whole)
         if is_whole(clean(whole)):
             return clean(whole)
-    found = [m for m in _FORMULA.finditer(sentence)] or [m for m in _NUMBER.finditer(sentence)]
+    found = [*_FORMULA.finditer(sentence)]
+    if not found and not _NOT.search(sentence) and not _DOUBT.search(sentence):
+        tail = formula_behind(sentence)
+        if is_whole(tail):
+            return tail
+    found = found or [*_NUMBER.finditer(sentence)]
     if not found:
         return clean(sentence) or None
     run = [found[-1]]
@@ -160,6 +168,15 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
     return " or ".join(clean(match[0]) for match in run)
 
 
+def formula_behind(sentence: str) -> str:
+    """The words with which a sentence ends, as long as each looks like a part of a formula."""
+    words = clean(sentence).split(" ")
+    start = len(words)
+    while start and (_MATHS.search(words[start - 1]) or (len(words[start - 1]) == 1 and words[start - 1] not in "aAI")):
+        start -= 1
+    return " ".join(words[start:])
+
+
 def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
     """A right answer without what is not its value: its box, dollar signs, a sentence around it."""
     inside = boxed(text)
@@ -168,6 +185,21 @@ def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
     if inside is not None:
         return plain(inside)
     found = plain(text)
-    if len(found) > 40 and _SAID.search(found) and not is_whole(found):
+    solution = "\n" in found and is_whole(clean(found.rpartition("\n")[2].rpartition(":")[2]))
+    if solution or (len(found) > 40 and _SAID.search(found) and not is_whole(found)):
         return final_answer(text, is_whole) or found
     return found
+
+
+def not_whole(answers: Sequence[str], is_whole: Callable[[str], bool]) -> list[str]:
+    """The right answers that are not read whole as formulas: they are compared as texts.
+
+    Args:
+        answers: right answers of problems of mathematics.
+        is_whole: whether a text can be read as a formula.
+
+    Returns:
+        Those that are not, in their order.
+    """
+    known = {answer: is_whole(right_answer(answer, is_whole)) for answer in set(answers)}
+    return [answer for answer in answers if not known[answer]]
