@@ -40,12 +40,12 @@ def test_decided_cases(kind):
     verdicts = answer_reward([""] * len(right), completions, answer=answers, verify=verify)
     wrong = [case[2:] for case, verdict in zip(zip([kind] * len(right), verify, answers, completions, right), verdicts)
              if verdict != case[4]]  # fmt: skip
-    assert wrong == [] and len(right) >= 20
+    assert wrong == [] and len(right) >= 15
 
 
 # ---- read whole ----
 
-WHOLE = ["7", "-3.5", r"\frac{1}{2}", r"2\sqrt{3}", "x+1", "(1,2)", r"\{1,2\}", "[1,2)", "x=4", "x>2", r"3\pi", "2^{10}"]
+WHOLE = ["7", "-3.5", r"\frac{1}{2}", r"2\sqrt{3}", "x+1", "(1,2)", r"\{1,2\}", "[1,2)", "x=4", "x>2", r"3\pi+1", "2^{10}"]
 REST = [r"\foo", r"\blob{3}", "_7", r"\pmod{5}", r",\ldots", r"\equiv 1", " more or less", "@", r"\text{ or more}", "&", "#"]  # fmt: skip
 
 

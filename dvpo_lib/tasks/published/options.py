@@ -133,9 +133,9 @@ def lone_letter(text: str, after: int) -> str | None:
 # ---- slots ----
 
 _NAME = r"[A-Za-z][A-Za-z0-9_]{0,40}(?:[ -][A-Za-z0-9_]{1,20}){0,3}"
-_SLOT = re.compile(rf"\s*({_NAME})\s*(?:=>?|:|->|→)\s*(\S.*)")
-_NEXT = re.compile(
-    rf"[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}[=:]\s{{0,4}}[^\s\d])|[,;]\s{{0,4}}(?={_NAME}\s{{0,4}}=)|[,;]\s{{0,4}}(?={_NAME}:\s)"
+_SLOT = re.compile(rf"\s*[\"']?({_NAME})[\"']?\s*(?:=>?|:|->|→)\s*(\S.*)")
+_NEXT = re.compile(  # another slot on the line: a name before "=", or before ":" and a space (6:30 is a time)
+    rf"[,;]\s{{0,4}}(?=[\"']?{_NAME}[\"']?\s{{0,4}}(?:=|:\s|:\s{{0,4}}[^\s\d]))"
 )
 _LEAD = re.compile(r"[\s>*•\-+]*(?:\d{1,2}[.)]\s+)?[\s*•\-]*")
 _QUOTES = "\"'`“”‘’*_ \t"
@@ -201,5 +201,5 @@ def line_slots(line: str) -> list[tuple[str, str]]:
         return [(names[0], names[1])] if is_row else []
     bare = line.replace("**", "").replace("`", "").strip()
     bare = bare[_LEAD.match(bare).end() :]
-    matches = [_SLOT.fullmatch(part.replace('"', "").strip()) for part in _NEXT.split(bare)]
+    matches = [_SLOT.fullmatch(part.strip()) for part in _NEXT.split(bare)]
     return [(match[1], match[2]) for match in matches if match and slot_value(match[2])]
