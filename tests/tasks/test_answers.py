@@ -19,7 +19,8 @@ from dvpo_lib.tasks.published.formulas.reader import is_whole, read
 from dvpo_lib.tasks.published.formulas.spelling import as_text, respell
 from dvpo_lib.tasks.published.formulas.tokens import Unread
 from dvpo_lib.tasks.published.formulas.units import without_unit
-from dvpo_lib.tasks.published.options import chosen_letter, given_slots
+from dvpo_lib.tasks.published.options import chosen_letter
+from dvpo_lib.tasks.published.slots import given_slots
 from dvpo_lib.tasks.published.statements import answer_of
 from dvpo_lib.tasks.published.verify import MathReward, answer_reward
 
@@ -45,7 +46,20 @@ def test_decided_cases(kind):
 
 # ---- read whole ----
 
-WHOLE = ["7", "-3.5", r"\frac{1}{2}", r"2\sqrt{3}", "x+1", "(1,2)", r"\{1,2\}", "[1,2)", "x=4", "x>2", r"3\pi+1", "2^{10}"]
+WHOLE = [
+    "7",
+    "-3.5",
+    r"\frac{1}{2}",
+    r"2\sqrt{3}",
+    "x+1",
+    "(1,2)",
+    r"\{1,2\}",
+    "[1,2)",
+    "x=4",
+    "x>2",
+    r"3\pi+1",
+    "2^{10}",
+]
 REST = [r"\foo", r"\blob{3}", "_7", r"\pmod{5}", r",\ldots", r"\equiv 1", " more or less", "@", r"\text{ or more}", "&", "#"]  # fmt: skip
 
 
@@ -66,7 +80,15 @@ def test_the_beginning_of_a_formula_is_another_answer(formula):
 
 
 def test_reading_is_cheap_and_bounded():
-    hostile = ["(" * 5000, r"\frac{" * 900, "9^" * 700, "1" * 5000, "x" * 5000, r"\sqrt{" * 300 + "}" * 300, "1,2" * 400]
+    hostile = [
+        "(" * 5000,
+        r"\frac{" * 900,
+        "9^" * 700,
+        "1" * 5000,
+        "x" * 5000,
+        r"\sqrt{" * 300 + "}" * 300,
+        "1,2" * 400,
+    ]
     started = time.process_time()
     assert [text[:9] for text in hostile if is_whole(text)] == []
     assert time.process_time() - started < 1

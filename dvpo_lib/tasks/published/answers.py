@@ -59,6 +59,7 @@ _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 _MATH_SIGNS = re.compile(r"\\+$|\\(?:text|quad|qquad|left|right|[()\[\],;:! ])|[${}\s.,;:+&*_()]")
 _LABEL = re.compile(r"[A-Za-z][\w\\{}()]{0,12}\s{0,4}=\s{0,4}$")
+_PART = re.compile(r"\b[Pp]arts?\b|\((?:[a-h]|[ivx]{1,4}|\d)\)")  # (a), part (ii)
 _TURNS = set("no not wait but yet wrong instead should actually rather check hmm so thus hence therefore answer final "
              "was gives get means then".split())  # fmt: skip
 
@@ -122,7 +123,7 @@ def _side_by_side(between: str) -> bool:
     """Whether what stands between two boxes joins them, rather than turns from the one to the other."""
     if len(between) > 60:
         return False
-    words = _MATH_SIGNS.sub(" ", _LABEL.sub(" ", between)).split()
+    words = _MATH_SIGNS.sub(" ", _LABEL.sub(" ", _PART.sub(" ", between))).split()
     joins = "," in between or {"and", "or", "for"} & {word.casefold() for word in words}
     return not words or bool(joins and not _TURNS & {word.casefold() for word in words})
 

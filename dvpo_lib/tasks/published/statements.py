@@ -32,7 +32,7 @@ _REASON = re.compile(
     r"(?i)[,;(]?\s(?:because|since|where|which|so that|when|as (?!a\b)|for all|for every)\b.*", re.DOTALL
 )
 _DOUBT = re.compile(
-    r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|neither|not sure"
+    r"(?i)\b(?:maybe|perhaps|possibly|probably|unsure|unclear|unknown|guess|doubt|neither|not sure"
     r"|(?:might|could|may) be(?!.*\b(?:is|are|equals)\b))\b"
 )
 _NOT = re.compile(r"(?i)\b(?:not|isn't|never|cannot|can't)\b")
@@ -60,8 +60,10 @@ def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
     if mark >= 0:
         return stated(text[mark:].lstrip("# ").partition("\n")[0], is_whole)
     said = list(_SAID.finditer(text))
-    if said and (_NOT.search(said[-1][0]) or _DOUBT.search(said[-1][0] + " ")):
-        return None
+    if said:
+        sentence = re.split(r"[.!?;\n]", text[: said[-1].start()])[-1]
+        if _NOT.search(said[-1][0]) or _DOUBT.search(f"{sentence[-LONGEST:]} {said[-1][0]} "):
+            return None
     if said:
         rest = text[said[-1].end() :].lstrip(" \n\t*_:")
         end = next((m for m in _STOP.finditer(rest)), None)
@@ -75,6 +77,8 @@ def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
         sentences = [
             part for part in _SENTENCE.split(line) if any(map(str.isdigit, part)) or "$" in part or "\\" in part
         ]
+        if sentences and _TAKEN_BACK.match(line[line.rfind(sentences[-1]) + len(sentences[-1]) :]):
+            return None
         if sentences or line is lines[0]:
             return concluded(line, sentences[-1] if sentences else line, is_whole)
     return None
@@ -141,6 +145,8 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
     line, sentence = line[-LONGEST:], sentence[-LONGEST:]
     if line.count("$") % 2:  # an amount of money: 2.74 $
         line, sentence = (re.sub(r"(?<=\d)\s?\$(?!\d)", " dollars", part) for part in (line, sentence))
+    if sentence.rstrip().endswith("?"):
+        return None
     for whole in (line, sentence):
         whole = re.sub(r"^\s*[A-Z][A-Za-z]{0,30}\s?:\s+", "", whole)
         if is_whole(clean(whole)):
@@ -162,7 +168,7 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
     if (
         _NOT.search(before)
         or _DOUBT.search(sentence)
-        or re.search(r"(?i)\bfails?\b|\bwrong\b", sentence[run[-1].end() :])
+        or re.search(r"(?i)\bfails?\b|\bwrong\b|\bnot\b", sentence[run[-1].end() :])
     ):
         return None
     return " or ".join(clean(match[0]) for match in run)

@@ -27,7 +27,8 @@ from typing import Any
 from dvpo_lib.tasks.published.answers import LAST, conclusion, same_text
 from dvpo_lib.tasks.published.formulas.reader import is_whole
 from dvpo_lib.tasks.published.math_workers import Pool, Worker
-from dvpo_lib.tasks.published.options import chosen_letter, given_slots, slot_name, slot_value
+from dvpo_lib.tasks.published.options import chosen_letter
+from dvpo_lib.tasks.published.slots import given_slots, slot_name, slot_value
 from dvpo_lib.tasks.published.statements import answer_of, right_answer
 
 __all__ = ["MathReward", "answer_reward", "choice_reward", "math_reward", "slots_reward"]

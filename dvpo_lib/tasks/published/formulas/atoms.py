@@ -132,9 +132,9 @@ class Atoms:
                 base = self.atom()
             else:
                 raised = self.script()
-        if self.peek() in ("(", "[", "{", "|"):
+        if self.peek() in ("(", "[", "{", "|", "\\{"):
             inside = self.atom()
-            given = inside[2] if inside[0] == "group" else inside[1] if inside[0] == "list" else [inside]
+            given = inside[2] if inside[0] == "group" else inside[1] if inside[0] in ("list", "set") else [inside]
         else:
             inside = self.power()
             while self.goes_on() and self.peek() not in FUNCTIONS:
