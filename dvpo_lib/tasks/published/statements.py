@@ -21,7 +21,7 @@ _FORMULA = re.compile(
     r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
 )
 _BLOCK = re.compile(r"\\\[.{1,600}?\\\]|\$\$[^$]{1,600}\$\$", re.DOTALL)
-_STOP = re.compile(r"[.!?](?=\s|$|[\"'`*)])|\n")
+_STOP = re.compile(r"(?<!\\)[.!?](?=\s|$|[\"'`*)])|\n")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\$)\s+|(?<=[.!?]\$\$)\s+")
 _NUMBER = re.compile(  # in prose; not a part of a formula
     r"(?<![\w.,/^{(\\])-?(?:[$€£]\s?)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,.]*[_^\\{(])(?:[eE][+-]?\d+)?"
@@ -66,7 +66,8 @@ def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
             return None
     if said:
         rest = text[said[-1].end() :].lstrip(" \n\t*_:")
-        end = next((m for m in _STOP.finditer(rest)), None)
+        formula = _FORMULA.match(rest)
+        end = _STOP.search(rest, formula.end() if formula else 0)
         if _TAKEN_BACK.match(rest, end.end() if end else len(rest)):
             return None
         return stated(rest[: end.start()] if end else rest, is_whole)

@@ -191,7 +191,7 @@ class Atoms:
     def matrix(self, token: str) -> tuple:
         if "{" not in token:
             raise Unread(f"not understood: {token}")
-        kind = token[token.index("{") + 1 : -1]
+        kind = token[token.index("{") + 1 : -1].strip()
         if kind not in ("pmatrix", "bmatrix", "matrix", "array", "smallmatrix"):
             raise Unread(f"not understood: {token}")
         if kind == "array":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 MOST_TOKENS, MOST_DIGITS = 400, 1000
-TOKEN = re.compile(r"\s*(?:(?P<num>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<cmd>\\(?:begin|end)\s*\{[a-z]+\*?\}"
+TOKEN = re.compile(r"\s*(?:(?P<num>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<cmd>\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}"
                    r"|\\text\{[^{}]*\}|\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?|\\[A-Za-z]+|\\.)"
                    r"|(?P<word>[A-Za-z]+)|(?P<sign>\S))")  # fmt: skip
 SPELLED = {  # plain words that are names of mathematics
