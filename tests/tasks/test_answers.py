@@ -193,7 +193,7 @@ def test_right_answers_that_are_texts_are_counted(tmp_path, caplog):
     path.write_text("".join(json.dumps({"problem": "?", "answer": answer}) + "\n" for answer in answers))
     with caplog.at_level(logging.WARNING):
         load_problems("math500", "test", path=path)
-    assert "math500: 2 of 4 right answers are not read whole as formulas and are compared as texts" in caplog.text
+    assert "math500: 2 of 4 right answers are not read whole as formulas and are compared as texts:" in caplog.text
     assert "2516_8" in caplog.text and "Evelyn" in caplog.text
     caplog.clear()
     load_problems("math500", "test", path=path, limit=1)

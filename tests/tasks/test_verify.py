@@ -110,7 +110,6 @@ def test_a_hedge_is_no_answer_and_a_box_may_be_required(reward):
     assert judge(MathReward(boxed_only=True), said) == [0.0, 0.0, 1.0]
 
 
-
 SLOW = "\\tan(x)+\\sin(x)\\cos(2x)>\\frac{1}{3}"  # SymPy takes minutes to solve it
 HOSTILE = {
     "slow inequality": f"\\boxed{{{SLOW}}}",
@@ -333,7 +332,7 @@ def test_workers_end_when_their_parent_is_killed():
                 "The answer is B or C",
                 "\\boxed{A, B}",
                 "\\boxed{A} or \\boxed{B}",
-                    "I think A",
+                "I think A",
                 "The answer is K",
                 "The answer is Bern",
                 "A B",

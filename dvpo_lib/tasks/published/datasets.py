@@ -371,7 +371,7 @@ def note_texts(name: str, answers: list[str]) -> None:
     texts = not_whole(answers, is_whole)
     if texts:
         first = "; ".join(repr(text[:60]) for text in dict.fromkeys(texts[:40]))[:300]
-        log.warning("%s: %d of %d right answers are not read whole as formulas and are compared as texts, the first: %s",
+        log.warning("%s: %d of %d right answers are not read whole as formulas and are compared as texts: %s",
                     name, len(texts), len(answers), first)  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""The comparison of formulas in processes of its own, each with limits on processor time and memory, so that no answer can hang or
-crash the caller.
+"""Formulas compared in processes of their own, each with limits on processor time and memory.
+
+No answer can hang or crash the caller.
 
 A worker (`serve`) reads questions from its standard input and writes verdicts to its standard output; `Worker` is the
 caller's end of it, `Pool` those of one process. Limits count processor time, not time on the clock, so that a busy

@@ -28,7 +28,10 @@ _FILLER = (
     r"(?:\s{1,12}(?:clearly|definitely|therefore|thus|then|hence|indeed|obviously|simply|just|surely|again|option|choice"
     r"|letter|answer|be|to|has|have|must|should|would|the|correct|right|best|actually|most|likely)(?![A-Za-z]),?){0,5}"
 )
-_SAYS = r"\s{1,4}(?P<said>(?:is|seems|must|has|fits|matches|looks|cannot|can't|isn't)\b(?:(?!because|since|\bas\b|\band\b|\bbut\b)[^.,;\n]){0,40})"
+_SAYS = (
+    r"\s{1,4}(?P<said>(?:is|seems|must|has|fits|matches|looks|cannot|can't|isn't)\b"
+    r"(?:(?!because|since|\bas\b|\band\b|\bbut\b)[^.,;\n]){0,40})"
+)
 _STATED = [
     re.compile(pattern)
     for pattern in (

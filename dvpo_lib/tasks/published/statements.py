@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dvpo_lib.tasks.published.answers import boxed, boxes, plain, scanned
 
 LONGEST = 600  # characters of a sentence that are looked at
-_SAID = re.compile(r"(?i)(?<![a-z])answers?\b(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
+_SAID = re.compile(r"(?i)(?<![a-z])answers?\b"
+                   r"(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
                    r"|[\s*_:]{0,8}\n)")  # fmt: skip
 _FORMULA = re.compile(
     r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
@@ -118,6 +119,8 @@ def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
     said = instead[1] if instead else said
     said = re.sub(r"(?i),?\s(?:and )?not\s.*", "", said) if re.search(r"\d.*\bnot\b", said) else said
     whole = clean(said)
+    if _FORMULA.fullmatch(said.strip(" .*")):
+        return whole
     if _DOUBT.search(said) or _NOT.search(said):
         return None
     either = re.match(r"(?i)either\s(.*)", whole)

@@ -1,14 +1,14 @@
-"""Verified rewards in TRL's signature: mathematics by math-verify, options by their letter, slots by their values.
+"""Verified rewards in TRL's signature: mathematics by what formulas mean, options by their letter, slots by values.
 
     math_reward, choice_reward, slots_reward   f(prompts, completions, answer, **columns) -> a list of 1.0 and 0.0
     answer_reward                              picks one of them for each record, by its column `verify`
     MathReward(seconds=1, workers=4)           `math_reward` with limits of its own
 
 Completions come from a policy that is rewarded for them, so they are hostile: `9**9**9**9`, thousands of nested
-fractions, a text on which a regular expression never ends. math-verify (with SymPy below it) therefore works in
-processes of its own (`math_workers`). One that reaches its limits, or that crashes, is replaced; its answer gets 0.0
-and all others keep theirs. The processes start when first needed, from any thread and inside any worker of joblib, and
-end with the process (or the `MathReward`) that started them.
+fractions, a text on which a regular expression never ends. Finding and reading an answer is bounded and happens here.
+Comparing formulas is SymPy's, and happens in processes of its own (`math_workers`). One that reaches its limits or
+crashes is replaced. Its answer gets 0.0 and all others keep theirs. The processes start when first needed, from any
+thread and inside any worker of joblib, and end with the process (or the `MathReward`) that started them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ log = logging.getLogger(__name__)
 class MathReward:
     r"""1.0 where a completion's answer is mathematically equal to the right one, else 0.0 (in TRL's signature).
 
-    What counts is what follows the last `</think>`, and of it the last `last` characters: there the last
-    `\boxed{...}` (several side by side are one list), or without a box what math-verify finds: after "answer" first,
-    else the last formula or number. It is lenient there: "The answer is 18 or 19" passes for 18. Fractions and
-    decimals, sets, intervals, matrices, equal expressions and so on are equal as math-verify has it; units, percent and
-    dollar signs are ignored; decimals are equal to six places.
+    The answer stands in the last `\boxed{...}` (several side by side are one list), behind "the answer is" or "####",
+    or at the end of the last line; see `statements`. What hedges or denies is no answer.
+
+    Both sides are read whole as formulas and compared by type: numbers, lists, tuples, sets, intervals and
+    inequalities, matrices, equations. Exact values are compared exactly, decimals to six significant digits. A unit,
+    a currency, a label ("x =") or a percent sign may be missing on one side. If a side is not read whole, the two are
+    compared as texts, white space, fonts and case of words aside.
 
     Args:
         seconds: processor time for one answer; there is no more for the whole of parsing and comparing.
@@ -62,7 +64,7 @@ class MathReward:
 
     Raises (when called):
         ValueError: another number of answers than of completions. TypeError: an answer or a completion is no text.
-        RuntimeError: workers cannot start, as where math-verify is missing; never because of a completion.
+        RuntimeError: workers cannot start, as where SymPy is missing; never because of a completion.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class Atoms:
                 return "".join(self.tokens[start + 1 : self.at - 1])
 
     def argument(self) -> tuple:
-        r"""What a command takes: a group, or one digit or sign as TeX has it (\frac12, \sqrt[3]27 is 7 times \sqrt[3]2)."""
+        r"""What a command takes: a group, or one digit or sign as TeX has it: \sqrt[3]27 is \sqrt[3]{2} 7."""
         token = self.peek()
         if token.isdigit() and len(token) > 1:
             self.tokens[self.at : self.at + 1] = [token[0], token[1:]]

@@ -116,7 +116,8 @@ def summed(kind: Any, name: tuple, low: tuple, high: tuple, body: tuple) -> Any:
 
 OPERATIONS = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "neg": lambda a: -a, "mul": product, "pow": power,
-    "div": lambda a, b: a / b, "fact": factorial, "binom": binomial, "percent": lambda a: a / 100, "degree": lambda a: a,
+    "div": lambda a, b: a / b, "fact": factorial, "binom": binomial, "percent": lambda a: a / 100,
+    "degree": lambda a: a,
 }  # fmt: skip
 LEAVES = {
     "num": decimal, "name": lambda name: CONSTANTS.get(name) or sympy.Symbol(name), "root": root, "call": call,

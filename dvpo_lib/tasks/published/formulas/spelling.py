@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 
 SIGNS = str.maketrans({
-    **dict.fromkeys("−–—‒﹣－", "-"), **dict.fromkeys("×✕", r"\times "), **dict.fromkeys("⋅·∙•", r"\cdot "), "÷": r"\div ",
+    **dict.fromkeys("−–—‒﹣－", "-"), **dict.fromkeys("×✕", r"\times "), **dict.fromkeys("⋅·∙•", r"\cdot "),
+    "÷": r"\div ",
     **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t\n\r", " "),
     **dict.fromkeys("\u200b\u2060\ufeff", ""), "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
     "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
@@ -48,9 +49,9 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r",\s{0,4}\\!\s{0,4}(?=\d{3})", ","),
     (r"(\\\\)|\\[,;:> ]|~|\\q?quad|\\(?:thin|med|thick)space(?![a-z])|\\h?space\*?\{[^{}]{0,12}\}",
      lambda m: m[1] or " "),
-    (r"\\!|\\(?:displaystyle|textstyle|limits|nolimits|phantom\{[^{}]{0,20}\}|hfill|rm|bf|it|large|Large)(?![A-Za-z])", ""),
+    (r"\\!|\\(?:displaystyle|textstyle|limits|nolimits|hfill|rm|bf|it|[lL]arge)(?![A-Za-z])", ""),
     (r"\\left\s{0,4}\.|\\right\s{0,4}\.|\\(?:left|right|[Bb]igg?[lrm]?)(?![A-Za-z])", ""),
-    (r"\\(?:text)?color\s{0,4}\{[A-Za-z]{1,20}\}", ""), (r"\\(?:hphantom|vphantom|label|tag)\{[^{}]{0,20}\}", ""),
+    (r"\\(?:text)?color\s{0,4}\{[A-Za-z]{1,20}\}", ""), (r"\\(?:[hv]?phantom|label|tag)\{[^{}]{0,20}\}", ""),
     (r"[dtc]frac(?![A-Za-z])", "frac"), (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
     (rf"{FONT}\s{{1,4}}(?=[A-Za-z0-9](?![A-Za-z]))", ""), (r"\\underline\s{0,4}\{(\s{0,4}[^{}\s][^{}]{0,60})\}", r"\1"),
     (rf"{FONT}\s{{0,4}}\{{\s{{0,4}}([\d.,/]{{1,20}})(\s{{0,4}}[A-Za-z][^{{}}\d]{{0,60}})\}}", r"\1 \\text{\2}"),
@@ -65,10 +66,12 @@ RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:lbrack)(?![A-Za-z])", "["), (r"\\(?:rbrack)(?![A-Za-z])", "]"), (r"\\colon(?![A-Za-z])", ":"),
     (r"\\(?:simeq|thickapprox)(?![A-Za-z])", r"\\approx "), (r"\\ast(?![A-Za-z])|\*", r"\\cdot "),
     (r"\\backslash(?![A-Za-z])|\\smallsetminus(?![A-Za-z])", r"\\setminus "), (r"\\imath(?![A-Za-z])", "i"),
-    (r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ(?![A-Za-z]))", r"\\degree "), (r"\\degrees(?![A-Za-z])", r"\\degree "),
+    (r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ(?![A-Za-z]))", r"\\degree "),
+    (r"\\degrees(?![A-Za-z])", r"\\degree "),
     (r"(?<!\\)%", r"\\%"), (r"(?i)(?<![A-Za-z])(?:percent(?:age)?|pct)(?![A-Za-z])", r"\\%"),
     (rf"(?i){FONT}\s{{0,4}}\{{\s{{0,4}}(\\%)\s{{0,4}}\}}", r"\1"),
-    (r"\\(?:pounds|euro|yen)(?![A-Za-z])|[€£¥₹](?=\s{0,2}[\d.])|(?<=\d)\s{0,2}[€£¥₹¢]|(?<![A-Za-z])Rs\.?\s{0,2}(?=\d)", ""),
+    (r"\\(?:pounds|euro|yen)(?![A-Za-z])|[€£¥₹](?=\s{0,2}[\d.])|(?<=\d)\s{0,2}[€£¥₹¢]"
+     r"|(?<![A-Za-z])Rs\.?\s{0,2}(?=\d)", ""),
     (rf"(?:{FONT}\s{{0,4}}\{{[\s,]{{0,4}}(and|or)\s{{0,4}}\}}|(?<![A-Za-z\\])(and|or)(?![a-z]))",
      lambda m: " \\" + (m[1] or m[2]) + " "),
     (r"\^\s{0,4}(?:\{\s{0,4}\\prime\s{0,4}\}|\\prime(?![A-Za-z]))|\\prime(?![A-Za-z])", "'"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 MOST_TOKENS, MOST_DIGITS = 400, 1000
-TOKEN = re.compile(r"\s*(?:(?P<num>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<cmd>\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}"
+TOKEN = re.compile(r"\s*(?:(?P<num>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+                   r"|(?P<cmd>\\(?:begin|end)\s*\{\s*[a-z]+\*?\s*\}"
                    r"|\\text\{[^{}]*\}|\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?|\\[A-Za-z]+|\\.)"
                    r"|(?P<word>[A-Za-z]+)|(?P<sign>\S))")  # fmt: skip
 SPELLED = {  # plain words that are names of mathematics
@@ -17,10 +18,12 @@ SPELLED = {  # plain words that are names of mathematics
     "lcm": "\\lcm", "min": "\\min", "max": "\\max", "abs": "\\abs", "cup": "\\cup", "frac": "\\frac", "pm": "\\pm",
 }  # fmt: skip
 GREEK = {"\\" + name for name in (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar pi infty").split()}  # fmt: skip
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
+    "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar "
+    "pi infty").split()}  # fmt: skip
 FUNCTIONS = {"\\" + name for name in (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm min max abs lg det").split()}  # fmt: skip
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm min max "
+    "abs lg det").split()}  # fmt: skip
 SETS = re.compile(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?")
 
 

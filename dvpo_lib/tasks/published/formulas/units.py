@@ -25,8 +25,8 @@ UNITS = {
 }  # fmt: skip
 MEANS_MORE = set(  # words after a number that change what it says
     "and or not no nor none to than mod base if when for where as is are least most over under more less before after "
-    "below above between times plus minus pi sqrt sin cos tan log ln exp e i th st nd rd dozen hundred thousand million "
-    "billion trillion infinity something else other".split())  # fmt: skip
+    "below above between times plus minus pi sqrt sin cos tan log ln exp e i th st nd rd dozen hundred thousand "
+    "million billion trillion infinity something else other".split())  # fmt: skip
 _ATOM = re.compile(
     rf"(\s?)((?:{FONT}\s?\{{[^{{}}]{{0,60}}\}}|\\degree|(?<![A-Za-zµ\\])[A-Za-zµ]{{1,20}}\.?)"
     r"(?:\s?\^\s?\{?\s?-?\d\s?\}?)?)\s?(?:/|\\cdot)?\s?$"
