@@ -46,10 +46,12 @@ def given_slots(completion: str | Sequence[Mapping[str, Any]], last: int = LAST)
 
 
 def slot_name(name: str) -> str:
+    """A name of a slot in one spelling: lower case, underscores."""
     return re.sub(r"[\s_-]+", "_", name.strip(_QUOTES).casefold())
 
 
 def slot_value(value: str) -> str:
+    """A value of a slot in one spelling: lower case, without quotes, bold and a final full stop."""
     value = value.strip(_QUOTES).rstrip(".,;").strip(_QUOTES)
     return " ".join(value.casefold().split())
 

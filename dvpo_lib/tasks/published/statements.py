@@ -43,7 +43,7 @@ _TAKEN_BACK = re.compile(
 _CLEAN = re.compile(r"\\[()\[\]]|\$|\*\*|__|`|[\"“”]|^'|'$")
 
 
-def final_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
+def unboxed_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
     r"""The answer that a completion without a box states.
 
     It follows "####", else the last "the answer is", else it is what the last line says: the line itself, its last
@@ -101,9 +101,9 @@ def answer_of(text: str, is_whole: Callable[[str], bool], boxed_only: bool = Fal
     if boxed_only or inside == "":
         return plain(inside or "")
     if inside is None:
-        return plain(final_answer(text, is_whole) or "")
+        return plain(unboxed_answer(text, is_whole) or "")
     behind = text[boxes(text)[-1][1] :]
-    later = final_answer(behind, is_whole) if _SAID.search(behind) else None
+    later = unboxed_answer(behind, is_whole) if _SAID.search(behind) else None
     return plain(later) if later and any(map(str.isdigit, later)) and is_whole(later) else plain(inside)
 
 
@@ -197,7 +197,7 @@ def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
     found = plain(text)
     solution = "\n" in found and is_whole(clean(found.rpartition("\n")[2].rpartition(":")[2]))
     if solution or (len(found) > 40 and _SAID.search(found) and not is_whole(found)):
-        return final_answer(text, is_whole) or found
+        return unboxed_answer(text, is_whole) or found
     return found
 
 

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator
 from itertools import product
 
-from dvpo_lib.tasks.published.formulas.reader import read
+from dvpo_lib.tasks.published.formulas.reader import read_formula
 from dvpo_lib.tasks.published.formulas.regions import Piece, points
 from dvpo_lib.tasks.published.formulas.same_numbers import same_equation, same_number
 from dvpo_lib.tasks.published.formulas.spelling import as_text, respell
 from dvpo_lib.tasks.published.formulas.tokens import Unread
 from dvpo_lib.tasks.published.formulas.units import UNITS, without_unit
-from dvpo_lib.tasks.published.formulas.values import Value, values
+from dvpo_lib.tasks.published.formulas.values import Value, values_of
 
 MOST_ITEMS = 40
 
@@ -47,7 +47,7 @@ def readings(text: str) -> Iterator[tuple[list[Value], str]]:
         bare, unit = without_unit(spelled)
         for form, name in ((bare, unit), (spelled, "")) if unit else ((bare, ""),):
             try:
-                yield values(read(form)), name
+                yield values_of(read_formula(form)), name
             except (Unread, TypeError, ValueError, AttributeError, NotImplementedError, ZeroDivisionError):
                 continue
 
@@ -72,6 +72,7 @@ def same_unit(a: str, b: str) -> bool:
 
 
 def is_known(unit: str) -> bool:
+    """Whether a unit is made of units of the table alone."""
     return all(word in UNITS for word in re.findall(r"[A-Za-zµ$]+", unit))
 
 
@@ -79,6 +80,7 @@ def is_known(unit: str) -> bool:
 
 
 def same_values(truth: list[Value], given: list[Value]) -> bool:
+    """Whether two lists say the same: in order where labels or a tuple give one, else in any order."""
     truth, given = (once(side) for side in (unwrapped(truth, given), unwrapped(given, truth)))
     if len(truth) != len(given) or len(truth) > MOST_ITEMS:
         return False
@@ -97,6 +99,7 @@ def once(found: list[Value]) -> list[Value]:
 
 
 def distinct(found: list[Value]) -> bool:
+    """Whether each value has a label of its own."""
     return all(v.label for v in found) and len({v.label for v in found}) == len(found)
 
 
@@ -128,6 +131,7 @@ def matched(truth: list[Value], given: list[Value]) -> bool:
 
 
 def same_value(a: Value, b: Value) -> bool:
+    """Whether two values are equal; their kinds decide how."""
     if a.label and b.label and a.label != b.label and {a.label, b.label} != {"f", "y"}:
         return same_equation(a.equation, b.equation)
     if "equation" in (a.kind, b.kind):
@@ -170,6 +174,7 @@ def same_kinds(a: Value, b: Value) -> bool:
 
 
 def same_region(a: list[Piece], b: list[Piece]) -> bool:
+    """Whether two sets of real numbers have the same pieces."""
     return len(a) == len(b) and all(
         (p.low_open, p.high_open) == (q.low_open, q.high_open)
         and same_number(p.low, q.low)

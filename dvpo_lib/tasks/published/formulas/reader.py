@@ -1,8 +1,8 @@
 r"""A formula read whole: from text to a tree, or not at all.
 
-    read(r"2\pi r")          ("mul", ("mul", ("num", "2"), ("name", "\pi")), ("name", "r"))
-    read("x = 9, 7")         ("list", [("chain", ["="], [("name", "x"), ("num", "9")]), ("num", "7")], ",")
-    read(r"11\blob{3}")      raises Unread
+    read_formula(r"2\pi r")          ("mul", ("mul", ("num", "2"), ("name", "\pi")), ("name", "r"))
+    read_formula("x = 9, 7")         ("list", [("chain", ["="], [("name", "x"), ("num", "9")]), ("num", "7")], ",")
+    read_formula(r"11\blob{3}")      raises Unread
 
 Every token must be understood; nothing is skipped. Reading computes nothing, so that it is cheap and safe on any text.
 The tree has tuples as nodes, each with its kind first; `values` says what they mean.
@@ -23,7 +23,7 @@ ENDS = {")", "]", "\\}", "}", "\\rangle", "\\rfloor", "\\rceil", "&", "\\\\", "\
 MOST_CHARACTERS = 1500
 
 
-def read(text: str) -> tuple:
+def read_formula(text: str) -> tuple:
     """The tree of a formula.
 
     Args:
@@ -54,7 +54,7 @@ def is_whole(text: str) -> bool:
     spelled = respell(text)
     for form in (spelled, without_unit(spelled)[0]):
         try:
-            return bool(form) and read(form) is not None
+            return bool(form) and read_formula(form) is not None
         except Unread:
             continue
     return False

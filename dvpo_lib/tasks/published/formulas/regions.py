@@ -71,10 +71,12 @@ def complement(region: list[Piece]) -> list[Piece]:
 
 
 def intersection(*regions: list[Piece]) -> list[Piece]:
+    """What is in all regions."""
     return complement(union(*map(complement, regions)))
 
 
 def points(numbers: list[Any]) -> list[Piece]:
+    """Single numbers as a region."""
     return union([Piece(x, x) for x in numbers])
 
 

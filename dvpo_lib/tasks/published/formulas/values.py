@@ -1,7 +1,7 @@
 """What the tree of a formula means: numbers, tuples, sets, intervals, matrices, equations, by SymPy.
 
-    values(read("x = 9"))          [Value("number", 9, label="x")]
-    values(read("1 < x"))          [Value("region", Interval.open(1, oo))]
+    values_of(read_formula("x = 9"))          [Value("number", 9, label="x")]
+    values_of(read_formula("1 < x"))          [Value("region", Interval.open(1, oo))]
 
 SymPy may take long, so this belongs into a worker. Numbers too large to be computed with are not read at all.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 
-from dvpo_lib.tasks.published.formulas.numbers import CONSTANTS, number
+from dvpo_lib.tasks.published.formulas.numbers import CONSTANTS, number_of
 from dvpo_lib.tasks.published.formulas.regions import LINE, Piece, complement, intersection, points, solved, union
 from dvpo_lib.tasks.published.formulas.tokens import Unread
 
@@ -38,15 +38,15 @@ class Value:
     equation: Any = None
 
 
-def values(tree: tuple) -> list[Value]:
+def values_of(tree: tuple) -> list[Value]:
     """The values that an answer lists; a plus-minus sign stands for two.
 
     Raises:
         Unread: a part has no meaning here.
     """
     if tree[0] != "list":
-        return [value(each) for each in signs(tree)]
-    found = [value(each) for item in tree[1] for each in signs(item)]
+        return [value_of(each) for each in signs(tree)]
+    found = [value_of(each) for item in tree[1] for each in signs(item)]
     if len(found) > 1 and all(v.kind == "region" and item[0] == "chain" for v, item in zip(found, tree[1])):
         return [joined([v.data for v in found], tree[2])]
     return found
@@ -69,6 +69,7 @@ def signs(tree: tuple) -> list[tuple]:
 
 
 def chosen(tree: Any, plus: str, minus: str) -> Any:
+    """A tree with its plus-minus signs read as one of the two."""
     if isinstance(tree, list):
         return [chosen(part, plus, minus) for part in tree]
     if not isinstance(tree, tuple):
@@ -80,17 +81,17 @@ def chosen(tree: Any, plus: str, minus: str) -> Any:
     return tuple(chosen(part, plus, minus) for part in tree)
 
 
-def value(tree: tuple) -> Value:
+def value_of(tree: tuple) -> Value:
     """The value of one item."""
     kind = tree[0]
     if kind == "chain":
         return related(tree[1], tree[2])
     if kind == "group":
-        return Value("group", (tree[1], [value(item) for item in tree[2]], tree[3]))
+        return Value("group", (tree[1], [value_of(item) for item in tree[2]], tree[3]))
     if kind == "set":
-        return Value("set", [v for item in tree[1] for v in map(value, signs(item))])
+        return Value("set", [v for item in tree[1] for v in map(value_of, signs(item))])
     if kind == "list":
-        return Value("set", [v for item in tree[1] for v in map(value, signs(item))])
+        return Value("set", [v for item in tree[1] for v in map(value_of, signs(item))])
     if kind == "numbers" and tree[1] != "R":
         return Value("numbers", tree[1])
     if kind in ("where", "cup", "cap", "setminus", "numbers"):
@@ -99,10 +100,10 @@ def value(tree: tuple) -> Value:
         texts = [part[1] if part[0] == "num" else "" for part in tree[1]]
         if all(text.isdigit() for text in texts) and all(len(text) == 2 and text < "60" for text in texts[1:]):
             return Value("time", [int(text) for text in texts])
-        return Value("ratio", [number(part) for part in tree[1]])
+        return Value("ratio", [number_of(part) for part in tree[1]])
     if kind == "percent":
-        return Value("percent", number(tree[1]))
-    found = number(tree)
+        return Value("percent", number_of(tree[1]))
+    found = number_of(tree)
     return Value("matrix", found) if isinstance(found, sympy.MatrixBase) else Value("number", found, digits(tree))
 
 
@@ -125,7 +126,7 @@ def related(marks: list[str], parts: list[tuple]) -> Value:
     if set(marks) <= {"=", "~"}:
         return equated(marks, parts)
     if marks == ["in"] and label_of(parts[0]):
-        found = value(parts[1])
+        found = value_of(parts[1])
         found.label = label_of(parts[0])
         return Value("region", region(parts[1])) if found.kind in ("group", "region") else found
     if set(marks) <= {"<", ">", "<=", ">=", "!="}:
@@ -134,6 +135,7 @@ def related(marks: list[str], parts: list[tuple]) -> Value:
 
 
 def equated(marks: list[str], parts: list[tuple]) -> Value:
+    """What a chain of equal (or about equal) parts says: the last one, or an equation."""
     exact = parts[: marks.index("~") + 1] if "~" in marks else parts
     if len(exact) == 1:  # x is about 11, or 22/7 is about 3.14
         exact = exact if not label_of(exact[0]) else [exact[0], parts[1]]
@@ -141,9 +143,9 @@ def equated(marks: list[str], parts: list[tuple]) -> Value:
     if not label and len(exact) == 2 and label_of(exact[1]) and exact[1][0] != "word":
         exact, label = exact[::-1], label_of(exact[1])
     if len(exact) == 1:
-        return value(exact[0])
+        return value_of(exact[0])
     if label:
-        found = value(exact[-1])
+        found = value_of(exact[-1])
         found.label, found.equation = label, None if exact[0][0] == "word" else difference(exact[0], exact[-1])
         return found
     if len(exact) == 2:
@@ -152,9 +154,9 @@ def equated(marks: list[str], parts: list[tuple]) -> Value:
             raise Unread("an equation between things that are no numbers")
         if gap.free_symbols:
             return Value("equation", None, equation=gap)
-    if any(getattr(number(part), "free_symbols", None) for part in exact):
+    if any(getattr(number_of(part), "free_symbols", None) for part in exact):
         raise Unread("a chain of equations")
-    return value(exact[-1])
+    return value_of(exact[-1])
 
 
 def label_of(tree: tuple) -> str:
@@ -183,7 +185,7 @@ def label_of(tree: tuple) -> str:
 def difference(left: tuple, right: tuple) -> Any:
     """Left minus right side, or None where they are no numbers."""
     try:
-        found = number(left) - number(right)
+        found = number_of(left) - number_of(right)
     except (Unread, TypeError):
         return None
     return found if isinstance(found, sympy.Expr) else None
@@ -191,7 +193,7 @@ def difference(left: tuple, right: tuple) -> Any:
 
 def compared(marks: list[str], parts: list[tuple]) -> Value:
     """An inequality: the region of its one variable, or left minus right sides where there are several."""
-    sides = [sympy.Symbol(part[1][1]) if part[0] == "apply" else number(part) for part in parts]
+    sides = [sympy.Symbol(part[1][1]) if part[0] == "apply" else number_of(part) for part in parts]
     names = set().union(*(side.free_symbols for side in sides))
     if len(names) == 1:
         name = names.pop()
@@ -207,9 +209,9 @@ def region(tree: tuple) -> list[Piece]:
     """A set of real numbers."""
     kind = tree[0]
     if kind == "group" and len(tree[2]) == 2 and tree[1] in "([":
-        return [Piece(*map(number, tree[2]), tree[1] == "(", tree[3] == ")")]
+        return [Piece(*map(number_of, tree[2]), tree[1] == "(", tree[3] == ")")]
     if kind == "set":
-        return points([number(each) for item in tree[1] for each in signs(item)])
+        return points([number_of(each) for item in tree[1] for each in signs(item)])
     if kind == "numbers" and tree[1] == "R":
         return LINE
     if kind in ("cup", "cap", "setminus"):
@@ -220,7 +222,7 @@ def region(tree: tuple) -> list[Piece]:
             else intersection(left, complement(right))
         )
     if kind == "where":
-        found = values(tree[2])
+        found = values_of(tree[2])
         if len(found) == 1 and found[0].kind == "region":
             return found[0].data
     raise Unread("no set of real numbers")
