@@ -323,7 +323,10 @@ def test_a_bad_record_of_the_hub_is_named(monkeypatch):
 
 
 def test_without_the_hub_the_way_out_is_named(tmp_path):
-    code = "from dvpo_lib.tasks.published.datasets import *\ntry: load_problems('gsm8k', 'train')\nexcept SourceError as e: print(e)"
+    code = (
+        "from dvpo_lib.tasks.published.datasets import *\n"
+        "try: load_problems('gsm8k', 'train')\nexcept SourceError as e: print(e)"
+    )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=offline, capture_output=True, text=True).stdout
     assert shown.startswith("gsm8k: openai/gsm8k, config main, split train cannot be had from the Hugging Face hub (")
@@ -331,7 +334,9 @@ def test_without_the_hub_the_way_out_is_named(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, dvpo_lib.tasks.published.datasets; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    code = (
+        "import sys, dvpo_lib.tasks.published.datasets; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
 
 
