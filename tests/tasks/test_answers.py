@@ -135,8 +135,8 @@ def test_finding_an_answer_takes_little_time(before):
 
 def test_no_text_raises():
     bits = (
-        r"\frac { } ( ) [ ] \boxed{ $ \text{ answer~is~ #### </think> ^ _ 1 2.5 x | \begin{pmatrix} \\ , = < \in~ \cup~ !"
-        r" \% \pm~ \sum \{ \} : and~ not~ A ' .~ √ ² \det \mathbb{R} \infty~ 0"
+        r"\frac { } ( ) [ ] \boxed{ $ \text{ answer~is~ #### </think> ^ _ 1 2.5 x | \begin{pmatrix} \\ , = < \in~"
+        r" \cup~ ! \% \pm~ \sum \{ \} : and~ not~ A ' .~ √ ² \det \mathbb{R} \infty~ 0"
     )
     bits = [bit.replace("~", " ") for bit in bits.split()] + ['"', "\n"]
     draw = random.Random(0)
