@@ -13,15 +13,25 @@ reached when this was written. gsm8k, mmlu and sgd were tried on published files
 
 from __future__ import annotations
 
-import ast
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from dvpo_lib.tasks.published.acts import note_slots, sgd
 from dvpo_lib.tasks.published.answers import boxed
-from dvpo_lib.tasks.published.files import BadRecord, Source, SourceError, checked, files, from_file, from_hub, named
+from dvpo_lib.tasks.published.files import (
+    BadRecord,
+    Source,
+    SourceError,
+    checked,
+    files,
+    from_file,
+    from_hub,
+    named,
+    rows,
+    text,
+    texts,
+)
 from dvpo_lib.tasks.published.formulas.reader import is_whole
 from dvpo_lib.tasks.published.statements import not_whole
 
@@ -50,57 +60,13 @@ STEM = (  # in the grouping of Hendrycks et al. (2021): physics to engineering, 
     "high_school_statistics",
     "electrical_engineering",
 )
-ACTS = (  # the hub's numbers of dialogue acts: positions in this list
-    "AFFIRM",
-    "AFFIRM_INTENT",
-    "CONFIRM",
-    "GOODBYE",
-    "INFORM",
-    "INFORM_COUNT",
-    "INFORM_INTENT",
-    "NEGATE",
-    "NEGATE_INTENT",
-    "NOTIFY_FAILURE",
-    "NOTIFY_SUCCESS",
-    "OFFER",
-    "OFFER_INTENT",
-    "REQUEST",
-    "REQUEST_ALTS",
-    "REQ_MORE",
-    "SELECT",
-    "THANK_YOU",
-)
 
 
 # ---- what a record says ----
 
 
-def text(record: dict, column: str) -> str:
-    """A text that is not empty; a number becomes its text (in CSV files, answers are numbers)."""
-    value = record[column]
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
-        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRecord(column, f"a text that is not empty is expected, not {str(value)[:60]!r}")
-    return value.strip()
-
-
-def texts(record: dict, column: str) -> list[str]:
-    """A list of texts; in CSV files, a list as JSON or Python writes it."""
-    value = record[column]
-    if isinstance(value, str):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                value = read(value)
-                break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise BadRecord(column, f"a list of texts is expected, not {str(value)[:60]!r}")
-    return value
-
-
 def options(record: dict, column: str, most: int) -> list[str]:
+    """A list of two to so many options."""
     found = texts(record, column)
     if not 2 <= len(found) <= most:
         raise BadRecord(column, f"2 to {most} options are expected, not {len(found)}")
@@ -157,97 +123,6 @@ def supergpqa(record: dict, _) -> Iterator[tuple[str, str]]:
     if letter not in tuple(LETTERS[: len(listed)]):
         raise BadRecord("answer_letter", f"A to {LETTERS[len(listed) - 1]} is expected, not {letter!r}")
     yield choice(text(record, "question"), listed), letter
-
-
-# ---- dialogues ----
-
-
-def rows(value: Any, column: str) -> list[dict]:
-    """Records inside a record: a list of objects, or, as the hub keeps them, an object of lists."""
-    if isinstance(value, str):  # in CSV files
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass
-    if isinstance(value, dict):
-        lists = list(value.values())
-        if lists and all(isinstance(v, list) and len(v) == len(lists[0]) for v in lists):
-            return [dict(zip(value, row)) for row in zip(*lists)]
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise BadRecord(column, f"a list of records is expected, not {str(value)[:60]!r}")
-    return value
-
-
-def turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[str]]]]]:
-    """The turns of a dialogue: speaker ("USER" or "SYSTEM"), text, acts (act, slot, values).
-
-    Read from frames with `actions` (the published files, the hub) or from `acts` (a flat list of [act, slot, values]).
-    """
-    for number, turn in enumerate(rows(record["turns"], "turns"), start=1):
-        try:
-            speaker = turn["speaker"]
-            speaker = ("USER", "SYSTEM")[speaker] if isinstance(speaker, int) else speaker
-            said = turn["utterance"] if "utterance" in turn else turn["text"]
-            if speaker not in ("USER", "SYSTEM") or not isinstance(said, str):
-                raise KeyError("speaker (USER or SYSTEM) and utterance")
-            if "acts" in turn:
-                acts = [(act, slot, list(values or ())) for act, slot, values in turn["acts"]]
-            else:
-                actions = [a for frame in rows(turn["frames"], "turns") for a in rows(frame["actions"], "turns")]
-                acts = [
-                    (
-                        ACTS[a["act"]] if isinstance(a["act"], int) else a["act"],
-                        a.get("slot") or "",
-                        [*(a.get("values") or ()), *(a.get("canonical_values") or ())],
-                    )
-                    for a in actions
-                ]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadRecord("turns", f"turn {number} is malformed: {error!r}") from None
-        yield speaker, said.strip(), acts
-
-
-def services(record: dict) -> list[str]:
-    """The names of the services that a dialogue is about."""
-    value = record["services"]
-    return [value] if isinstance(value, str) and not value.startswith("[") else texts(record, "services")
-
-
-def note_slots(record: dict, known: dict[str, set[str]]) -> None:
-    """Adds to {service: slots} what the user gives in a dialogue: the schema, as far as the data shows it."""
-    acts = [act for speaker, _, acts in turns(record) if speaker == "USER" for act in acts]
-    given = {slot for act, slot, _ in acts if act == "INFORM"}
-    for service in services(record):
-        known.setdefault(service, set()).update(given)
-
-
-def sgd(record: dict, known: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """A problem for each turn of the assistant: which slots has the user given so far, and with what values?
-
-    The answer is JSON, {slot: [accepted values]}: of each slot the value that the user gave last (acts INFORM), as he
-    said it and in its canonical form. Values that the assistant offers and the user accepts are not asked for.
-    """
-    names = sorted(set().union(*(known[service] for service in services(record))))
-    history, given, heard = [], {}, False
-    for speaker, said, acts in turns(record):
-        if speaker == "SYSTEM" and heard and given:
-            yield (
-                "\n".join(
-                    [
-                        f"A user talks to an assistant ({', '.join(services(record))}).",
-                        "",
-                        *history,
-                        "",
-                        "Which slots has the user given so far? Write one line for each, `slot = value`, and "
-                        f"nothing else. Slots: {', '.join(names)}.",
-                    ]
-                ),
-                json.dumps({slot: given[slot] for slot in sorted(given)}),
-            )
-        heard = speaker == "USER"
-        history.append(f"{'User' if heard else 'Assistant'}: {said}")
-        if heard:
-            given |= {slot: list(dict.fromkeys(values)) for act, slot, values in acts if act == "INFORM" and values}
 
 
 # ---- the table ----

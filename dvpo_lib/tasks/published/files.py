@@ -5,6 +5,7 @@ Parquet, JSON lines, JSON and CSV are read. What a record says is the business o
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 NO_RECORDS = {"dataset_info.json", "dataset_infos.json", "state.json", "schema.json"}  # about the data, beside it
@@ -85,6 +87,50 @@ def checked(label: str, table: Iterable[dict], source: Source) -> Iterator[tuple
                 )
             renamed[column] = record[present[0]]
         yield number, renamed
+
+
+# ---- what a record says ----
+
+
+def text(record: dict, column: str) -> str:
+    """A text that is not empty; a number becomes its text (in CSV files, answers are numbers)."""
+    value = record[column]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRecord(column, f"a text that is not empty is expected, not {str(value)[:60]!r}")
+    return value.strip()
+
+
+def texts(record: dict, column: str) -> list[str]:
+    """A list of texts; in CSV files, a list as JSON or Python writes it."""
+    value = record[column]
+    if isinstance(value, str):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadRecord(column, f"a list of texts is expected, not {str(value)[:60]!r}")
+    return value
+
+
+def rows(value: Any, column: str) -> list[dict]:
+    """Records inside a record: a list of objects, or, as the hub keeps them, an object of lists."""
+    if isinstance(value, str):  # in CSV files
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    if isinstance(value, dict):
+        lists = list(value.values())
+        if lists and all(isinstance(v, list) and len(v) == len(lists[0]) for v in lists):
+            return [dict(zip(value, row)) for row in zip(*lists)]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BadRecord(column, f"a list of records is expected, not {str(value)[:60]!r}")
+    return value
 
 
 # ---- hub and files ----
