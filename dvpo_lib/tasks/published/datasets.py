@@ -80,6 +80,7 @@ def choice(question: str, listed: list[str]) -> str:
 
 
 def gsm8k(record: dict, _) -> Iterator[tuple[str, str]]:
+    """The question, and the answer behind "####" without thousands separators."""
     solution, mark, answer = text(record, "answer").rpartition("####")
     if not mark or not answer.strip():
         raise BadRecord("answer", f"holds no `#### final answer`: {(solution + mark + answer)[-60:]!r}")
@@ -87,6 +88,7 @@ def gsm8k(record: dict, _) -> Iterator[tuple[str, str]]:
 
 
 def math500(record: dict, _) -> Iterator[tuple[str, str]]:
+    """The problem and the answer as they are."""
     yield f"{text(record, 'problem')}\n\n{BOXED}", text(record, "answer")
 
 
@@ -108,6 +110,7 @@ def light_r1(record: dict, _) -> Iterator[tuple[str, str]]:
 
 
 def mmlu(record: dict, _) -> Iterator[tuple[str, str]]:
+    """The question with its options and the letter of the right one; of other subjects than STEM, nothing."""
     if text(record, "subject").replace(" ", "_").lower() not in STEM:
         return
     listed, answer = options(record, "choices", 4), record["answer"]
@@ -119,6 +122,7 @@ def mmlu(record: dict, _) -> Iterator[tuple[str, str]]:
 
 
 def supergpqa(record: dict, _) -> Iterator[tuple[str, str]]:
+    """The question with its options and the letter of the right one."""
     listed, letter = options(record, "options", len(LETTERS)), text(record, "answer_letter").upper()
     if letter not in tuple(LETTERS[: len(listed)]):
         raise BadRecord("answer_letter", f"A to {LETTERS[len(listed) - 1]} is expected, not {letter!r}")
