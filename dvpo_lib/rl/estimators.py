@@ -143,7 +143,7 @@ def whitened_returns(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
 
 
 def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
-    """Q - V of the logged tokens; targets are one-step back-ups (`q_functions.fitted_q`)."""
+    """Q - V of the logged tokens; targets are one-step back-ups (`q_losses.fitted_q`)."""
     return fitted_q(adv.place_rewards(x.rewards, None, x.mask), x.values, x.mask, args.gamma, args.critic.q)
 
 
