@@ -120,10 +120,9 @@ def critic_score_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for key, own in predictions.groupby(["noise", "critic", "family", "seed", "at"], sort=False):
-        pits = own["pit"].dropna()
-        inside = interval_coverage(pits, [0.5, 0.8, 0.9])["covered"] if len(pits) else [np.nan] * 3
+        inside = interval_coverage(own["pit"], [0.5, 0.8, 0.9])["covered"]
         explained = [explained_variance(own["mean"], own[column]) for column in ("received", "true")]
-        rows.append((*key, *explained, own["crps"].mean(), *inside))
+        rows.append((*key, *explained, own["crps"].mean(skipna=False), *inside))
     return pd.DataFrame(
         rows,
         columns=[

@@ -15,6 +15,7 @@ from dvpo_lib.experiments.run_store import collect_tables, execute_specs
 from dvpo_lib.experiments.specs.critic_pretraining import critic_pretraining_spec
 from dvpo_lib.experiments.specs.training import training_spec
 from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.reporting.statistics import complete_mean
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
@@ -73,7 +74,7 @@ def apply_point(params, method: str, point: Mapping[str, Any]):
 
 def late_training_reward(curves: pd.DataFrame) -> float:
     """Mean true reward over the last quarter of a run's iterations."""
-    return float(curves["reward_true"].tail(max(1, len(curves) // 4)).mean())
+    return float(curves["reward_true"].tail(max(1, len(curves) // 4)).mean(skipna=False))
 
 
 def plan_grid(params, methods: Iterable[str], seeds: int) -> tuple[list, list]:
@@ -164,12 +165,15 @@ def choose_winners(table: pd.DataFrame, previous: Mapping[str, Mapping[str, floa
         params.yaml and its score, NaN if it is not on the grid); changed.
     """
     rows = []
-    means = table.groupby(["method", "setting", "learning_rate", "value"], sort=False)["score"].mean().reset_index()
+    cells = table.groupby(["method", "setting", "learning_rate", "value"], sort=False)["score"]
+    means = complete_mean(cells).reset_index()
     for method, own in means.groupby("method", sort=False):
         setting = own["setting"].iloc[0]
         rate, value = previous[method]["training.learning_rate"], previous[method][setting]
         here = own[(own["learning_rate"] == rate) & (own["value"] == value)]
-        best = own.loc[own["score"].idxmax()]
+        if own["score"].isna().all():
+            raise ValueError(f"{method}: every point of the grid has a missing score")
+        best = own.loc[own["score"].idxmax()]  # a point with a missing score cannot win
         previous_score = here["score"].iloc[0] if len(here) else float("nan")
         changed = not best["score"] - previous_score < WINNING_MARGIN
         winner = best if changed else here.iloc[0]

@@ -22,10 +22,13 @@ def interval_coverage(pit, levels=None) -> pd.DataFrame:
         levels: Nominal levels, 0.05, 0.10 ... 0.95 by default.
 
     Returns:
-        Columns level, covered, low, high (Wilson 95 % interval for independent outcomes).
+        Columns level, covered, low, high (Wilson 95 % interval for independent outcomes); NaN if a PIT value is
+        missing.
     """
     pit = np.asarray(pit, dtype=float)
     levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
+    if np.isnan(pit).any() or not pit.size:
+        return pd.DataFrame({"level": levels, "covered": np.nan, "low": np.nan, "high": np.nan})
     inside = [int((np.abs(pit - 0.5) <= level / 2).sum()) for level in levels]
     ci = [stats.binomtest(k, pit.size).proportion_ci(method="wilson") for k in inside]
     return pd.DataFrame(
@@ -49,9 +52,12 @@ def weighted_auc(score, outcome, weights: np.ndarray) -> np.ndarray:
         weights: (R, n), non-negative.
 
     Returns:
-        (R,) areas; NaN if a row leaves only right or only wrong records.
+        (R,) areas; NaN if a row leaves only right or only wrong records, or a prediction or an outcome is missing.
     """
-    score, right = np.asarray(score, dtype=float), np.asarray(outcome) >= 0.5
+    score, outcome = np.asarray(score, dtype=float), np.asarray(outcome, dtype=float)
+    if np.isnan(score).any() or np.isnan(outcome).any():
+        return np.full(len(weights), np.nan)
+    right = outcome >= 0.5
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # first record of each group of equal scores
     ordered = weights[:, order]

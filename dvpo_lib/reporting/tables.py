@@ -13,7 +13,7 @@ import pandas as pd
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.prose import interval_text, percent_text
+from dvpo_lib.reporting.prose import interval_text, number_text, percent_text
 
 # The paper's own scores (per cent), as far as its summaries give them: other models, tasks and scale.
 PAPER_NOTE = (
@@ -76,18 +76,24 @@ def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | N
 def base_by_role(base: pd.DataFrame, families: Iterable[str], metric: str = "sampled") -> dict[str, float]:
     """Score of the base policy by role (ID, OOD, transfer, ALL), averaged over the trained families.
 
+    NaN if a test set of the role has no score; every family should have both of its sets.
+
     Args:
         base: Columns suite (`<family>_id` or `<family>_ood`), metric, value.
         families: The trained families.
         metric: The metric to keep.
     """
     value = base[base["metric"] == metric].set_index("suite")["value"]
+    known = dict.fromkeys([*(suite.rpartition("_")[0] for suite in value.index), *families])
+    absent = [s for family in known for s in (f"{family}_id", f"{family}_ood") if s not in value.index]
+    value = pd.concat([value, pd.Series(np.nan, absent)]) if absent else value
     rows = [
         {"role": "transfer" if not suite.startswith(family) else "ID" if suite.endswith("_id") else "OOD", "value": v}
         for family in families
         for suite, v in value.items()
     ]
-    return {**pd.DataFrame(rows).groupby("role")["value"].mean().to_dict(), "ALL": float(value.mean())}
+    by_role = statistics.complete_mean(pd.DataFrame(rows).groupby("role")["value"])
+    return {**by_role.to_dict(), "ALL": float(value.mean(skipna=False))}
 
 
 def base_by_family(base: pd.DataFrame, metric: str = "sampled") -> dict[str, float]:
@@ -112,9 +118,14 @@ def final_table(
     wide["noise"] = wide["noise"].map(display_name)
     wide["method"] = [look_of(m, methods).name for m in wide["method"]]
     if base:
-        first = {"noise": "", "method": "base policy", **{r: f"{100 * v:.1f}" for r, v in base.items() if r in wide}}
+        first = {"noise": "", "method": "base policy", **{r: _points(v) for r, v in base.items() if r in wide}}
         wide = pd.concat([pd.DataFrame([first]), wide.astype(object)], ignore_index=True)
     return wide.astype(object).fillna("")
+
+
+def _points(share: float) -> str:
+    """A share in per cent without its unit, or "missing"."""
+    return number_text(100 * share, 1)
 
 
 def summarise_metrics(final: pd.DataFrame) -> pd.DataFrame:
@@ -127,12 +138,12 @@ def summarise_metrics(final: pd.DataFrame) -> pd.DataFrame:
 def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
     """For `dvc metrics show`: {noise: {role: {iqm, low, high}}}, by method if there are several, and rollouts.
 
-    A single seed has no interval: low and high are left out.
+    A single seed has no interval: low and high are left out. A missing score is null.
     """
     s = statistics.summarise_scores(final, overall=True)
     tree: dict = {}
     for r in s.itertuples():
-        cell = {"iqm": r.iqm, **({"low": r.low, "high": r.high} if np.isfinite(r.low) else {})}
+        cell = {"iqm": _or_null(r.iqm), **({"low": r.low, "high": r.high} if np.isfinite(r.low) else {})}
         keys = (r.noise, r.role) if s["method"].nunique() == 1 else (r.method, r.noise, r.role)
         node = tree
         for key in keys:
@@ -141,14 +152,18 @@ def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
     return {"accuracy": tree, "rollouts": int(curves["rollouts"].max()), "seeds": int(final["seed"].nunique())}
 
 
+def _or_null(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
 def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: accuracy and probability of improvement, {method: {noise: {role: value}}}."""
+    """For `dvc metrics show`: accuracy and probability of improvement, {method: {noise: {role: value or null}}}."""
     accuracy: dict = {}
     for r in statistics.summarise_scores(final, overall=True).itertuples():
-        accuracy.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = r.iqm
+        accuracy.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = _or_null(r.iqm)
     better: dict = {}
     for r in improvement.itertuples():
-        better.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = r.probability
+        better.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = _or_null(r.probability)
     return {"accuracy": accuracy, "improvement_over_ppo": better}
 
 
@@ -157,10 +172,14 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     own = scores[scores["at"] == at]
     own = own.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
-    wide = own.groupby(["noise", "critic"], sort=False)[columns].mean().reset_index()
+    groups = own.groupby(["noise", "critic"], sort=False)[columns]
+    wide, points = statistics.complete_mean(groups).reset_index(), groups.count().reset_index()
     wide["noise"], wide["critic"] = wide["noise"].map(display_name), [look_of(c).name for c in wide["critic"]]
     for c in columns:
-        wide[c] = [("" if np.isnan(v) else percent_text(v)) if c.startswith("cover") else f"{v:.3f}" for v in wide[c]]
+        if c.startswith("cover"):  # a critic that predicts points has no intervals
+            wide[c] = [percent_text(v) if n else "" for v, n in zip(wide[c], points[c], strict=True)]
+        else:
+            wide[c] = [number_text(v, 3) for v in wide[c]]
     return wide.rename(
         columns={
             "ev_received": "explained variance, received",
@@ -177,8 +196,12 @@ def critic_metrics(scores: pd.DataFrame) -> dict:
     """For `dvc metrics show`: explained variance, CRPS and coverage, {critic: {noise: {at: ...}}}, means over seeds."""
     tree: dict = {}
     columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
-    for (critic, noise, at), row in scores.groupby(["critic", "noise", "at"], sort=False)[columns].mean().iterrows():
-        tree.setdefault(critic, {}).setdefault(noise, {})[at] = {k: float(v) for k, v in row.items() if np.isfinite(v)}
+    groups = scores.groupby(["critic", "noise", "at"], sort=False)[columns]
+    counts = groups.count()
+    for key, row in statistics.complete_mean(groups).iterrows():
+        critic, noise, at = key
+        known = {k: _or_null(v) for k, v in row.items() if counts.loc[key, k]}  # null: missing in some of the runs
+        tree.setdefault(critic, {}).setdefault(noise, {})[at] = known
     return tree
 
 
@@ -202,7 +225,7 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
             ours = {}
             for role in ("ID", "OOD", "transfer", "ALL"):
                 if name == "base":
-                    ours[f"here: {role}"] = f"{100 * base[role]:.1f}"
+                    ours[f"here: {role}"] = _points(base[role])
                 elif (name, role) in s.index:
                     r = s.loc[(name, role)]
                     ours[f"here: {role}"] = interval_text(r["iqm"], r["low"], r["high"], 1, unit="")
@@ -223,7 +246,7 @@ def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFra
         if name in PAPER_ABLATION:
             paper = dict(zip(paper, (f"{v:.2f}" for v in PAPER_ABLATION[name]), strict=True))
         ours = {
-            f"here: {role}": f"{100 * base[role]:.1f}"
+            f"here: {role}": _points(base[role])
             if name == "base"
             else interval_text(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
             for role in ("ID", "OOD", "transfer", "ALL")

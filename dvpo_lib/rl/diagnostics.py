@@ -1,5 +1,4 @@
-"""Diagnostics of a batch before its update: distance from the reference policy, groups without signal, fit of the
-critic.
+"""Diagnostics of a batch before its update: distance from the reference policy, groups without signal, critic's fit.
 
 A number is NaN if it does not apply: no reward in the batch, a method without groups, a method without a critic.
 """
@@ -27,8 +26,7 @@ def flat_group_share(rewards: Tensor, group_size: int) -> float:
     """Share of groups with equal rewards, which teach nothing, among groups with any reward.
 
     Args:
-        rewards: (B,), NaN if missing.
-        group_size: Consecutive rows that make a group.
+        rewards: (B,), groups being runs of `group_size` rows; NaN if missing.
     """
     groups = rewards.view(-1, group_size)
     groups = groups[(~groups.isnan()).any(1)]
@@ -37,12 +35,7 @@ def flat_group_share(rewards: Tensor, group_size: int) -> float:
 
 
 def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float:
-    """1 - var(return - value) / var(return) over the tokens of responses with a reward.
-
-    Args:
-        experience: The batch before its update.
-        args: Resolved settings.
-    """
+    """1 - var(return - value) / var(return) over the tokens of responses that have a reward."""
     scored = experience.mask & experience.known[:, None]
     if experience.values is None or not scored.any():
         return NOT_APPLICABLE

@@ -7,6 +7,9 @@ import matplotlib.colors as mc
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 from dvpo_lib.reporting import figures, statistics
 from dvpo_lib.reporting.figures import style
@@ -261,3 +264,106 @@ def test_token_text_shows_each_token_once_and_wraps_lines():
     assert len({t.get_position()[1] for t in texts}) > 1
     with pytest.raises(ValueError):
         figures.token_text([{"tokens": words, "values": [0.0], "title": "short"}])
+
+
+HOSTILE = {
+    "dollars": "$5 and $10",
+    "open brace": r"$\frac{$",
+    "unknown command": r"$\nosuch$",
+    "control character": "a\x00b",
+    "lone surrogate": "a\ud800b",
+    "direction marks": "a\u202eb\u200fc",
+    "long": "x" * 10_000,
+    "line feeds": "a\n\nb\r",
+    "other script": "\u65e5\u672c\U0001f600",
+}
+
+
+def hostile_figures(text: str, frames) -> dict:
+    """Figures with a text of the data at every place that can hold one."""
+    tokens, values = ["a", text, "b"], [0.1, -0.2, 0.3]
+    level = np.linspace(0.05, 0.95, 5)
+    quantiles = np.tile(np.linspace(-1, 1, 4), (3, 1))
+    solution = {"tokens": tokens, "quantiles": quantiles, "correct": 1, "generator": text}
+    of_lists = {
+        "tokens": figures.token_text([{"tokens": tokens, "values": values, "title": text}], title=text, note=text),
+        "along": figures.value_along_response(quantiles, tokens, title=text, note=text),
+        "over": figures.value_over_text([solution], 0.5, note=f"Problem: {text}"),
+    }
+    if text.encode(errors="replace") != text.encode(errors="surrogatepass"):  # no column of pandas can hold it
+        return of_lists
+    renamed = {"dvpo": text, "grpo": "grpo", "none": text, "spikes": "spikes"}
+    curves, final = (f.assign(**{c: f[c].astype(object).map(renamed) for c in ("method", "noise")}) for f in frames)
+    base = pd.DataFrame(
+        {"prompt": ["p", "q"] * 4, "steps": 2, "completion": text, "reward": 1.0, "length": range(8), "sample": 0}
+    )
+    pits = pd.DataFrame({"critic": text, "pit": [0.1, 0.6], "crps": [0.2, 0.3]})
+    rewards = pd.DataFrame({"noise": text, "true": [0, 1], "received": [0.1, 0.9]})
+    change = pd.DataFrame({"row": [text], "source": ["here"], "change": [2.0], "low": [1.0], "high": [3.0]})
+    weights = pd.DataFrame({"readout": text, "level": level, "weight": 1.0})
+    band = pd.DataFrame({"level": [0.0, 0.0], "reward": [-1, 1], "used": [-1, 1]})
+    variants = pd.concat([pd.DataFrame({"variant": v, "level": level, "value": level}) for v in (text, "other")])
+    terms = pd.DataFrame({"term": text, "form": text, "weight": 1.0, "level": level, "value": level})
+    return of_lists | {
+        "learning": figures.learning_curves(curves, note=text),
+        "final": figures.final_comparison(final, note=text),
+        "improvement": figures.improvement_intervals(statistics.improvement_table(final, "grpo"), "grpo"),
+        "diagnostics": figures.diagnostic_panels(curves, columns=["kl"]),
+        "base": figures.base_skill({text: base}, ("careful",)),
+        "calibration": figures.calibration_panels(pits),
+        "quantiles": figures.quantile_curves(variants),
+        "rewards": figures.reward_histograms(rewards),
+        "paper": figures.paper_beside_ours(change, note=text),
+        "readouts": figures.readout_panels(weights, band),
+        "terms": figures.term_curves(terms, pd.DataFrame({"level": level, "value": level})),
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_text_of_the_data_is_drawn_as_it_stands(text, frames, monkeypatch):
+    """No part of it is read as a formula, nothing fails or warns, and no figure grows with it."""
+
+    def refuse(parser, formula, *_, **__):
+        assert "mathdefault" in formula, f"{formula[:40]!r} is read as a formula"  # powers of ten of a log axis
+        return parse(parser, formula, *_, **__)
+
+    parse = MathTextParser.parse
+    monkeypatch.setattr(MathTextParser, "parse", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, figure in hostile_figures(text, frames).items():
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            shown = [t for t in figure.findobj(Text) if t.get_text()]
+            assert any(style.data_text(text, 8)[:5] in t.get_text() for t in shown), name
+            assert max(len(line) for t in shown for line in t.get_text().splitlines()) <= 250, name
+
+
+def test_what_cannot_be_drawn_is_shown_by_its_code_and_long_text_is_cut():
+    assert style.data_text("$5 and $10") == "$5 and $10" and style.data_text(r"\frac{a}") == r"\frac{a}"
+    assert style.data_text("a\x00\n\ud800\u200fb") == r"a\x00\n\ud800\u200fb"
+    assert style.data_text("\u65e5") == r"\u65e5"  # the fonts lack it
+    assert style.data_text("x" * 10_000, 10) == "x" * 9 + "\N{HORIZONTAL ELLIPSIS}"
+    assert len(style.data_text("\x00" * 10_000, 10)) <= 10
+    assert style.data_text("x" * 10, 10) == "x" * 10 and style.data_text(7) == "7"
+
+
+def test_figures_mark_and_name_missing_values(frames):
+    curves, final = frames
+    gap = (final["method"] == "dvpo") & (final["noise"] == "none") & (final["seed"] == 1) & (final["role"] == "OOD")
+    final = final.assign(value=final["value"].mask(gap))
+    for figure in (
+        figures.final_comparison(final),
+        figures.improvement_intervals(statistics.improvement_table(final, "grpo"), "grpo"),
+    ):
+        assert sum(t.get_text() == "missing" for t in figure.findobj(Text)) == 1
+        assert "DVPO" in figure.get_supxlabel() and "no" in figure.get_supxlabel()
+    holed = curves.assign(reward_true=curves["reward_true"].mask((curves["seed"] == 1) & (curves["iteration"] == 2)))
+    figure = figures.learning_curves(holed, smooth=2)
+    bold = [line for line in figure.axes[0].get_lines() if line.get_label() == "DVPO"]
+    assert np.isnan(bold[0].get_ydata()).tolist() == [False, False, True, True, False]
+    assert "DVPO, no noise" in figure.get_supxlabel()
+    figure = figures.diagnostic_panels(holed[holed["method"] == "dvpo"], columns=["reward_true"])
+    assert "true reward, no noise" in figure.get_supxlabel().replace("\n", " ")
+    pits = pd.DataFrame({"critic": "quantile", "pit": [0.1, np.nan, 0.7], "crps": [0.1, 0.2, np.nan]})
+    assert "1 of 3" in figures.calibration_panels(pits).get_supxlabel()

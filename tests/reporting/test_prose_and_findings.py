@@ -12,6 +12,7 @@ from dvpo_lib.reporting.findings.after_training import (
     budget_findings,
     clip_cost,
     comparison_findings,
+    critic_findings,
     failure_findings,
     noise_strength,
     report_findings,
@@ -280,3 +281,80 @@ def test_index_links_every_page_once():
     for address in [*pages.values(), "notebook.html"]:
         assert html.count(f'href="{address}"') == 1
     assert tables.page_links(pages).count("\n") == len(pages) - 1
+
+
+def without(final: pd.DataFrame, **where) -> pd.DataFrame:
+    """The frame without the value of the rows that match."""
+    chosen = np.logical_and.reduce([final[column] == value for column, value in where.items()])
+    return final.assign(value=final["value"].mask(chosen))
+
+
+def test_missing_numbers_are_called_missing():
+    for text in (
+        percent_text(np.nan),
+        signed_points(np.nan),
+        interval_text(np.nan, np.nan, np.nan),
+        percent_text(None),
+    ):
+        assert text == "missing"
+
+
+def test_findings_name_missing_scores_and_draw_no_conclusion_from_them():
+    final = final_frame({(m, n): [0.8, 0.7, 0.9] for m in ("ppo", "dvpo") for n in ("none", "spikes")})
+    final = without(final, method="dvpo", noise="spikes", seed=2, suite="math_id")
+    whose = "DVPO under heavy-tailed spikes, trained on math, seed 2 (math)"
+    for text in (
+        comparison_findings(final),
+        training_findings(final[final["method"] == "dvpo"], BASE),
+        failure_findings(final, BASE),
+    ):
+        assert whose in text and "nan" not in text
+    assert "Nothing of this kind" not in failure_findings(final, BASE)
+    under = next(line for line in comparison_findings(final).splitlines() if "spikes" in line)
+    assert "DVPO missing" in under.replace("\N{NO-BREAK SPACE}", " ") and "None differs" not in under
+    assert "missing" in noise_strength(without(final, method="ppo", noise="spikes", suite="math_id"), BASE)
+    lost = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.8] * 3})
+    assert "missing" in clip_cost(without(lost, method="ppo", seed=0), 0.1)
+
+
+def test_ablation_findings_show_a_missing_change():
+    final = final_frame({("core", "spikes"): [0.5] * 3, ("+ consistency", "spikes"): [0.6] * 3})
+    row, _, named = ablation_findings(without(final, method="core", seed=1, suite="math_ood")).splitlines()
+    assert "missing" in row and "points" not in row and "core" in named and "seed 1" in named
+
+
+def test_tables_and_metrics_show_missing_scores():
+    final = final_frame({("ppo", "none"): [0.8, 0.7], ("dvpo", "none"): [0.9, 0.8]})
+    final = final.drop(final[(final["method"] == "dvpo") & (final["seed"] == 1) & (final["role"] == "OOD")].index)
+    table = tables.final_table(final, base=BASE).set_index("method")
+    assert table.loc["DVPO", ["OOD", "ALL"]].tolist() == ["missing"] * 2
+    assert "missing" not in table.loc[["PPO", "base policy"]].to_numpy().ravel()
+    curves = pd.DataFrame({"rollouts": [10]})
+    accuracy = tables.final_metrics(final, curves)["accuracy"]
+    assert accuracy["dvpo"]["none"]["OOD"] == {"iqm": None} and accuracy["dvpo"]["none"]["ID"]["iqm"] > 0
+    assert tables.headline_metrics(final, pd.DataFrame())["accuracy"]["dvpo"]["none"]["ALL"] is None
+
+
+def test_base_policy_without_a_test_set_has_no_mean():
+    scores = {"math_id": 0.5, "math_ood": 0.3, "science_id": 0.4}
+    base = pd.DataFrame({"suite": list(scores), "metric": "sampled", "value": list(scores.values())})
+    by_role = tables.base_by_role(base, ["math"])  # science_ood is absent
+    assert by_role["ID"] == 0.5 and np.isnan(by_role["transfer"]) and np.isnan(by_role["ALL"])
+
+
+def test_critic_tables_show_a_missing_run():
+    columns = ["ev_received", "ev_true", "crps", "cover50", "cover80", "cover90"]
+    rows = [
+        {"noise": "none", "critic": critic, "family": "math", "seed": seed, "at": "last", **dict.fromkeys(columns, 0.5)}
+        for critic in ("quantile", "scalar", "constant")
+        for seed in (0, 1)
+    ]
+    scores = pd.DataFrame(rows)
+    scores.loc[scores["critic"] == "scalar", ["cover50", "cover80", "cover90"]] = np.nan  # it predicts points
+    scores.loc[0, ["crps", "cover80"]] = np.nan
+    table = tables.critic_table(scores).set_index("critic")
+    assert table.loc["quantile critic", ["inside 80%", "CRPS (of a point: its error)"]].tolist() == ["missing"] * 2
+    assert table.loc["scalar critic", "inside 80%"] == "" and table.loc["quantile critic", "inside 50%"] == "50 %"
+    metrics = tables.critic_metrics(scores)
+    assert metrics["quantile"]["none"]["last"]["crps"] is None and "cover80" not in metrics["scalar"]["none"]["last"]
+    assert "missing" in critic_findings(scores) and "it knows" not in critic_findings(scores)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dvpo_lib.reporting import statistics
-from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
+from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage, weighted_auc
 
 
 def final_frame(scores: dict, suites=(("math_id", "ID"),), noise="none", family="math") -> pd.DataFrame:
@@ -124,20 +124,75 @@ def test_pairing_cancels_what_the_seed_does_to_both():
     assert unpaired["low"] < 0.5 < unpaired["high"]
 
 
-def test_curve_bands_leave_missing_values_out():
+def test_curve_bands_show_a_missing_value_as_missing():
     curves = pd.DataFrame(
         {
             "method": "ppo",
             "noise": "none",
             "family": "math",
-            "iteration": [0, 0, 1, 1],
-            "seed": [0, 1, 0, 1],
-            "reward_true": [0.1, 0.3, 0.5, np.nan],
+            "iteration": [0, 0, 1, 1, 2],
+            "seed": [0, 1, 0, 1, 0],
+            "reward_true": [0.1, 0.3, 0.5, np.nan, 0.7],
         }
     )
     bands = statistics.curve_bands(curves, "reward_true").set_index("iteration")
     assert bands.loc[0, "iqm"] == pytest.approx(0.2) and bands.loc[0, "n"] == 2
-    assert bands.loc[1, "n"] == 1 and np.isnan(bands.loc[1, "low"])
+    for iteration in (1, 2):  # a value is missing; the row of a run is missing
+        assert np.isnan(bands.loc[iteration, "iqm"]) and bands.loc[iteration, "n"] == 1
+    critics = curves.assign(explained_variance=np.nan)  # no value at all: the method has no critic
+    assert statistics.curve_bands(critics, "explained_variance").empty
+
+
+SUITES = (("math_id", "ID"), ("math_ood", "OOD"), ("science_ood", "OOD"))
+
+
+@pytest.mark.parametrize("how", ["no value", "no row"])
+def test_a_missing_score_is_never_averaged_away(how):
+    frame = final_frame(
+        {"ppo": {0: [0.8, 0.2, 0.4], 1: [0.6, 0.0, 0.2]}, "dvpo": {0: [0.9, 0.3, 0.5], 1: [0.9, 0.2, 0.4]}}, SUITES
+    )
+    place = frame[(frame["method"] == "ppo") & (frame["seed"] == 1) & (frame["suite"] == "science_ood")].index
+    frame = frame.drop(place) if how == "no row" else frame.assign(value=frame["value"].mask(frame.index == place[0]))
+
+    scores = statistics.run_scores(frame, overall=True).set_index(["method", "seed", "role"])["value"]
+    lost = {("ppo", 1, "OOD"), ("ppo", 1, "ALL")}
+    assert set(scores[scores.isna()].index) == lost and len(scores) == 2 * 2 * 3
+    table = statistics.summarise_scores(frame, overall=True).set_index(["method", "role"])
+    assert table.loc[("ppo", "ID"), "iqm"] == pytest.approx(0.7)
+    for role in ("OOD", "ALL"):
+        assert table.loc[("ppo", role), ["iqm", "low", "high"]].isna().all() and table.loc[("ppo", role), "n"] == 1
+        assert np.isfinite(table.loc[("dvpo", role), "iqm"])
+    for compare in (statistics.improvement_table, statistics.paired_differences):
+        found = compare(frame).set_index("role").iloc[:, 2]
+        assert np.isfinite(found["ID"]) and np.isnan(found["OOD"])
+    [named] = statistics.missing_scores(frame).to_dict("records")
+    assert (named["method"], named["seed"], named["suite"]) == ("ppo", 1, "science_ood")
+
+
+def test_a_run_without_any_row_of_a_metric_is_missing():
+    frame = final_frame({"ppo": {0: 0.8, 1: 0.6}})
+    greedy = frame[frame["seed"] == 0].assign(metric="greedy")
+    table = statistics.summarise_scores(pd.concat([frame, greedy]), "greedy")
+    assert np.isnan(table["iqm"].item()) and table["n"].item() == 1
+
+
+def test_nothing_is_missing_if_families_have_different_test_sets():
+    frames = [
+        final_frame({"ppo": {0: 0.8}}),
+        final_frame({"ppo": {0: [0.7, 0.5]}}, (("science_id", "ID"), ("science_ood", "OOD")), family="science"),
+    ]
+    frame = pd.concat(frames)
+    assert statistics.missing_scores(frame).empty and len(statistics.run_scores(frame)) == 3
+
+
+def test_predictions_with_a_missing_value_have_no_quality():
+    assert interval_coverage([0.5, np.nan], [0.5])[["covered", "low", "high"]].isna().all(axis=None)
+    weights = np.ones((2, 3))
+    assert np.isnan(weighted_auc([0.1, 0.9, 0.5], [0, 1, np.nan], weights)).all()
+    assert np.isnan(weighted_auc([0.1, np.nan, 0.5], [0, 1, 1], weights)).all()
+    assert weighted_auc([0.1, 0.9, 0.5], [0, 1, 1], weights).tolist() == [1, 1]
+    estimate = statistics.cluster_bootstrap(lambda w: w @ np.array([0.1, np.nan, 0.3]), ["a", "b", "c"])
+    assert np.isnan(estimate[:3]).all()
 
 
 def test_explained_variance_by_hand():

@@ -9,13 +9,7 @@ from dvpo_lib.reporting.figures.comparison import (
     learning_curves,
     paper_beside_ours,
 )
-from dvpo_lib.reporting.figures.critic import (
-    calibration_panels,
-    explained_variance_panels,
-    quantile_curves,
-    token_text,
-    value_along_response,
-)
+from dvpo_lib.reporting.figures.critic import calibration_panels, explained_variance_panels, quantile_curves
 from dvpo_lib.reporting.figures.data_and_noise import (
     base_skill,
     confusion_bars,
@@ -28,6 +22,7 @@ from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels
 from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
 from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
 from dvpo_lib.reporting.figures.style import look_of, save_figure, set_figure_theme
+from dvpo_lib.reporting.figures.tokens import token_text, value_along_response
 from dvpo_lib.reporting.figures.tuning import tuning_grid
 from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 

@@ -13,13 +13,17 @@ from dvpo_lib.reporting.figures.style import (
     BASE_LOOK,
     PERCENT_AXIS,
     add_caption,
+    data_text,
+    drawn_name,
     jitter_offsets,
     legend_above,
     look_of,
+    mark_missing,
+    missing_note,
     new_figure,
 )
-from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.statistics import curve_bands, run_scores, summarise_scores
+from dvpo_lib.reporting.prose import missing_text
+from dvpo_lib.reporting.statistics import curve_bands, missing_scores, run_scores, summarise_scores
 
 
 def _in_order(values) -> list:
@@ -47,13 +51,14 @@ def learning_curves(
     """
     curves = curves.copy()
     runs = curves.groupby(["method", "noise", "family", "seed"], sort=False)[y]
-    curves[y] = runs.transform(lambda s: s.rolling(smooth, min_periods=1).mean())
+    gaps = runs.transform(lambda s: s.isna().rolling(smooth, min_periods=1).max()) > 0
+    curves[y] = runs.transform(lambda s: s.rolling(smooth, min_periods=1).mean()).mask(gaps)
     families, noises, methods = (_in_order(curves[c]) for c in ("family", "noise", "method"))
     width = min(3.9, 9.6 / len(noises)) if len(noises) > 1 else 5.6
     figure, axes = new_figure(
         width * len(noises) + 0.4, 0.9 + 2.8 * len(families), len(families), len(noises), sharex=True, sharey="row"
     )
-    handles = []
+    handles, unknown = [], []
     for ax, (family, noise) in zip(axes.flat, itertools.product(families, noises), strict=True):
         cell = curves[(curves["family"] == family) & (curves["noise"] == noise)]
         for method in methods:
@@ -65,6 +70,8 @@ def learning_curves(
                 ax.plot(run[x], run[y], color=style.color, lw=0.6, alpha=0.35)
             band = curve_bands(own, y, by=["method"], x=x)
             ax.fill_between(band[x], band["low"], band["high"], color=style.color, alpha=0.18, lw=0)
+            if band["iqm"].isna().any():
+                unknown.append(f"{style.name}, {drawn_name(noise)}, trained on {data_text(family)}")
             every = max(1, len(band) // 6)
             handles += ax.plot(
                 band[x],
@@ -79,20 +86,24 @@ def learning_curves(
         if base is not None and family in base:
             handles.append(ax.axhline(base[family], color=BASE_LOOK.color, ls="--", lw=1.2, label=BASE_LOOK.name))
         if family == families[0]:
-            ax.set_title(display_name(noise))
+            ax.set_title(drawn_name(noise))
         if family == families[-1]:
-            ax.set_xlabel(display_name(x))
+            ax.set_xlabel(drawn_name(x))
         if noise == noises[0]:
-            ax.set_ylabel(display_name(y) + (f", trained on {family}" if len(families) > 1 else ""))
+            ax.set_ylabel(drawn_name(y) + (f", trained on {data_text(family)}" if len(families) > 1 else ""))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.7))
     seeds = curves["seed"].nunique()
     spread = f", bands: 95 % bootstrap intervals over {seeds} seeds" if seeds > 1 else " (one seed: no interval)"
     running = f" Running mean over {smooth} iterations." if smooth > 1 else ""
+    running += missing_note(unknown)
     return add_caption(figure, f"Thin lines: single seeds. Thick lines: interquartile means{spread}.{running} {note}")
 
 
 def _interval(ax, low: float, point: float, high: float, height: float, style) -> None:
+    if pd.isna(point):
+        mark_missing(ax, 0.5, height, transform=ax.get_yaxis_transform())
+        return
     ax.plot([low, high], [height] * 2, color=style.color, lw=2.4, solid_capstyle="butt")
     ax.plot(point, height, color=style.color, marker=style.marker, ms=6.5, mec="white", mew=0.8)
 
@@ -111,7 +122,7 @@ def _grid(roles: list, noises: list, methods: list, height: float):
         The figure, axes (R, C), and a list of (noise, method, row name) for each row of panels.
     """
     if len(methods) == 1:
-        rows = [[(n, methods[0], display_name(n)) for n in noises]]
+        rows = [[(n, methods[0], drawn_name(n)) for n in noises]]
     else:
         rows = [[(n, m, look_of(m, methods).name) for m in methods] for n in noises]
     tall = sum(0.55 + height * len(r) for r in rows)
@@ -125,13 +136,13 @@ def _grid(roles: list, noises: list, methods: list, height: float):
         height_ratios=[0.6 + len(r) for r in rows],
     )
     for ax, role in zip(axes[0], roles, strict=True):
-        ax.set_title(display_name(role), fontsize=11 if len(roles) < 4 else 9)
+        ax.set_title(drawn_name(role), fontsize=11 if len(roles) < 4 else 9)
     for row, panels in zip(rows, axes, strict=True):
         for ax in panels:
             _rows(ax, [name for _, _, name in row])
         if len(methods) > 1:
             panels[-1].annotate(
-                display_name(row[0][0]), (1.03, 0.5), xycoords="axes fraction", rotation=-90, va="center"
+                data_text(drawn_name(row[0][0]), 24), (1.03, 0.5), xycoords="axes fraction", rotation=-90, va="center"
             )
     return figure, axes, rows
 
@@ -170,11 +181,12 @@ def final_comparison(
             if base and role in base:
                 ax.axvline(base[role], color=BASE_LOOK.color, ls="--", lw=1.2)
     for ax in axes[-1]:
-        ax.set_xlabel(f"{display_name(metric)} score")
+        ax.set_xlabel(f"{drawn_name(metric)} score")
         ax.xaxis.set_major_formatter(PERCENT_AXIS)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
     dashed = " Dashed: the base policy." if base else ""
+    dashed += data_text(" " + missing_text(missing_scores(final, metric)).replace("**", ""), 600).rstrip()
     return add_caption(
         figure,
         "Symbols: interquartile mean over runs with its stratified bootstrap 95 % interval; "
@@ -201,8 +213,10 @@ def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str 
                 if (*key[:2], role) in cells.index:
                     p = cells.loc[(*key[:2], role)]
                     _interval(ax, p["low"], p["probability"], p["high"], k, look_of(key[1], methods))
+    unknown = table[table["probability"].isna()]
+    note += missing_note(f"{drawn_name(r.method)}, {drawn_name(r.noise)}" for r in unknown.itertuples())
     for ax in axes[-1]:
-        ax.set_xlabel(f"P(a run beats one of {display_name(baseline)})")
+        ax.set_xlabel(f"P(a run beats one of {drawn_name(baseline)})")
     return add_caption(
         figure,
         "Probability of improvement with its stratified bootstrap 95 % interval; dashed: 0.5, "
@@ -224,6 +238,9 @@ def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
         for k, row in enumerate(rows):
             if row not in own.index:
                 continue
+            if pd.isna(own.loc[row, "change"]):
+                mark_missing(ax, 0.5, k, transform=ax.get_yaxis_transform())
+                continue
             p, color = own.loc[row], "#666666" if source == "paper" else "#0072B2"
             ax.barh(k, p["change"], color=color, height=0.62, alpha=0.85)
             if pd.notna(p["low"]):
@@ -231,6 +248,6 @@ def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
         ax.axvline(0, color="black", lw=0.8)
         ax.set(title="paper (taken from summaries)" if source == "paper" else "here", ylim=(len(rows) - 0.4, -0.6))
         ax.set(yticks=range(len(rows)), xlabel="change over the base (points)")
-        ax.set_yticklabels([look_of(r).name if r == "dvpo" else display_name(r) for r in rows])
+        ax.set_yticklabels([look_of(r).name if r == "dvpo" else drawn_name(r) for r in rows])
         ax.grid(axis="y", visible=False)
     return add_caption(figure, note)

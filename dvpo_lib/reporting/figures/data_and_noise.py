@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from dvpo_lib.reporting.figures.style import PERCENT_AXIS, RIGHT, WRONG, add_caption, legend_above, new_figure
-from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.statistics import bootstrap_interval
+from dvpo_lib.reporting.figures.style import (
+    PERCENT_AXIS,
+    RIGHT,
+    WRONG,
+    add_caption,
+    data_text,
+    drawn_name,
+    legend_above,
+    mark_missing,
+    new_figure,
+)
+from dvpo_lib.reporting.statistics import bootstrap_interval, complete_mean
 
 
 def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
@@ -21,10 +30,13 @@ def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
     groups = list(dict.fromkeys(frame[by])) if frame[by].dtype == object else sorted(frame[by].unique())
     for k, group in enumerate(groups):
         own = frame[frame[by] == group]
+        if own[value].isna().any():
+            mark_missing(ax, k, 0.5)
+            continue
         e = bootstrap_interval(own.groupby("prompt")[value].mean().to_numpy(), statistic=np.mean, resamples=500)
         ax.bar(k, own[value].mean(), color=color, width=0.65)
         ax.plot([k, k], [e.low, e.high], color="black", lw=1.3)
-    shares = [f"{g}\n{(frame[by] == g).mean():.0%}" for g in groups]
+    shares = [f"{data_text(g, 20)}\n{(frame[by] == g).mean():.0%}" for g in groups]
     ax.set(xticks=range(len(groups)), xticklabels=shares, ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(PERCENT_AXIS)
     ax.grid(axis="x", visible=False)
@@ -61,10 +73,14 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     figure, axes = new_figure(11.5, 3.6, 1, 4, sharey=True, width_ratios=[0.42 * len(samples), 1.1, 1.1, 1.25])
     suites = list(samples)
     each = table.groupby(["suite", "prompt"])["reward"]
-    any_, mean = each.max().groupby("suite").mean(), each.mean().groupby("suite").mean()
+    any_, mean = (
+        complete_mean(each.agg(how).where(complete_mean(each).notna()).groupby("suite")) for how in ("max", "mean")
+    )
+    for k in np.flatnonzero(mean[suites].isna()):
+        mark_missing(axes[0, 0], k, 0.5)
     axes[0, 0].bar(np.arange(len(suites)) - 0.19, mean[suites], 0.36, color=RIGHT)
     axes[0, 0].bar(np.arange(len(suites)) + 0.19, any_[suites], 0.36, color="#BBCCEE")
-    names = [display_name(s).replace(", ", ",\n") for s in suites]
+    names = [drawn_name(s).replace(", ", ",\n") for s in suites]
     axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="mean reward", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].grid(axis="x", visible=False)
@@ -125,7 +141,7 @@ def confusion_bars(table: pd.DataFrame, note: str = "") -> Figure:
         text = f"label right {row.accuracy:.1%}, not the truth {row.corrupted:.1%}, by length {row.length_error:+.2f}"
         ax.text(1.01, k, text, va="center", fontsize=8.5)
     ax.set(ylim=(len(table) - 0.4, -0.6), yticks=range(len(table)), xlim=(0, 1.62), xlabel="share of responses")
-    ax.set_yticklabels([display_name(n) for n in table["noise"]])
+    ax.set_yticklabels([drawn_name(n) for n in table["noise"]])
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.xaxis.set_major_formatter(PERCENT_AXIS)
     ax.grid(visible=False)
@@ -154,7 +170,7 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
         every = rewards[rewards["noise"] == noise]
         own = every.dropna(subset="received")
         if own.empty:
-            ax.set_title(f"{display_name(noise)}\nno reward at all", fontsize=9.5)
+            ax.set_title(f"{drawn_name(noise)}\nno reward at all", fontsize=9.5)
             continue
         low, high = own["received"].quantile([0.002, 0.998])
         reach = max(0.25, limit if limit is not None else max(-low, high - 1))
@@ -165,13 +181,13 @@ def reward_histograms(rewards: pd.DataFrame, limit: float | None = None, note: s
             ax.hist(chosen, bins, weights=np.full(len(chosen), 1 / len(every)), color=color, alpha=0.75)
         mean, spread = own["received"].mean(), own["received"].std()
         ax.set(yscale="log")
-        ax.set_title(f"{display_name(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
+        ax.set_title(f"{drawn_name(noise)}\nmean {mean:.2f}, s.d. {spread:.2f}", fontsize=9.5)
     for ax in axes[-1]:
         ax.set_xlabel("received reward")
     figure.supylabel("share of responses (log scale)", fontsize=10)
     axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%"))
     legend_above(figure, [Patch(color=RIGHT, label="truly right"), Patch(color=WRONG, label="truly wrong")])
-    return add_caption(figure, note) if note else figure
+    return add_caption(figure, note)
 
 
 def vote_quality(votes: pd.DataFrame, note: str = "") -> Figure:

@@ -8,8 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from dvpo_lib.reporting.figures.style import add_caption, legend_above, new_figure
-from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.figures.style import add_caption, drawn_name, legend_above, missing_note, new_figure
 from dvpo_lib.reporting.statistics import curve_bands
 
 DIAGNOSTIC_COLUMNS = (
@@ -51,18 +50,20 @@ def diagnostic_panels(
     wide = min(4, len(columns))
     tall = -(-len(columns) // wide)
     figure, axes = new_figure(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
-    handles = []
+    handles, unknown = [], []
     for ax, column in zip(axes.flat, columns, strict=False):
         for noise, dash in zip(noises, DASHES * len(noises), strict=False):
-            own = curves[curves["noise"] == noise].dropna(subset=[column])
-            if own.empty:
+            own = curves[curves["noise"] == noise]
+            if own[column].isna().all():
                 continue
             shade = noise_shade(color, noises.index(noise))
             for _, run in own.groupby(["family", "seed"]):
                 ax.plot(run["rollouts"], run[column], color=shade, lw=0.5, alpha=0.3)
             band = curve_bands(own, column, by=["noise"], x="rollouts")
-            handles += ax.plot(band["rollouts"], band["iqm"], color=shade, ls=dash, lw=1.9, label=display_name(noise))
-        ax.set_title(display_name(column), fontsize=9.5)
+            if band["iqm"].isna().any():
+                unknown.append(f"{drawn_name(column)}, {drawn_name(noise)}")
+            handles += ax.plot(band["rollouts"], band["iqm"], color=shade, ls=dash, lw=1.9, label=drawn_name(noise))
+        ax.set_title(drawn_name(column), fontsize=9.5)
         if column == "explained_variance":
             ax.set_ylim(max(-1.0, ax.get_ylim()[0]), min(1.0, ax.get_ylim()[1]))  # the first steps may lie far below
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -70,6 +71,8 @@ def diagnostic_panels(
     for ax in axes.flat[len(columns) :]:
         ax.set_visible(False)
     for ax in axes[-1]:
-        ax.set_xlabel(display_name("rollouts"), fontsize=9)
+        ax.set_xlabel(drawn_name("rollouts"), fontsize=9)
     legend_above(figure, handles)
-    return add_caption(figure, f"Thin lines: single seeds; thick lines: interquartile means. {note}")
+    return add_caption(
+        figure, f"Thin lines: single seeds; thick lines: interquartile means.{missing_note(unknown)} {note}"
+    )

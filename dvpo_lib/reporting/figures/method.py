@@ -9,8 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from dvpo_lib.reporting.figures.style import PERCENT_AXIS, add_caption, legend_above, new_figure
-from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.figures.style import PERCENT_AXIS, add_caption, data_text, drawn_name, legend_above, new_figure
 
 TRUTH_LINE = {"color": "black", "lw": 1.4, "ls": ":"}
 WEAK, STRONG, CORE = "#56B4E9", "#D55E00", "#8C8C8C"
@@ -96,7 +95,7 @@ def term_curves(
                 label=("default weight", "stronger weight")[k],
             )
         handles += ax.plot(truth["level"], truth["value"], **TRUTH_LINE, label="truth")
-        ax.set_title(f"{display_name(term)}\n{form}" if form else display_name(term), fontsize=9)
+        ax.set_title(f"{drawn_name(term)}\n{data_text(form)}" if form else drawn_name(term), fontsize=9)
         ax.text(
             0.03,
             0.95,
@@ -163,7 +162,7 @@ def readout_panels(weights: pd.DataFrame, band: pd.DataFrame, note: str = "") ->
     palette = ["black", "#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73"]
     for name, color, dash in zip(names, palette, ["-", "--", "-.", "-.", "-", "--"]):
         own = weights[weights["readout"] == name]
-        left.plot(own["level"], own["weight"], color=color, ls=dash, lw=2, label=name)
+        left.plot(own["level"], own["weight"], color=color, ls=dash, lw=2, label=data_text(name))
     left.set(title="weight of a quantile", xlabel="quantile level", ylabel="weight (1: that of the mean)", ylim=(0, 6))
     left.xaxis.set_major_formatter(PERCENT_AXIS)
     left.legend(loc="upper center", ncols=2)
@@ -189,4 +188,4 @@ def lab_curve(found: pd.DataFrame, note: str = "") -> Figure:
     ax.set(xlabel="quantile level (%)", ylabel="return (reward units)")
     _probability_axis(ax)
     ax.legend(loc="upper left")
-    return add_caption(figure, note) if note else figure
+    return add_caption(figure, note)

@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dvpo_lib.reporting.figures.critic import token_text
-from dvpo_lib.reporting.figures.style import PERCENT_AXIS, RIGHT, WRONG, add_caption, legend_above, look_of, new_figure
+from dvpo_lib.reporting.figures.style import (
+    PERCENT_AXIS,
+    RIGHT,
+    WRONG,
+    add_caption,
+    data_text,
+    legend_above,
+    look_of,
+    new_figure,
+)
+from dvpo_lib.reporting.figures.tokens import token_text
 
 AUC_ROWS = {"auc": "all solutions", "auc_within": "within one generator"}
 
@@ -55,7 +64,7 @@ def auc_against_noise(scores: pd.DataFrame, note: str = "") -> Figure:
             ax.set(xticks=rates)
             ax.xaxis.set_major_formatter(PERCENT_AXIS)
             if metric == next(iter(AUC_ROWS)):
-                ax.set_title(f"{at} token")
+                ax.set_title(f"{data_text(at)} token")
             else:
                 ax.set_xlabel("training labels turned over")
         line[0].set_ylabel(f"AUC, {text}")
@@ -80,8 +89,8 @@ def value_over_text(responses: Sequence[dict], base: float, first: int = 150, no
         {
             "tokens": [*r["tokens"][:first], *(["..."] if len(r["tokens"]) > first else [])],
             "values": [*(r["quantiles"].mean(1)[:first] - base), *([0.0] if len(r["tokens"]) > first else [])],
-            "title": f"{'right' if r['correct'] >= 0.5 else 'wrong'} solution of {r['generator']}: predicted "
-            f"{r['quantiles'][0].mean():.2f} before it, {r['quantiles'][-1].mean():.2f} at its end",
+            "title": f"{'right' if r['correct'] >= 0.5 else 'wrong'} solution of {data_text(r['generator'])}: "
+            f"predicted {r['quantiles'][0].mean():.2f} before it, {r['quantiles'][-1].mean():.2f} at its end",
         }
         for r in responses
     ]
@@ -136,7 +145,11 @@ def task_intervals(tasks: pd.DataFrame, note: str = "") -> Figure:
             handles += ax.plot(
                 row["x"], row["success"], marker, color=shade, ms=4.5, mec="white", mew=0.5, label=f"trials: {name}"
             )
-        ax.set(title=f"{at} token of the agent", ylabel="return (share of successes)", xlim=(0.2, len(own) + 0.8))
+        ax.set(
+            title=f"{data_text(at)} token of the agent",
+            ylabel="return (share of successes)",
+            xlim=(0.2, len(own) + 0.8),
+        )
         ax.grid(axis="x", visible=False)
     axes[-1, 0].set_xlabel("held-out tasks, in the order of their predicted mean (in each row its own)")
     legend_above(figure, handles, columns=3)

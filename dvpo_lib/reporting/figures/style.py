@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
 from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
+from dvpo_lib.reporting.prose import MISSING
 
 
 class Look(NamedTuple):
@@ -64,6 +70,43 @@ THEME = {
 }
 
 
+@functools.cache
+def _is_drawable(character: str) -> bool:
+    """If both fonts of the figures have a glyph for a character, and it is no control or format character."""
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return False
+    fonts = (get_font(findfont(FontProperties(family=f"DejaVu Sans{kind}"))) for kind in ("", " Mono"))
+    return all(font.get_char_index(ord(character)) for font in fonts)
+
+
+def data_text(text, limit: int = 40) -> str:
+    """Text of the data, such as a prompt, a token or a name, in a form that can be drawn.
+
+    Characters that cannot be drawn are written as Python's escapes: control characters, line feeds, marks of the
+    writing direction, lone surrogates, and characters that the fonts lack. `add_caption` sees to it that no dollar sign
+    begins a formula.
+
+    Args:
+        text: The text, or any value.
+        limit: Most characters; a longer text is cut and ends with an ellipsis.
+    """
+    shown, length = [], 0
+    for character in str(text):
+        part = character if _is_drawable(character) else character.encode("unicode_escape").decode("ascii")
+        if length + len(part) > limit:
+            while shown and length > limit - 1:
+                length -= len(shown.pop())
+            return "".join(shown) + "\N{HORIZONTAL ELLIPSIS}"
+        shown.append(part)
+        length += len(part)
+    return "".join(shown)
+
+
+def drawn_name(name) -> str:
+    """The display name of a method, noise, suite or column, as it is drawn."""
+    return data_text(display_name(str(name)), 32)
+
+
 def look_of(name: str, among: Iterable[str] = ()) -> Look:
     """The look of a method, a critic or another series, such as a row of the ablation.
 
@@ -75,10 +118,10 @@ def look_of(name: str, among: Iterable[str] = ()) -> Look:
         return METHOD_LOOKS.get(name) or CRITIC_LOOKS[name]
     rows = [n for n in dict.fromkeys(among) if n not in METHOD_LOOKS]
     if name not in rows:
-        return Look("#555555", "o", display_name(name))
+        return Look("#555555", "o", drawn_name(name))
     place = rows.index(name)
     scale = sns.color_palette("viridis", len(rows) + 1).as_hex()  # without the palest colour
-    return Look(scale[place], "os^DvP<X>p*h"[place % 12], display_name(name))
+    return Look(scale[place], "os^DvP<X>p*h"[place % 12], drawn_name(name))
 
 
 def set_figure_theme() -> None:
@@ -98,10 +141,20 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **a
         return figure, figure.subplots(rows, columns, squeeze=False, **axes)
 
 
-def add_caption(figure: Figure, text: str) -> Figure:
-    """Adds a wrapped caption below the figure."""
-    width = int(figure.get_figwidth() * 17)
-    figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.005, ha="left", fontsize=8.5, color="0.35")
+def add_caption(figure: Figure, text: str = "") -> Figure:
+    """Finishes a figure: a wrapped caption below it, if there is one, and no text that is read as a formula.
+
+    A caption that would fill more than about a fifth of the figure is cut.
+    """
+    if text:
+        width, lines = int(figure.get_figwidth() * 17), max(3, int(figure.get_figheight() * 1.5))
+        text = data_text(re.sub(r"[\t-\r]", " ", text), width * lines)
+        figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.005, ha="left", fontsize=8.5, color="0.35")
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    numbers = {text for axis in axes if axis.get_scale() == "log" for text in axis.findobj(Text)}  # powers of ten
+    for text in figure.findobj(Text):
+        if text not in numbers:
+            text.set_parse_math(False)
     return figure
 
 
@@ -112,6 +165,17 @@ def legend_above(figure: Figure, handles, columns: int = 6) -> None:
         figure.legend(
             handles=list(unique.values()), loc="outside upper center", ncols=min(columns, len(unique)), frameon=False
         )
+
+
+def missing_note(names: Iterable[str]) -> str:
+    """The end of a caption that names the series with missing values; empty if there are none."""
+    names = list(dict.fromkeys(names))
+    return f" Missing values, which are not averaged away: {'; '.join(names)}." if names else ""
+
+
+def mark_missing(ax, x: float, y: float, **transform) -> None:
+    """Writes "missing" at the place of a value that is not known."""
+    ax.text(x, y, MISSING, ha="center", va="center", fontsize=7.5, color="0.35", style="italic", **transform)
 
 
 def jitter_offsets(count: int, width: float = 0.2):

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dvpo_lib.reporting.figures.style import add_caption, legend_above, look_of, new_figure
+from dvpo_lib.reporting.figures.style import add_caption, data_text, legend_above, look_of, new_figure
 from dvpo_lib.reporting.names import setting_text
+from dvpo_lib.reporting.prose import number_text
+from dvpo_lib.reporting.statistics import complete_mean
 
 SETTING_NAMES = {
     "training.lam": "λ of the advantages",
@@ -44,12 +46,12 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     wide = min(4, len(methods))
     tall = -(-len(methods) // wide)
     figure, axes = new_figure(2.35 * wide + 1.1, 2.05 * tall + 0.9, tall, wide)
-    cells = grid.groupby(["method", "learning_rate", "value"], sort=False)["score"].mean()
+    cells = complete_mean(grid.groupby(["method", "learning_rate", "value"], sort=False)["score"])
     scale, colours = Normalize(cells.min(), cells.max()), mpl.colormaps["cividis"]
     handles: list = []
 
     def ink(score: float) -> str:
-        return "white" if scale(score) < 0.55 else "black"
+        return "black" if pd.isna(score) else "white" if scale(score) < 0.55 else "black"
 
     for ax, method in zip(axes.flat, methods, strict=False):
         table = cells[method].unstack("value").sort_index().sort_index(axis="columns")
@@ -61,7 +63,7 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
                 ax.text(
                     column + 0.5,
                     row + 0.5,
-                    f"{100 * score:.1f}",
+                    number_text(100 * score, 1),
                     ha="center",
                     va="center",
                     color=ink(score),
@@ -79,9 +81,9 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
                 ax.add_patch(Rectangle(corner, side, side, **{"ec": ink(table.loc[rate, value]), **frame}, fill=False))
                 handles.append(Rectangle((0, 0), 1, 1, **{"ec": "black", **frame}, fill=False, label=text))
         ax.set_title(look_of(method).name, fontsize=10)
-        ax.set_xticks([k + 0.5 for k in range(len(table.columns))], [setting_text(v) for v in table.columns])
-        ax.set_yticks([k + 0.5 for k in range(len(table.index))], [setting_text(v) for v in table.index])
-        ax.set_xlabel(setting_name(won["setting"]), fontsize=9)
+        ax.set_xticks([k + 0.5 for k in range(len(table.columns))], [data_text(setting_text(v)) for v in table.columns])
+        ax.set_yticks([k + 0.5 for k in range(len(table.index))], [data_text(setting_text(v)) for v in table.index])
+        ax.set_xlabel(data_text(setting_name(won["setting"])), fontsize=9)
         ax.grid(visible=False)
         ax.tick_params(length=0, labelsize=8)
     for ax in axes[:, 0]:

@@ -13,7 +13,15 @@ import pandas as pd
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.prose import interval_text, join_words, noise_phrase, percent_text, signed_points
+from dvpo_lib.reporting.prose import (
+    interval_text,
+    join_words,
+    missing_text,
+    noise_phrase,
+    number_text,
+    percent_text,
+    signed_points,
+)
 
 ROLE_PHRASES = {
     "ID": "in distribution (ID)",
@@ -31,15 +39,17 @@ def critic_findings(scores: pd.DataFrame) -> str:
     """
     lines = []
     for noise, cell in scores[scores["at"] == "last"].groupby("noise", sort=False):
-        rows = cell.groupby("critic")[["ev_true", "crps", "cover80"]].mean()
-        q, s, c = (rows.loc[name] for name in ("quantile", "scalar", "constant"))
-        knows = "more than" if q["crps"] < c["crps"] else "no more than"
+        names = ["quantile", "scalar", "constant"]
+        rows = statistics.complete_mean(cell.groupby("critic")[["ev_true", "crps", "cover80"]]).reindex(names)
+        q, s, c = (rows.loc[name] for name in names)
+        knows = f": it knows {'more than' if q['crps'] < c['crps'] else 'no more than'} that"
+        knows = "" if np.isnan(q["crps"] - c["crps"]) else knows
         lines.append(
             f"- **{noise_phrase(noise, capital=True)}** the quantile critic explains, at the last token, "
-            f"{q['ev_true']:.2f} of the variance of the *true* outcome, the scalar one {s['ev_true']:.2f}. Its "
-            f"distribution has a CRPS of {q['crps']:.3f}, against {c['crps']:.3f} of the rewards' overall distribution "
-            f"(no critic): it knows {knows} that. Of the received rewards, {percent_text(q['cover80'])} fall inside "
-            "the predicted 80 % interval."
+            f"{number_text(q['ev_true'])} of the variance of the *true* outcome, the scalar one "
+            f"{number_text(s['ev_true'])}. Its distribution has a CRPS of {number_text(q['crps'], 3)}, against "
+            f"{number_text(c['crps'], 3)} of the rewards' overall distribution (no critic){knows}. Of the received "
+            f"rewards, {percent_text(q['cover80'])} fall inside the predicted 80 % interval."
         )
     return "\n".join(lines)
 
@@ -79,6 +89,7 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
         metric: The metric to report.
     """
     s = statistics.summarise_scores(final, metric).set_index(["noise", "role"])
+    base = {role: base.get(role, np.nan) for role in dict.fromkeys([*final["role"], "ID"])}
     name = look_of(final["method"].iloc[0]).name
     lines = []
     for noise in dict.fromkeys(final["noise"]):
@@ -93,14 +104,23 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
         for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
             kept = s.loc[(noise, "ID"), "iqm"] - base["ID"]
             under = noise_phrase(noise, capital=True)
-            if free > 0.02:
+            if np.isnan(free) or np.isnan(kept):
+                lines.append(f"- {under} the share of the noise-free gain (ID) that is left is missing.")
+            elif free > 0.02:
                 lines.append(f"- {under} {percent_text(kept / free)} of the noise-free gain (ID) is left.")
             else:
                 lines.append("- There is no noise-free gain of which a share could be kept.")
     n = int(s["n"].min())
     bands = "In brackets: 95 % bootstrap intervals" if n > 1 else "One seed, so no intervals"
     lines.append(f"- {bands}; in parentheses: the change over the base policy.")
+    lines += _missing_line(final, metric)
     return "\n".join(lines)
+
+
+def _missing_line(final: pd.DataFrame, metric: str) -> list[str]:
+    """One list item that names the missing scores, or nothing."""
+    text = missing_text(statistics.missing_scores(final, metric))
+    return [f"- {text}"] if text else []
 
 
 def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
@@ -113,17 +133,21 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
         versus = p[(p["noise"] == noise) & (p["role"] == "ID")]
         up = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
         down = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
+        unknown = [display_name(r.method) for r in versus.itertuples() if np.isnan(r.probability)]
         text = f"- **{noise_phrase(noise, capital=True)}** (ID): {order}. "
         if up:
             text += f"Better than {display_name(baseline)} beyond the interval: {join_words(up)}. "
         if down:
             text += f"Worse than {display_name(baseline)}: {join_words(down)}. "
-        if not up and not down:
+        if unknown:
+            text += f"Not comparable with {display_name(baseline)}, since scores are missing: {join_words(unknown)}. "
+        if not up and not down and len(unknown) < len(versus):
             text += f"None differs from {display_name(baseline)} beyond its interval."
         text += "".join(f" {join_words(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
         lines.append(text.strip())
     if (n := final["seed"].nunique()) < 8:
         lines.append(f"- Intervals of {n} seed{'s' * (n > 1)} are too short: read them with the dots.")
+    lines += _missing_line(final, metric)
     return "\n".join(lines)
 
 
@@ -161,6 +185,7 @@ def failure_findings(
                             f"- {under} {display_name(method)} is {100 * behind:.0f} points behind "
                             f"{display_name(other)} (ID)."
                         )
+    lines += _missing_line(final, metric)
     return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
 
 
@@ -178,6 +203,8 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
     if not set(keys) <= set(s.index):
         return ""
     cost = s[keys[0]] - s[keys[1]]
+    if np.isnan(cost):
+        return "- The cost of clipped rewards without noise is missing, since scores are missing."
     if cost < 0.01:
         return f"- Without noise {display_name('ppo_clip_reward')} loses nothing against {display_name(baseline)} (ID)."
     return (
@@ -206,7 +233,15 @@ def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
     steps = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if b.startswith("+")]
     for before, row in [*steps, *((full, r) for r in rows if r.startswith("without"))]:
         two = final[final["method"].isin([before, row])]
-        d = statistics.paired_differences(two, before, metric, overall=True).set_index("role").loc["ALL"]
+        d = (
+            statistics.paired_differences(two, before, metric, overall=True)
+            .set_index("role")
+            .reindex(["ALL"])
+            .loc["ALL"]
+        )
+        if np.isnan(d["difference"]):
+            lines.append(f"- **{row}**: the change is missing.")
+            continue
         clear = np.isfinite(d["low"]) and (d["low"] > 0 or d["high"] < 0)
         separate += clear
         span = f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if np.isfinite(d["low"]) else ""
@@ -216,6 +251,7 @@ def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
         )
     n = final.groupby("method")["seed"].nunique().min()
     lines.append(f"- In all, {separate} of {len(lines)} changes differ from zero beyond the interval ({n} seeds each).")
+    lines += _missing_line(final, metric)
     return "\n".join(lines)
 
 
@@ -243,6 +279,9 @@ def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str
         return ""
     gain, lines = s["none", "ID"] - base["ID"], []
     for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
+        if np.isnan(gain) or np.isnan(s[noise, "ID"]):
+            lines.append(f"{display_name(noise)}: missing")
+            continue
         if gain <= 0.02:
             return f"{display_name(baseline)} gains nothing without noise, so no strength of noise can be judged."
         lost = 1 - (s[noise, "ID"] - base["ID"]) / gain

@@ -20,7 +20,7 @@ def greedy_findings(base: pd.DataFrame) -> str:
         base: Columns suite, metric ("sampled" and "greedy"), value (mean reward, 0..1).
     """
     wide = base.pivot(index="suite", columns="metric", values="value")
-    sampled, greedy = wide["sampled"].mean(), wide["greedy"].mean()
+    sampled, greedy = wide["sampled"].mean(skipna=False), wide["greedy"].mean(skipna=False)
     text = f"Decoded greedily, it gets {percent_text(greedy)} of the possible reward, sampled {percent_text(sampled)}. "
     if greedy > sampled + 0.1:
         text += (
@@ -40,12 +40,15 @@ def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) 
     k = int(next(iter(samples.values()))["sample"].max()) + 1
     parts = []
     for name, s in samples.items():
-        solved = s.groupby("prompt")["reward"].max().mean()
-        parts.append(f"{display_name(name)} {percent_text(s['reward'].mean())} (best of {k}: {percent_text(solved)})")
+        known = s["reward"].notna().all()
+        mean, solved = s["reward"].mean(skipna=False), s.groupby("prompt")["reward"].max().mean() if known else None
+        parts.append(f"{display_name(name)} {percent_text(mean)} (best of {k}: {percent_text(solved)})")
     every = pd.concat(samples.values())
     by = every.groupby(every["completion"].str.split().str[0].fillna(""))["reward"].agg(["mean", "size"])
     by = by.reindex([s for s in styles if s in by.index])
     text = f"Sampled at temperature 1, the base policy gets these shares of the possible reward: {join_words(parts)}. "
+    if every["reward"].isna().any():
+        return f"{text}Some rewards are missing, so its styles are not compared."
     if len(by) < 2:
         return text + "It does not open its answers with an annotator's style: too little training for that to show."
     best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent_text(by["mean"].max())
@@ -119,6 +122,8 @@ def reward_model_findings(predictions: pd.DataFrame, search: pd.DataFrame, targe
         search: Columns step, accuracy.
         target: The requested accuracy.
     """
+    if unknown := int(predictions[["probability", "right"]].isna().any(axis=1).sum()):
+        return f"The accuracy is **missing**: {unknown} of {len(predictions)} answers have no prediction or no outcome."
     called = predictions["probability"] >= 0.5
     accuracy = float((called == (predictions["right"] >= 0.5)).mean())
     off = abs(accuracy - target)

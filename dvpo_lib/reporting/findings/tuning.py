@@ -7,6 +7,7 @@ import pandas as pd
 from dvpo_lib.reporting.figures.tuning import setting_name
 from dvpo_lib.reporting.names import display_name, setting_text
 from dvpo_lib.reporting.prose import join_words, percent_text
+from dvpo_lib.reporting.statistics import complete_mean
 
 
 def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
         text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {in_points(margin)}"
     lines = [f"{text}."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
-    means = cells.mean().groupby("method")
+    means = complete_mean(cells).groupby("method")
     ahead = (means.max() - winners.set_index("method")["stood"]).dropna()
     spread = means.max() - means.min()
     text = "- **How flat the grid is**: "
@@ -98,4 +99,8 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
             "- **Seeds**: one development seed a point. One seed cannot tell small differences, and the best "
             "of several points looks better than it is: hence the margin."
         )
+    gaps = table[table["score"].isna()]
+    if len(gaps):
+        runs = [f"{display_name(r.method)} seed {r.seed}" for r in gaps.itertuples()]
+        lines.append(f"- **Missing scores**, whose points count as missing: {join_words(dict.fromkeys(runs))}.")
     return "\n".join(lines)
