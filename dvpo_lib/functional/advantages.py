@@ -1,8 +1,8 @@
 """Advantages and targets: GAE over values or quantiles, read-outs, group and return-to-go baselines.
 
-All tensors cover response positions only: (B, T), `mask` true on the policy's own tokens. Masked positions may hold
-anything; where they stand between two of the policy's turns they are skipped, as if deleted. The value after the last
-token is 0. Results are 0 at masked positions.
+Tensors cover response positions only: (B, T), with `mask` true on the policy's own tokens. Masked positions may hold
+anything. Masked tokens between two of the policy's turns are skipped, as if deleted. The value after the last token is
+0. Results are 0 at masked positions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ CHUNK_TOKENS = 64  # tokens that one matrix product covers
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ReadoutSettings:
-    """How a distribution of returns becomes the scalar value that advantages use.
+    """Read-out of a distribution of returns: the scalar value that advantages use.
 
     Raises:
-        pydantic.ValidationError: a setting out of its range, or a strength that the distortion does not take.
+        pydantic.ValidationError: If a setting is out of its range, or the distortion does not take this strength.
     """
 
     kind: Literal["mean", "distorted", "winsorised"] = "mean"  # paper, extension, extension
@@ -48,19 +48,21 @@ class ReadoutSettings:
 
 
 def _justify(mask: Tensor) -> Tensor | None:
-    """(B, T) order that moves each row's real tokens to its front; None where they are there already."""
+    """(B, T) order that moves each row's real tokens to its front; None if they are there already."""
     if not (mask[:, 1:] & ~mask[:, :-1]).any():
         return None
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def _take(x: Tensor, order: Tensor | None) -> Tensor:
+    """x (B, T) or (B, T, M) in the order of `_justify`."""
     if order is None:
         return x
     return x.gather(1, order if x.dim() == 2 else order[..., None].expand_as(x))
 
 
 def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
+    """The inverse of `_take`."""
     if order is None:
         return x
     index = order if x.dim() == 2 else order[..., None].expand_as(x)
@@ -68,6 +70,7 @@ def _put_back(x: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _clean(x: Tensor, mask: Tensor) -> Tensor:
+    """x with 0 at masked positions."""
     mask = mask if x.dim() == 2 else mask[..., None]
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
@@ -81,10 +84,11 @@ def discounted_sum(x: Tensor, discount: float | Tensor) -> Tensor:
     """y[t] = sum_{s >= t} discount^(s - t) x[s] along dim 1, as matrix products over chunks of tokens.
 
     Args:
-        x: (B, T) or (B, T, M). discount: a number, or (B,) one for each row.
+        x: (B, T) or (B, T, M).
+        discount: A number, or (B,) one for each row.
 
     Returns:
-        as x.
+        y, shaped as x.
     """
     flat = x if x.dim() == 3 else x[..., None]
     batch, length, _ = flat.shape
@@ -162,16 +166,25 @@ def quantile_targets(
 ) -> Tensor:
     """Samples of the distributional lambda-return, the critic's targets.
 
-    `comonotone` (paper; formula reconstructed): G[t,j] = Zbar[t,j] + A[t,j], which averages n-step quantile vectors and
-    is narrower than their mixture. `mixture` (Nam et al. 2021, SR(lambda)): each sample j draws its own horizon n with
-    probability (1 - lambda) lambda^(n-1), what is left on the Monte Carlo return, and takes that n-step return's
-    quantile j. The two agree at lambda 0 and 1, and in the mean between.
+    `comonotone` (paper; formula reconstructed): G[t,j] = Zbar[t,j] + A[t,j]. It averages n-step quantile vectors and is
+    narrower than their mixture. `mixture` (Nam et al. 2021, SR(lambda)): each sample j draws its own horizon n with
+    probability (1 - lambda) lambda^(n-1), the rest of the mass on the Monte Carlo return, and takes quantile j of that
+    n-step return. The two agree at lambda 0 and 1, and in the mean between.
 
     Args:
-        rewards: (B, T). zbar: (B, T, M) ensemble quantiles. mask: (B, T). generator: of the horizons.
+        rewards: (B, T).
+        zbar: (B, T, M) ensemble quantiles.
+        mask: (B, T).
+        gamma: Discount.
+        lam: Lambda.
+        kind: "comonotone" or "mixture".
+        generator: Random source of the horizons.
 
     Returns:
-        (B, T, M), or (B, T, 1) at lambda = 1, where every target is the point of the Monte Carlo return.
+        (B, T, M); (B, T, 1) at lambda = 1, since every target is the point of the Monte Carlo return.
+
+    Raises:
+        ValueError: If the kind is unknown.
     """
     if lam == 1:
         return returns_to_go(rewards, mask, gamma)[..., None]
@@ -197,14 +210,17 @@ def quantile_targets(
 
 
 def adaptive_lambda(mask: Tensor, c: float) -> Tensor:
-    """(B,) lambda = 1 - 1 / (c * length), at least 0: longer responses look further (VAPO, Yue et al. 2025)."""
+    """(B,) lambda = 1 - 1 / (c * length), at least 0: longer responses look further ahead (VAPO, Yue et al. 2025)."""
     return (1 - 1 / (c * mask.sum(1).clamp(min=1))).clamp(min=0)
 
 
 def place_rewards(task: Tensor, kl: Tensor | None, mask: Tensor) -> Tensor:
-    """(B, T) token rewards: -kl on every real token, plus the task reward (B,) on the last one.
+    """(B, T) token rewards: -kl on every real token, plus the task reward on the last one.
 
-    Responses without a real token get nothing.
+    Args:
+        task: (B,) task rewards. A response without real tokens gets none.
+        kl: (B, T) penalties; None for no penalty.
+        mask: (B, T).
     """
     rewards = torch.zeros(mask.shape, dtype=task.dtype, device=task.device) if kl is None else -_clean(kl, mask)
     return rewards + torch.where(last_token_mask(mask), task[:, None], torch.zeros_like(task)[:, None]).to(
@@ -218,12 +234,12 @@ def clip_at_quantiles(rewards: Tensor, level: float) -> Tensor:
 
 
 def last_token_mask(mask: Tensor) -> Tensor:
-    """(B, T) bool: true on each row's last real token."""
+    """(B, T) bool, true on each row's last real token."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
 
 
 def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x - mean) / std over the real tokens of the batch (unbiased variance + 1e-8, as in TRL); 0 where masked."""
+    """(x - mean) / std over the batch's real tokens (unbiased variance + 1e-8, as in TRL); 0 if masked."""
     values = x[mask]
     if values.numel() < 2:
         return _clean(x - x, mask)
@@ -256,14 +272,19 @@ def actor_advantages(
 ) -> Tensor:
     """(B, T) advantages of the actor from a distributional critic.
 
-    `mean` (paper): GAE on the mean of Zbar, which is the mean over quantiles of distributional GAE.
+    `mean` (paper): GAE on the mean of Zbar, which equals the mean over quantiles of distributional GAE.
     `distorted` (extension): GAE on a fixed weighting of the quantiles.
     `winsorised` (extension): the last token's reward is clipped into the critic's own band
-    [Zbar at level_low, Zbar at 1 - level_up] there, and the baseline at that token is
-    the mean of Zbar clipped likewise.
+    [Zbar at level_low, Zbar at 1 - level_up] there, and the baseline at that token is the mean of Zbar clipped
+    likewise.
 
     Args:
-        rewards: (B, T). zbar: (B, T, M) monotone ensemble quantiles. mask: (B, T). lam: a number or (B,).
+        rewards: (B, T); NaN at a last token if the reward is missing.
+        zbar: (B, T, M) monotone ensemble quantiles.
+        mask: (B, T).
+        gamma: Discount.
+        lam: A number, or (B,) one for each response.
+        readout: Settings of the read-out.
     """
     if readout.kind == "distorted":
         return generalised_advantages(rewards, zbar @ readout.weights(zbar.shape[-1]).to(zbar), mask, gamma, lam)[0]

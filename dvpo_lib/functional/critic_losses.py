@@ -1,8 +1,8 @@
 """Losses of the quantile critic: the quantile Huber loss (`quantile_huber`) and the terms that shape its tails.
 
-The paper's text is not at hand: each term says whether it is named there (`paper`) and whose formula it is. All terms
-are means over tokens, heads and quantiles, never sums over M, so that a weight means the same at every M. Quantile
-vectors are (..., M); "lower tail" is the first max(3, ceil(mass * M)) of them, "upper tail" the last.
+The paper's text is not at hand: each term says whether the paper names it (`paper`) and whose formula it is. All terms
+are means over tokens, heads and quantiles, never sums over M, so a weight means the same at every M. Quantile vectors
+are (..., M). The lower tail is the first max(3, ceil(mass * M)) of them, the upper tail the last.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ class CriticLossSettings:
     mean_shift: Weight = 0.03  # pessimism of the batch mean is punished
     tail_shape: Weight = 1e-3  # lower tail's variance only falls, upper tail's only grows
     tail_curvature: Weight = 1e-6  # second differences in the tails only grow (in units of M^2: large numbers)
-    shape_reference: Literal["sample", "previous"] = "previous"  # what the shape terms compare with
+    shape_reference: Literal["sample", "previous"] = "previous"  # distribution that the shape terms compare with
     lower_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # alpha: mass of the lower tail
     upper_mass: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # beta: mass of the upper tail
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the critic's own earlier output makes a difference: as a ratchet, or as the unit of returns."""
+        """True if the critic's earlier output matters: as a ratchet, or as the unit of returns."""
         return self.needs_reference or (self.tail_calibration > 0 and self.tail_calibration_form == "elicitable")
 
     @property
     def needs_reference(self) -> bool:
-        """Whether there is no loss without the critic's own earlier output."""
+        """True if the loss is undefined without the critic's earlier output."""
         return self.shape_reference == "previous" and (self.tail_shape > 0 or self.tail_curvature > 0)
 
 
 def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, device=None) -> Tensor:
     """(M,) weights proportional to exp(-rho * tau_j), mean 1 (paper; formula reconstructed).
 
-    rho > 0 stresses low levels. They move no free quantile's minimiser: they act through shared parameters alone.
+    rho > 0 stresses low levels. The weights move no free quantile's minimiser: they act through shared parameters
+    alone.
     """
     w = torch.exp(-rho * midpoint_levels(m, dtype=dtype, device=device))
     return w / w.mean()
@@ -62,10 +63,11 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 
 
 def return_scale(returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(2,) mean and standard deviation (1 where it is 0) of a batch's returns, the unit of the elicitable score.
+    """(2,) mean and standard deviation (1 if it is 0) of a batch's returns, the unit of the elicitable score.
 
     Args:
-        returns: (B, T, ...), return units. mask: (B, T), the tokens that count; None: all of them.
+        returns: (B, T, ...), return units.
+        mask: (B, T), the tokens to include; None for all.
     """
     y = returns.detach() if mask is None else returns.detach()[mask]
     y = y.to(torch.promote_types(y.dtype, torch.float32))
@@ -83,19 +85,24 @@ def tail_calibration(
     form: Literal["sample", "elicitable"] = "sample",
     scale: Tensor | None = None,
 ) -> Tensor:
-    """(..., M) and (..., K) to (...): lower and upper tail means agree with the target's (paper; forms reconstructed).
+    """Distance (...) between the tail means of q (..., M) and of the targets (..., K) (paper; forms reconstructed).
 
-    `sample`, the literal reading: squared differences of the tail means of q and of G, squared return units. A sample's
-    G is a point or nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
+    `sample`, the literal reading: squared differences of the tail means of q and G, squared return units. G is a point
+    or nearly so, hence this form shrinks both tails towards the mean: its minimiser is biased.
+
     `elicitable`, return units: the joint score of Fissler & Ziegel (2016) of (quantile, tail mean), with G1(v) = v and
     G2 the logistic function, for both tails; the true pair minimises its expectation. G2 sees returns in the batch's
-    own unit, or it would be flat wherever returns are large: the score follows every shift and scale of the returns.
-    Any unit that does not depend on the targets leaves the minimiser where it is; that of the very targets which are
-    scored does not (heavy tails: a quantile of -0.2 in place of 0 from batches of 64).
+    own unit, otherwise it would be flat for large returns: the score follows every shift and scale of the returns. Any
+    unit that does not depend on the targets keeps the minimiser. The unit of the scored targets themselves does not
+    (heavy tails: a quantile of -0.2 in place of 0 from batches of 64).
 
     Args:
-        q: monotone. targets: monotone, for `sample`.
-        scale: (2, ...) centre and spread, return units, for `elicitable`; None: `return_scale` of these targets.
+        q: (..., M) monotone quantiles.
+        targets: (..., K); monotone for `sample`.
+        lower_mass: Mass of the lower tail.
+        upper_mass: Mass of the upper tail.
+        form: Which of the two forms.
+        scale: (2, ...) centre and spread for `elicitable`, return units; None for `return_scale` of these targets.
     """
     if form == "sample":
         pairs = zip(split_tails(q, lower_mass, upper_mass), split_tails(targets, lower_mass, upper_mass))
@@ -112,9 +119,9 @@ def tail_calibration(
 
 
 def _fissler_ziegel(v: Tensor, e: Tensor, y: Tensor, mass: float, spread: float | Tensor = 1.0) -> Tensor:
-    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below).
+    """Mean over the samples y (..., K) of the joint score of (quantile v (...) at `mass`, tail mean e (...) below it).
 
-    G2 is the logistic function of e / spread, and the score homogeneous: it has the unit of its arguments.
+    G2 is the logistic function of e / spread, and the score is homogeneous: it has the unit of its arguments.
     """
     pinball = quantile_huber_at(v[..., None], y, v.new_full((1,), mass))
     tail = y.mean(-1) - pinball / mass  # v less the mean shortfall below it over the mass: the tail mean, at best
@@ -126,12 +133,15 @@ def mean_shift(
 ) -> Tensor:
     """Huber(relu(mean of targets - mean of q)) on *batch* means (paper; formula reconstructed).
 
-    Pessimism of the mean is punished, optimism is not. Per sample it would drag the mean to the largest target.
+    Punishes pessimism of the mean, not optimism. Per sample it would drag the mean to the largest target.
 
     Args:
-        q_mean: (R, N) means over quantiles, return units. target_mean: (R, 1). weights: (R, N) of rows by head, mean 1.
-        batch_gap: (N,) by `mean_gap`, where these rows are a part of a batch. The whole batch then decides who is
-            pessimistic and by how much, so that the parts' gradients, weighted with their share of the rows, add up.
+        q_mean: (R, N) means over quantiles, return units.
+        target_mean: (R, 1), return units.
+        weights: (R, N) weights of rows by head, mean 1.
+        batch_gap: (N,) gap of the full batch by `mean_gap`, if these rows are one micro-batch of it. The full batch
+            then decides which heads are pessimistic and by how much, so that the micro-batches' gradients, weighted
+            with their share of the rows, add up.
 
     Returns:
         0-dim, the mean over heads.
@@ -145,10 +155,13 @@ def mean_shift(
 
 @torch.no_grad()
 def mean_gap(z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor | None = None) -> Tensor:
-    """(N,) mean of targets - mean of z over the tokens of `mask`, by head, return units: `mean_shift` of a batch.
+    """(N,) mean of targets minus mean of z over the tokens of `mask`, by head, return units.
 
     Args:
-        z: (B, T, N, M) head outputs. targets: (B, T, K). mask: (B, T). response_weights: (B, N).
+        z: (B, T, N, M) head outputs.
+        targets: (B, T, K).
+        mask: (B, T).
+        response_weights: (B, N) bootstrap weights.
     """
     z, g, w = _token_rows(z, targets, mask, response_weights)
     gap = g.mean(-1) - z.mean(-1)
@@ -159,7 +172,7 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> 
     """(..., M) to (...): relu(var_low(q) - var_low(ref)) + relu(var_up(ref) - var_up(q)) (paper; reconstructed).
 
     Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink. At q = ref the
-    gradient is 0 (relu's; that of clamp is 1 there, and would push at every first step).
+    gradient is 0. (That of clamp would be 1, and push at every first step.)
     """
 
     def variance(x: Tensor) -> Tensor:  # Tensor.var is several times slower on short rows
@@ -170,10 +183,11 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> 
 
 
 def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
-    """(..., M) to (...): mean of relu(d2(ref) - d2(q)) in either tail, added (paper; formula reconstructed).
+    """(..., M) to (...): mean of relu(d2(ref) - d2(q)) over each tail, summed over both (paper; formula reconstructed).
 
-    d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, for a mean of d2 telescopes to its end slopes. A heavy lower
-    tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference of fewer than 3 quantiles counts as flat.
+    d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, since a mean of d2 telescopes to its end slopes. A heavy lower
+    tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference with fewer than 3 quantiles counts as
+    flat.
     """
 
     def second_differences(x: Tensor) -> Iterator[Tensor]:
@@ -194,7 +208,7 @@ def head_consistency(q: Tensor) -> Tensor:
 def _token_rows(
     z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tokens of `mask` in single precision at least: (R, N, M) outputs, (R, 1, K) targets, (R, N) weights."""
+    """Tokens of `mask` in float32 at least: (R, N, M) outputs, (R, 1, K) targets, (R, N) weights."""
     z = z[mask]  # padding costs nothing from here on
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     g = targets.detach()[mask].to(z.dtype)[:, None]  # heads share their targets
@@ -214,24 +228,28 @@ def critic_loss(
     scale: Tensor | None = None,
     batch_gap: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The quantile critic's loss: core + weighted terms, means over the tokens of `mask`.
+    """The quantile critic's loss: core plus weighted terms, means over the tokens of `mask`.
 
-    The core is taken on the heads' raw output, the terms on the monotone one. Given the `scale` and `batch_gap`
-    of a batch, the losses of its parts, weighted with their share of the tokens, have the gradient of the whole.
+    The core is taken on the heads' raw output, the terms on the monotone one. Given the `scale` and `batch_gap` of the
+    full batch, the losses of its micro-batches, weighted with their share of the tokens, have the gradient of the
+    whole.
 
     Args:
-        z: (B, T, N, M) head outputs. targets: (B, T, K) samples of the return, detached here. mask: (B, T).
-        reference: (B, T, N, M) the critic's own monotone heads before this update, for `shape_reference: previous`.
-        response_weights: (B, N) bootstrap weights of responses by head, on the terms that see data.
-        crossing: "increments" says that z is monotone already.
-        scale: (2,) by `return_scale`; None: of `reference`, or, without one, of these targets.
-        batch_gap: (N,) by `mean_gap`; None: of these tokens.
+        z: (B, T, N, M) head outputs.
+        targets: (B, T, K) samples of the return, detached here.
+        mask: (B, T).
+        cfg: Weights and forms of the terms.
+        reference: (B, T, N, M) the critic's monotone heads before this update, for `shape_reference: previous`.
+        response_weights: (B, N) bootstrap weights of responses by head, for the terms that see data.
+        crossing: "increments" if z is monotone already.
+        scale: (2,) by `return_scale`; None for that of `reference` or, without one, of these targets.
+        batch_gap: (N,) by `mean_gap`; None for that of these tokens.
 
     Returns:
         (total, {name: 0-dim unweighted term, detached}); terms of weight 0 are neither computed nor returned.
 
     Raises:
-        ValueError: a reference is needed and missing, or quantile_huber's.
+        ValueError: If a reference is needed and missing, or the inputs of `quantile_huber` are invalid.
     """
     if cfg.needs_reference and reference is None:
         raise ValueError("tail_shape and tail_curvature with shape_reference 'previous' need `reference`")

@@ -1,6 +1,6 @@
-"""Losses of PPO's kind: the scalar critic's, the clipped policy loss, KL estimates and how tokens are averaged.
+"""Losses of PPO's kind: the scalar critic's loss, the clipped policy loss, KL estimates and averages over tokens.
 
-Tensors are (B, T); positions that `mask` leaves out may hold anything, NaN included, and get no gradient.
+Tensors are (B, T). Masked positions may hold anything, NaN included, and get no gradient.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 def value_loss(
     v: Tensor, returns: Tensor, mask: Tensor, old_v: Tensor | None = None, clip: float | None = None
 ) -> Tensor:
-    """PPO's critic loss 0.5 * (V - G)^2, with its value clip where `clip` is set (Schulman et al. 2017).
+    """PPO's critic loss 0.5 * (V - G)^2, with the value clip if `clip` is set (Schulman et al. 2017).
 
     Args:
-        v, returns, old_v: (B, T). mask: (B, T). clip: V may move at most this far from old_v, return units.
+        v: (B, T) predicted values.
+        returns: (B, T) targets.
+        mask: (B, T).
+        old_v: (B, T) values before the update.
+        clip: Largest move of V away from old_v, return units.
+
+    Raises:
+        ValueError: If `clip` is set without `old_v`.
     """
     v, g = v[mask], returns.detach()[mask]
     error = (v - g) ** 2
@@ -35,8 +42,13 @@ def value_loss(
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per-token estimators of KL(pi || ref) from samples of pi: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d, with
-    d = logp - ref_logp (Schulman 2020)."""
+    """Per-token estimate of KL(pi || ref) from samples of pi (Schulman 2020), in nats.
+
+    With d = logp - ref_logp: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
     d = logp - ref_logp
     if kind == "k1":
         return d
@@ -50,8 +62,18 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"])
 def aggregate_loss(
     x: Tensor, mask: Tensor, how: Literal["token_mean", "sequence_mean", "constant"], max_length: int | None = None
 ) -> Tensor:
-    """(B, T) to 0-dim: the mean over tokens (PPO), the mean of sequence means (GRPO), or the sum over
-    B * max_length (Dr. GRPO). Masked entries may hold anything."""
+    """Averages token losses (B, T) to a 0-dim loss. Masked entries may hold anything.
+
+    Args:
+        x: (B, T) token losses.
+        mask: (B, T).
+        how: "token_mean" is the mean over tokens (PPO), "sequence_mean" the mean of sequence means (GRPO), "constant"
+            the sum over B * max_length (Dr. GRPO).
+        max_length: Tokens, for "constant".
+
+    Raises:
+        ValueError: If `how` is unknown, or "constant" comes without max_length.
+    """
     if how == "token_mean":
         return masked_mean(x, mask)
     x = torch.where(mask, x, torch.zeros_like(x)).sum(1)
@@ -75,7 +97,14 @@ def policy_loss(
     """PPO's clipped loss -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (Schulman et al. 2017).
 
     Args:
-        logp, old_logp, advantages: (B, T); masked entries may hold anything. epsilon_high: default epsilon.
+        logp: (B, T) log-probabilities of the sampled tokens, with gradient.
+        old_logp: (B, T) the same under the policy that sampled.
+        advantages: (B, T).
+        mask: (B, T).
+        epsilon: Clip range of the ratio.
+        epsilon_high: Upper clip range; default epsilon.
+        how: See `aggregate_loss`.
+        max_length: See `aggregate_loss`.
 
     Returns:
         (loss, {"clip_fraction", "approx_kl"}): approx_kl is the k3 estimate of KL(old || new).
@@ -106,10 +135,16 @@ def awr_loss(
     """Advantage-weighted regression -min(exp(A / temperature), max_weight) log pi (Peng et al. 2019).
 
     Args:
-        logp, advantages: (B, T); masked entries may hold anything. temperature: return units.
+        logp: (B, T) log-probabilities of the logged tokens, with gradient.
+        advantages: (B, T).
+        mask: (B, T).
+        temperature: Return units.
+        max_weight: Largest weight of a token.
+        how: See `aggregate_loss`.
+        max_length: See `aggregate_loss`.
 
     Returns:
-        (loss, {"clip_fraction"}): the share of tokens whose weight is cut.
+        (loss, {"clip_fraction"}): the share of tokens with a clipped weight.
     """
     weights = torch.where(mask, advantages.detach() / temperature, torch.zeros_like(advantages)).exp()
     loss = aggregate_loss(-weights.clamp(max=max_weight) * logp, mask, how, max_length)

@@ -1,9 +1,9 @@
 """Offline worst-case baselines: token-level Q functions on logged rollouts of the base policy.
 
-In a language model the next state is the prefix and the token, so transitions are deterministic and only the outcome is
-uncertain. `QCritic` predicts twin Q values of every token of the vocabulary, V by expectile regression (as in ILQL,
-Snell et al. 2022) and, for the robust one, the distribution of the outcome; a slowly following copy gives the targets.
-A policy is extracted by advantage-weighted regression (`policy_losses.awr_loss`) or by `PerturbedPolicy`.
+In a language model the next state is the prefix plus the token, so transitions are deterministic and only the outcome
+is uncertain. A Q critic predicts twin Q values of every token of the vocabulary, V by expectile regression (as in ILQL,
+Snell et al. 2022) and, for the robust method, the distribution of the outcome. A slowly moving copy gives the targets.
+The policy comes from advantage-weighted regression (`policy_losses.awr_loss`) or from `q_critic.PerturbedPolicy`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from dvpo_lib.functional.quantile_huber import quantile_huber
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class QSettings:
-    """How a Q critic backs values up."""
+    """Settings of a Q critic's back-ups."""
 
-    backup: Literal["expectile", "max"] = "expectile"  # what follows a token: V, or the best token of the vocabulary
+    backup: Literal["expectile", "max"] = "expectile"  # value after a token: V, or Q of the best token
     expectile: Annotated[float, Field(gt=0, lt=1)] = 0.7  # of V: 0.5 is the data's mean, near 1 its best token
     conservatism: Annotated[float, Field(ge=0)] = 0.1  # weight of the CQL penalty, of kind conservative_q
     radius: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the total-variation ball, of kind robust_q
-    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.2  # share by which targets follow after each iteration
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.2  # step of the target critic towards the critic, by iteration
 
 
 @dataclass
 class QValues:
-    """What a Q critic says of the state s_t before each completion token and of the token a_t that was taken.
+    """A Q critic's predictions for the state s_t before each completion token and for the token a_t taken there.
 
     Attributes:
-        q: (B, T, 2) twin Q(s_t, a_t). best: (B, T) max over tokens of the smaller twin. v: (B, T) V(s_t).
+        q: (B, T, 2) twin Q(s_t, a_t).
+        best: (B, T) max over tokens of the smaller twin.
+        v: (B, T) V(s_t).
         spread: (B, T) logsumexp of Q(s_t, .) - Q(s_t, a_t), mean over twins: the CQL penalty.
-        outcome: (B, T, M) monotone quantiles of the return once a_t is taken; None without that head.
+        outcome: (B, T, M) monotone quantiles of the return after a_t; None without that head.
     """
 
     q: Tensor
@@ -50,7 +52,7 @@ class QValues:
 
 
 def expectile_loss(v: Tensor, target: Tensor, expectile: float) -> Tensor:
-    """|expectile - 1{target < v}| (target - v)^2, elementwise (Kostrikov et al. 2021); at 0.5 half the square."""
+    """|expectile - 1{target < v}| (target - v)^2, elementwise (Kostrikov et al. 2021); half the square at 0.5."""
     error = target.detach() - v
     return torch.where(error < 0, 1 - expectile, expectile) * error**2
 
@@ -58,17 +60,20 @@ def expectile_loss(v: Tensor, target: Tensor, expectile: float) -> Tensor:
 def q_loss(
     x: QValues, targets: Tensor, mask: Tensor, cfg: QSettings, kind: Literal["conservative_q", "robust_q"]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Fitted Q iteration's loss, means over the tokens of `mask`.
+    """Loss of fitted Q iteration, means over the tokens of `mask`.
 
     Args:
-        targets: (B, T, 3) of `fitted_q`: the backed-up value, the following twins' minimum at the token taken, and the
-            outcome; or (B, T, 1), the Monte Carlo return for all three (pretraining). mask: (B, T).
+        x: Predictions of the critic, with gradient.
+        targets: (B, T, 3) of `fitted_q`: the backed-up value, the smaller twin of the target critic at the token taken,
+            and the outcome; or (B, T, 1), the Monte Carlo return for all three (pretraining).
+        mask: (B, T).
+        cfg: Settings of the back-ups.
         kind: conservative_q adds the CQL penalty (Kumar et al. 2020, eq. 4), robust_q learns the outcome.
 
     Returns:
-        (total, named terms).
+        (total, {name: 0-dim term, detached}).
     """
-    targets = torch.where(mask[..., None], targets.detach(), 0.0)  # NaN there would reach the gradient
+    targets = torch.where(mask[..., None], targets.detach(), 0.0)  # NaN would reach the gradient
     backed_up, q_hat, outcome = targets.expand(*targets.shape[:2], 3).unbind(-1)
     terms = {
         "td": masked_mean(0.5 * ((x.q - backed_up[..., None]) ** 2).mean(-1), mask),
@@ -99,14 +104,19 @@ def worst_case_mean(q: Tensor, radius: float) -> Tensor:
 def fitted_q(
     rewards: Tensor, x: QValues, mask: Tensor, gamma: float, cfg: QSettings, robust: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Advantages Q - V of the logged tokens and the next iteration's targets, from the following critic `x`.
+    """Advantages Q - V of the logged tokens and the next iteration's targets, from the target critic's predictions.
 
-    y[t] = r[t] + gamma V(s[t+1]), or the best token's Q in place of V; the value after the last token is 0.
-    Where `robust`, the outcome counts as the worst one in the ball around its learned distribution: mean less
-    worst-case mean is taken off the last token's reward, so that radius 0 is plain fitted Q.
+    y[t] = r[t] + gamma V(s[t+1]), or the best token's Q in place of V; the value after the last token is 0. If
+    `robust`, the outcome counts as the worst one in the ball around its learned distribution: the last token's reward
+    loses the difference of mean and worst-case mean, so radius 0 is plain fitted Q.
 
     Args:
-        rewards: (B, T). mask: (B, T).
+        rewards: (B, T).
+        x: Predictions of the target critic.
+        mask: (B, T).
+        gamma: Discount.
+        cfg: Settings of the back-ups.
+        robust: True for the worst case.
 
     Returns:
         (advantages (B, T), targets (B, T, 3) for `q_loss`).

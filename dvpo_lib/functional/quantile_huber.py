@@ -1,7 +1,7 @@
 """The quantile Huber loss, exact, in O((M + K) log(M + K)) time and O(M + K) memory, with its own gradient.
 
-Quantiles are rows of M numbers at midpoint levels, targets rows of K samples. Where a row has one target the loss is
-written down; else targets are sorted once, and prefix sums and ranks give value and gradient in one pass.
+Quantiles are rows of M numbers at midpoint levels, targets rows of K samples. A row with one target has a closed form.
+Other targets are sorted once; prefix sums and ranks then give value and gradient in one pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles, stable_order
 
-BLOCK_NUMBERS = 2**16  # numbers that are worked on at a time
+BLOCK_NUMBERS = 2**16  # numbers per block of rows, small enough for a CPU's cache
 
 
 class _QuantileHuber(torch.autograd.Function):
@@ -36,7 +36,10 @@ class _QuantileHuber(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradient, tied to q: `once_differentiable` would see only `upstream`, and take the gradient for constant."""
+    """The gradient as a function of q, so that a second derivative fails.
+
+    `once_differentiable` would see `upstream` alone and treat the gradient as a constant.
+    """
 
     @staticmethod
     def forward(ctx, upstream: Tensor, grad: Tensor, q: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def _against_point(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
-    """One target a row: elementwise loss and its derivative in q."""
+    """Elementwise loss and its derivative in q, for one target per row."""
     u = g - q
     slope = (u < 0).to(q.dtype) - tau  # of the pinball loss in q: 1 - tau above the target, -tau below
     if kappa == 0:
@@ -59,19 +62,19 @@ def _against_point(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Ten
 
 
 def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
-    """K targets a row, by sorting them once, prefix sums and ranks: O((M + K) log(M + K)) a row.
+    """Elementwise loss and its derivative in q, for K targets per row, in O((M + K) log(M + K)) a row.
 
-    With n(x) targets below x and P(x) their sum,
+    With n(x) the number of targets below x and P(x) their sum,
         sum_k (tau - 1{g_k < q}) (g_k - q) = tau (P(inf) - K q) - (P(q) - n(q) q).
 
     The Huber form needs the counts, sums and sums of squares between q - kappa, q and q + kappa.
     """
     shape, k = q.shape, g.shape[-1]
-    centre = g.mean(-1, keepdim=True)  # prefix sums cancel where returns share a large offset
+    centre = g.mean(-1, keepdim=True)  # prefix sums lose digits if returns share a large offset
     g = sort_quantiles(g - centre)
     q = (q - centre[..., None]).flatten(1).contiguous()
     tau = tau.expand(shape[1:]).flatten()
-    if kappa > 0:  # squares cancel too, where kappa is far below the spread
+    if kappa > 0:  # squares lose digits if kappa is far below the spread
         g, q, tau = g.double(), q.double(), tau.double()
     zero = g.new_zeros(len(g), 1)
     first = torch.cat([zero, g.cumsum(-1)], -1)
@@ -105,10 +108,10 @@ def _against_sample(q: Tensor, g: Tensor, tau: Tensor, kappa: float) -> tuple[Te
 
 
 def _ranks(g: Tensor, q: Tensor) -> Tensor:
-    """(R, K) sorted and (R, L) to (R, L): how many of g lie below each of q.
+    """(R, L) number of sorted targets g (R, K) below each of q (R, L).
 
-    On a CPU sorting both together is several times faster than many binary searches. Targets come last, so that those
-    equal to a quantile are not below it.
+    On a CPU, sorting both together is several times faster than many binary searches. Targets come last, so that a
+    target equal to a quantile is not below it.
     """
     count = q.shape[-1]
     if g.device.type != "cpu" or g.dtype != torch.float32 or count < g.shape[-1]:
@@ -121,20 +124,26 @@ def _ranks(g: Tensor, q: Tensor) -> Tensor:
 def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """mean_j mean_k w_j |tau_j - 1{G_k < q_j}| H_kappa(G_k - q_j) / kappa (paper; Dabney et al. 2018, eq. 10).
 
-    Exact, without an M x K table: O((M + K) log(M + K)) time and O(M + K) memory a row; the gradient is exact too, and
-    found in the same pass. kappa = 0 is the pinball loss. kappa must be small against the spread of returns, or what is
-    learned are expectiles. Computed in float32 at least, returned in the dtype of `quantiles`' accumulation.
+    Exact without an M x K table: O((M + K) log(M + K)) time and O(M + K) memory a row; value and gradient come from one
+    pass. kappa = 0 is the pinball loss. kappa must be small against the spread of returns, or the critic learns
+    expectiles. Computed in float32 at least, returned in that dtype.
 
     Args:
-        quantiles: (..., M), in any order. targets: (..., K), leading sizes equal or 1; no gradient flows to them.
-        kappa: Huber threshold, return units. weights: (M,) of the levels, for mean 1.
+        quantiles: (..., M), in any order.
+        targets: (..., K), leading sizes equal or 1; no gradient flows to them.
+        kappa: Huber threshold, return units.
+        weights: (M,) weights of the levels, mean 1; None for equal weights.
 
     Returns:
         (...) losses, return units.
 
     Raises:
-        ValueError: shapes that do not fit, kappa < 0, an infinity or NaN in quantiles or targets.
-        RuntimeError: on a second derivative, which is not implemented.
+        ValueError: If the shapes do not fit, kappa is negative, or quantiles or targets are not finite.
+        RuntimeError: On a second derivative, which is not implemented.
+
+    Example:
+        >>> quantile_huber(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
+        tensor([0.1250])
     """
     if kappa < 0:
         raise ValueError(f"kappa must not be negative, but is {kappa}")
@@ -152,7 +161,7 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
 def quantile_huber_at(
     quantiles: Tensor, targets: Tensor, tau: Tensor, kappa: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """`quantile_huber` of quantiles at any levels tau (M,), whose dtype is that of the result."""
+    """`quantile_huber` at any levels tau (M,), in the dtype of tau."""
     q, g = quantiles.to(tau), targets.detach().to(tau)
     lead = torch.broadcast_shapes(q.shape[:-1], g.shape[:-1])
     if lead != q.shape[:-1]:

@@ -1,6 +1,6 @@
 """Quantile algebra: a distribution as M quantiles at the midpoint levels tau_j = (2j - 1) / (2M).
 
-Quantile vectors lie in the last dimension. Their plain mean is the mean of the distribution that puts mass 1/M on each.
+The last dimension holds a quantile vector. Its plain mean is the mean of the distribution with mass 1/M on each entry.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def midpoint_levels(m: int, *, dtype: torch.dtype = torch.float32, device=None) 
 
 
 def tail_count(m: int, mass: float) -> int:
-    """Quantiles in a tail of the given mass: max(3, ceil(mass * M)), and never more than M.
+    """Number of quantiles in a tail: max(3, ceil(mass * M)), at most M.
 
     Raises:
-        ValueError: mass outside (0, 1].
+        ValueError: If `mass` is outside (0, 1].
     """
     if not 0 < mass <= 1:
         raise ValueError(f"a tail's mass lies in (0, 1], not {mass}")
@@ -31,11 +31,11 @@ def tail_count(m: int, mass: float) -> int:
 
 
 def stable_order(x: Tensor) -> Tensor:
-    """(..., L) numbers to the (..., L) indices that sort each vector; equal numbers stay in their order.
+    """Indices (..., L) that sort each vector of x (..., L); equal numbers keep their order.
 
-    On a CPU single precision is sorted as integers, by numpy's vectorised sort: a key is a float's bits, which order as
-    integers do once those of negative numbers are flipped, followed by its position. Several times faster than torch's
-    sort (`make bench`).
+    On a CPU, single precision is sorted as integers by numpy's vectorised sort, several times faster than torch's sort
+    (`make bench`). The key of a number is its bits, those of negative numbers flipped so that they sort like integers,
+    followed by its position.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return x.detach().argsort(dim=-1, stable=True)
@@ -50,9 +50,9 @@ def stable_order(x: Tensor) -> Tensor:
 
 
 def sort_quantiles(z: Tensor) -> Tensor:
-    """Rearrangement: each quantile vector sorted (Chernozhukov et al. 2010). Never worse than z in any L^p.
+    """Rearrangement: sorts each quantile vector (Chernozhukov et al. 2010). Never worse than z in any L^p norm.
 
-    Sorting is most of what a quantile critic costs beyond a scalar one, hence numpy's sort on CPUs.
+    Sorting is most of the extra cost of a quantile critic over a scalar one, hence numpy's sort on CPUs.
     """
     if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
         return z.sort(dim=-1).values
@@ -64,9 +64,9 @@ def sort_quantiles(z: Tensor) -> Tensor:
 def quantiles_from_increments(raw: Tensor) -> Tensor:
     """Quantiles that cannot cross: (..., M) raw outputs to a location and M - 1 positive steps around it.
 
-    q_1 = 0 and q_{j+1} = q_j + softplus(raw_{j+1}) / M, shifted so that the mean of q is raw_1: the location is learned
-    apart from the shape, and steps scale with 1/M, so that M does not set the width. Made for smooth distributions: a
-    jump by 1 between two levels needs a raw output of M, so that 0/1 outcomes at M = 200 are hardly learned.
+    q_1 = 0 and q_{j+1} = q_j + softplus(raw_{j+1}) / M, shifted so that the mean of q is raw_1. The location is learned
+    apart from the shape, and steps scale with 1/M, so M does not set the width. Made for smooth distributions: a jump
+    by 1 between two levels needs a raw output of M, so 0/1 outcomes at M = 200 are hard to learn.
     """
     m = raw.shape[-1]
     steps = F.softplus(raw[..., 1:]) / m
@@ -75,17 +75,20 @@ def quantiles_from_increments(raw: Tensor) -> Tensor:
 
 
 def ensemble_quantiles(z: Tensor) -> Tensor:
-    """(..., N, M) head quantiles to (..., M): the mean over heads of the monotone heads."""
+    """(..., N, M) head quantiles to (..., M): the mean over heads after each head is sorted."""
     return (z if z.shape[-1] == 1 else sort_quantiles(z)).mean(-2)
 
 
 def split_tails(q: Tensor, lower_mass: float, upper_mass: float, more: int = 0) -> tuple[Tensor, Tensor]:
-    """(..., M) monotone quantiles to the lower (..., K) and the upper (..., L) tail, K and L by `tail_count`.
+    """Lower (..., K) and upper (..., L) tail of monotone quantiles (..., M), with K and L by `tail_count`.
 
-    One split and no slices where the tails do not overlap: the gradient of each slice is a vector of all M zeros.
+    If the tails do not overlap they come from one split: the gradient of a slice would be a vector of all M zeros.
 
     Args:
-        more: quantiles beside each tail that come with it.
+        q: (..., M) monotone quantiles.
+        lower_mass: Mass of the lower tail.
+        upper_mass: Mass of the upper tail.
+        more: Neighbouring quantiles to add to each tail.
     """
     m = q.shape[-1]
     low, up = (min(m, tail_count(m, mass) + more) for mass in (lower_mass, upper_mass))
@@ -101,12 +104,12 @@ def lower_tail_mean(q: Tensor, mass: float) -> Tensor:
 
 
 def upper_tail_mean(q: Tensor, mass: float) -> Tensor:
-    """(..., M) monotone quantiles to (...): mean of the upper tail, the upper gain."""
+    """(..., M) monotone quantiles to (...): mean of the upper tail."""
     return split_tails(q, mass, mass)[1].mean(-1)
 
 
 def quantile_at_level(q: Tensor, level: float | Tensor) -> Tensor:
-    """(..., M) monotone quantiles to (...): the quantile at any level, linear between midpoints, flat outside."""
+    """(..., M) monotone quantiles to (...): the quantile at any level, linear between midpoints, constant outside."""
     m = q.shape[-1]
     position = (torch.as_tensor(level, dtype=q.dtype, device=q.device) * m - 0.5).clamp(0, m - 1)
     low = position.floor().long()
@@ -131,12 +134,21 @@ def distortion_weights(
         cvar   g(t) = min(t / alpha, 1)                              neutral at alpha = 1
         wang   g(t) = Phi(Phi^-1(t) + strength)                      neutral at 0; > 0 stresses low quantiles
         cpw    g(t) = t^k / (t^k + (1-t)^k)^(1/k), k = 1 - strength  neutral at 0; > 0 stresses both tails; at most
-               0.72, for g is no distribution function where k < 0.279 (its weights turn negative)
-        blend  (1 - |strength|) * mean + |strength| * tail, the upper tail of mass beta where strength > 0, the lower
-               one of mass alpha where strength < 0; neutral at 0
+               0.72, since g is no distribution function for k < 0.279 (its weights turn negative)
+        blend  (1 - |strength|) * mean + |strength| * tail           neutral at 0; > 0 takes the upper tail of mass
+        beta,
+               < 0 the lower tail of mass alpha
+
+    Args:
+        kind: One of the distortions above.
+        m: Number of quantiles M.
+        alpha: Mass of the lower tail.
+        beta: Mass of the upper tail.
+        strength: Parameter of wang, cpw and blend.
+        dtype: Of the result.
 
     Raises:
-        ValueError: unknown kind, or a setting out of its range.
+        ValueError: If the kind is unknown or a parameter is out of its range.
     """
     t = torch.linspace(0, 1, m + 1, dtype=torch.float64)
     if kind == "mean":
@@ -174,10 +186,16 @@ def crps(q: Tensor, y: Tensor) -> Tensor:
 
 
 def pit(q: Tensor, y: Tensor, generator: torch.Generator | None = None, tolerance: float = 0.0) -> Tensor:
-    """(...) randomised probability integral transform in [0, 1]: uniform where the predictions are calibrated.
+    """(...) randomised probability integral transform in [0, 1]; uniform if the predictions are calibrated.
 
     A jump of the predicted distribution at y (discrete outcomes) is filled uniformly: F(y-) + V * (F(y) - F(y-))
-    (Czado et al. 2009). Quantiles within `tolerance` of y count as equal to y.
+    (Czado et al. 2009).
+
+    Args:
+        q: (..., M) predicted quantiles.
+        y: (...) outcomes.
+        generator: Random source of V.
+        tolerance: Distance from y within which a quantile counts as equal to y, outcome units.
     """
     y = y[..., None]
     below, at_most = (q < y - tolerance).to(q.dtype).mean(-1), (q <= y + tolerance).to(q.dtype).mean(-1)

@@ -24,15 +24,16 @@ from dvpo_lib.models.tokens import Tokens
 class Critic(nn.Module):
     """N heads of M quantiles of the return at every completion token, on a copy of the policy's backbone.
 
-    The value at token t is that of the state before it: it is read at the previous position. Heads start from
-    independent random weights, for equal heads would stay equal.
+    The value at token t is that of the state before it, so it is read at the previous position. Heads start from
+    independent random weights: equal heads would stay equal.
 
     Args:
-        policy: the causal LM whose backbone is copied.
-        heads, quantiles: N and M; 1 and 1 is a scalar critic.
+        policy: Causal LM to copy the backbone from.
+        heads: N.
+        quantiles: M; one head of one quantile is a scalar critic.
         crossing: "rearrange" leaves head outputs free (losses and read-outs sort them), "increments" builds monotone
             heads from positive steps.
-        seed: of the heads' weights.
+        seed: Of the heads' weights.
     """
 
     def __init__(
@@ -56,19 +57,19 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def start_from(self, returns: Tensor) -> None:
-        """Sets the head's bias so that predictions start as the distribution of `returns` (n,), whatever the token."""
+        """Sets the head's bias so that predictions at every token start as the distribution of `returns` (n,)."""
         if self.quantiles == 1:
             self.head.bias.fill_(returns.mean())
             return
         x = returns.flatten().float().sort().values  # torch.quantile refuses more than 2^24 numbers
         q = quantile_at_level(x.expand(self.quantiles, -1), midpoint_levels(self.quantiles, device=x.device))
-        if self.crossing == "increments":  # the inverse of `from_increments`
+        if self.crossing == "increments":  # the inverse of `quantiles_from_increments`
             steps = (q.diff() * self.quantiles).clamp(min=1e-3)
             q = torch.cat([q.mean()[None], steps + torch.log(-torch.expm1(-steps))])
         self.head.bias.copy_(q.repeat(self.heads))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """(B, T, N, M) head outputs (return units); monotone in M where built by increments."""
+        """(B, T, N, M) head outputs, return units; monotone in M if built from increments."""
         inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
         z = self.head(hidden[:, -tokens.completion_length :].float())
@@ -78,27 +79,51 @@ class Critic(nn.Module):
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CriticSettings:
-    """A critic and its training."""
+    """A critic and its training.
+
+    Example:
+        >>> CriticSettings(kind="quantile", heads=5, loss={"kappa": 0.1}).loss.kappa
+        0.1
+    """
 
     kind: Literal["scalar", "quantile", "conservative_q", "robust_q"] = "quantile"  # PPO's, DVPO's, CQL's, RFQI's
     heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
     quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic and of robust_q's outcome
     crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted afterwards, or built monotone (smooth returns)
-    bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: what keeps heads different
+    bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: they keep heads different
     loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
     q: QSettings = QSettings()  # of conservative_q and robust_q
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
     pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
     pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
-    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are cut; 0: not
+    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are clipped; 0: off
     batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
 
 
 def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic | QCritic:
-    """A critic on a copy of the policy's backbone."""
+    """Builds a critic on a copy of the policy's backbone.
+
+    Args:
+        policy: Causal LM of `transformers`.
+        cfg: Kind and sizes of the critic.
+        seed: Of the heads' weights.
+
+    Returns:
+        A `QCritic` for kinds conservative_q and robust_q, else a `Critic`.
+
+    Example:
+        >>> critic = build_critic(policy, CriticSettings(heads=3, quantiles=50), seed=0)
+        >>> critic(encode_completions(tokenizer, ["2 + 2 ="], ["4"])).shape  # (B, T, N, M)
+        torch.Size([1, 2, 3, 50])
+    """
     if cfg.kind == "scalar":
         return Critic(policy, seed=seed)
     if cfg.kind.endswith("_q"):
         return QCritic(policy, cfg.quantiles if cfg.kind == "robust_q" else 0, seed)
     return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed)
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Shape of every parameter of a module by name."""
+    return {name: parameter.shape for name, parameter in module.named_parameters()}

@@ -1,8 +1,8 @@
-"""Training critics, inside the trainer and alone on logs.
+"""Training of critics, inside the trainer and alone on logs.
 
-`CriticSettings` says what a critic is and how it learns; `critic_objective` is its loss, the same wherever a critic is
-trained. `fit_critic` and `predict_values` serve people who have logs and no training loop: any table of (prompt,
-completion, reward) gives a critic that predicts, at every token, the distribution of the reward to come.
+`CriticSettings` defines a critic and its training; `critic_objective` is its loss, the same in both places.
+`fit_critic` and `predict_values` serve logs without a training loop: any table of (prompt, completion, reward) gives a
+critic that predicts the distribution of the final reward at every token.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
 
 def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
-    """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None where heads weigh alike."""
+    """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None if all heads weigh alike."""
     if cfg.kind != "quantile" or cfg.heads == 1 or cfg.bootstrap == "equal":
         return None
     return torch.poisson(torch.ones(rows, cfg.heads), generator=generator)
 
 
 def monotone_outputs(critic: Critic | QCritic, tokens: Tokens) -> Tensor | QValues:
-    """(B, T, N, M) outputs of a critic, each head monotone; those of a Q critic are named."""
+    """(B, T, N, M) outputs of a critic with each head sorted, or the `QValues` of a Q critic."""
     out = critic(tokens)
     return out if isinstance(out, QValues) else sort_quantiles(out)
 
 
 def mean_values(values: Tensor | QValues) -> Tensor:
-    """(B, T) the value of the state before each token, from `monotone_outputs`."""
+    """(B, T) value of the state before each token, from `monotone_outputs`."""
     return values.v if isinstance(values, QValues) else values.mean((-2, -1))
 
 
@@ -56,10 +56,16 @@ def critic_objective(
     """The critic's loss and its named terms.
 
     Args:
-        z: the critic's outputs, (B, T, N, M) or `QValues`. mask: (B, T).
-        targets: (B, T, K) samples of the return; for a Q critic what `q_loss` says.
-        old: (B, T, N, M) monotone outputs before this update: what the value clip and the tail ratchet refer to.
-        weights: (B, N) bootstrap weights. whole: what `critic_loss` is told of the batch that this is a part of.
+        z: (B, T, N, M) outputs of the critic, or its `QValues`.
+        targets: (B, T, K) samples of the return; for a Q critic the targets of `q_loss`.
+        mask: (B, T).
+        cfg: Settings of the critic.
+        old: (B, T, N, M) monotone outputs before this update, for the value clip and the tail ratchet.
+        weights: (B, N) bootstrap weights.
+        **whole: Statistics of the full batch for `critic_loss`, if this is a micro-batch of it.
+
+    Returns:
+        (loss, {name: 0-dim term, detached}).
     """
     if isinstance(z, QValues):
         return q_loss(z, targets, mask, cfg.q, cfg.kind)
@@ -80,20 +86,29 @@ def return_targets(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 @dataclass
 class CriticTable:
-    """A table of (prompt, completion, reward) as tensors."""
+    """A table of (prompt, completion, reward) as tensors.
+
+    Attributes:
+        tokens: B prompts and completions.
+        rewards: (B,).
+    """
 
     tokens: Tokens
     rewards: Tensor
 
 
 def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
-    """Tokens and rewards of a table with columns prompt, completion, reward; records whose reward is None are left out.
+    """Encodes a table with columns prompt, completion, reward. Records with reward None are left out.
 
-    A column `completion_ids` (token ids, as they were sampled) is read in the texts' place.
+    Args:
+        table: `datasets.Dataset` or list of records. A column `completion_ids` (token ids as sampled) replaces the
+            texts.
+        processing_class: The tokenizer.
+        max_completion_length: Tokens to keep of a completion; None for all.
 
     Raises:
-        ValueError: a column is missing, there is no record with a reward, or a record (which is named) has a prompt or
-            completion that is no text, an empty prompt, or a reward that is neither a finite number nor None.
+        ValueError: If a column is missing, no record has a reward, or a record (named by its index) has an empty
+            prompt, a prompt or completion other than a text, or a reward other than a finite number or None.
     """
     if len(table) == 0:
         raise ValueError("the table is empty")
@@ -122,14 +137,14 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
 
 
 def _read(record: Mapping, column: str, place: int):
-    """A record's value in a column that the first record has."""
+    """A record's value in a column of the first record."""
     if column not in record:
         raise ValueError(f"record {place} has no column {column!r}; it has {sorted(record)}")
     return record[column]
 
 
 def table_completions(rows: Mapping[str, list]) -> list[str | list[int]]:
-    """The completions of a table by column: token ids where there are any, else texts."""
+    """Completions of a table by column: token ids if it has them, else texts."""
     ids = rows.get("completion_ids", [None] * len(rows["completion"]))
     return [text if own is None else own for own, text in zip(ids, rows["completion"], strict=True)]
 
@@ -144,19 +159,30 @@ def fit_critic(
     progress: str | None = None,
     refresh: int = 8,
 ) -> list[dict[str, float]]:
-    """Fits a critic to logged outcomes, in place: every token's target is the discounted return of its response.
+    """Fits a critic to logged outcomes, in place. The target of every token is the discounted return of its response.
 
-    The heads start from the distribution of all targets: a tail that the data has is there from the first step.
+    Heads start from the distribution of all targets, so that the data's tails are there from the first step.
 
     Args:
-        critic: from `build_critic`.
-        table: `datasets.Dataset` or list of records with prompt, completion, reward (or an encoded `CriticTable`).
-        seed: of the order of batches and of the bootstrap.
-        progress: label of a progress bar; none where None.
-        refresh: the tail ratchet refers to the critic as it was at most this many steps ago.
+        critic: Critic of `build_critic`.
+        table: `datasets.Dataset` or list of records with prompt, completion and reward, or an encoded `CriticTable`.
+        processing_class: The tokenizer.
+        cfg: Settings of the critic: loss, learning rate, batch size, epochs.
+        seed: Of the order of batches and of the bootstrap.
+        gamma: Discount.
+        progress: Label of a progress bar; None for no bar.
+        refresh: Largest age, in steps, of the critic that the tail ratchet refers to.
 
     Returns:
-        One record of named losses for every step.
+        One record of named losses per step.
+
+    Raises:
+        ValueError: If the table cannot be encoded (see `encode_table`).
+
+    Example:
+        >>> logs = [{"prompt": "2 + 2 =", "completion": "4", "reward": 1.0}]
+        >>> history = fit_critic(critic, logs, tokenizer, CriticSettings(batch_size=1), seed=0)
+        >>> history[-1]["loss"]
     """
     data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
     device = next(critic.parameters()).device
@@ -196,10 +222,22 @@ def fit_critic(
 
 @torch.no_grad()
 def predict_values(critic: Critic, table, processing_class, batch_size: int = 256) -> list[np.ndarray]:
-    """The predicted distribution of the return at every token: one array (T_i, M) of monotone quantiles a response.
+    """Predicts the distribution of the return at every token of the policy.
 
-    The ensemble of heads is their mean; a scalar critic, and the V of a Q critic, give M = 1. `table` needs columns
-    prompt and completion (or completion_ids, which are preferred); of a dialogue the policy's own tokens count.
+    Args:
+        critic: A fitted critic.
+        table: `datasets.Dataset` or list of records with prompt and completion (or completion_ids, which are
+            preferred).
+        processing_class: The tokenizer.
+        batch_size: Responses per forward pass.
+
+    Returns:
+        One array (T_i, M) of monotone quantiles per response, the mean over heads. M = 1 for a scalar critic and for
+        the V of a Q critic. In a dialogue only the policy's own tokens have a row.
+
+    Example:
+        >>> [quantiles] = predict_values(critic, [{"prompt": "2 + 2 =", "completion": "4"}], tokenizer)
+        >>> quantiles.mean(1)  # expected reward before each token
     """
     rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
     tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows))

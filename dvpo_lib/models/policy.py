@@ -1,8 +1,7 @@
-"""Policies and critics.
+"""Policies: causal language models of `transformers`.
 
-A policy is any causal language model of `transformers`: the embedded default is a small Qwen3 architecture trained from
-scratch (`build_policy`, `fit_language_model`); a local folder or a hub name works in its place (`load_policy`).
-A critic is the policy's backbone with N heads of M quantiles at every token; one head of one quantile is PPO's scalar.
+The embedded default is a small Qwen3 architecture trained from scratch (`build_policy`, `fit_language_model`); a local
+folder or a hub name works in its place (`load_policy`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
-MICRO_BATCHES = 3  # of a batch in supervised training
+MICRO_BATCHES = 3  # per batch of supervised training
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -34,11 +33,17 @@ class PolicySettings:
     steps: Annotated[int, Field(ge=0)] = 2_400  # optimiser steps on demonstrations
     batch_size: Annotated[int, Field(ge=1)] = 128  # demonstrations a step
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # peak of a cosine schedule with warm-up
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps in which the learning rate rises
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps with a rising learning rate
 
 
 def build_policy(tokenizer, cfg: PolicySettings, seed: int):
-    """A randomly initialised Qwen3-architecture causal LM over the vocabulary; global generators untouched."""
+    """A randomly initialised Qwen3-architecture causal LM over the tokenizer's vocabulary.
+
+    Args:
+        tokenizer: Tokenizer with pad and end-of-sequence tokens.
+        cfg: Architecture.
+        seed: Of the weights. Global generators are left alone.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -73,7 +78,7 @@ def load_policy(name_or_path: str):
         tokenizer.pad_token = tokenizer.eos_token
     policy = AutoModelForCausalLM.from_pretrained(name_or_path)
     if quiet:
-        with warnings.catch_warnings():  # that the hub's own bars stay off where the environment says so
+        with warnings.catch_warnings():  # of the hub, if the environment keeps its bars off
             warnings.simplefilter("ignore")
             logging.enable_progress_bar()
     return policy, tokenizer
@@ -89,9 +94,13 @@ def token_logits(policy, tokens: Tokens) -> Tensor:
 def token_logprobs(
     policy, tokens: Tokens, temperature: float = 1.0, learn_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats, at the sampling temperature.
+    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats.
 
-    Gradients flow through the entropies only where `learn_entropy`.
+    Args:
+        policy: Causal LM.
+        tokens: B prompts and completions.
+        temperature: Of the distribution, as in sampling.
+        learn_entropy: Gradients flow through the entropies if true.
     """
     logp = (token_logits(policy, tokens).float() / temperature).log_softmax(-1)
     chosen = tokens.input_ids[:, -tokens.completion_length :, None]
@@ -105,10 +114,18 @@ def fit_language_model(
 ) -> list[float]:
     """Supervised training of `policy` on completions, in place: AdamW, cosine schedule with warm-up.
 
-    The loss of a step is the mean over all tokens of its batch, which is read in parts of like length: less padding.
+    The loss of a step is the mean over all tokens of its batch. The batch is read in parts of similar length: less
+    padding.
+
+    Args:
+        policy: Causal LM.
+        tokens: Demonstrations.
+        cfg: Steps, batch size and learning rate.
+        seed: Of the order of batches.
+        progress: Label of a progress bar; None for no bar.
 
     Returns:
-        The loss (nats a token) of every step.
+        The loss (nats per token) of every step.
     """
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.learning_rate, weight_decay=0.01, foreach=True)
     warm = max(1, int(cfg.warmup * cfg.steps))

@@ -1,4 +1,4 @@
-"""Q critics and the policy that they perturb, for the offline methods (`cql`, `rfqi`)."""
+"""Q critics for the offline methods (`cql`, `rfqi`), and the policy with logits perturbed by Q values."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class QCritic(nn.Module):
     samples to teach the backbone anything.
 
     Args:
-        policy: the causal LM whose backbone is copied. seed: of the heads' weights.
-        quantiles: M of the outcome; 0: no such head.
+        policy: Causal LM to copy the backbone from.
+        quantiles: M of the outcome; 0 for no outcome head.
+        seed: Of the heads' weights.
     """
 
     def __init__(self, policy, quantiles: int = 0, seed: int = 0):
@@ -42,15 +43,16 @@ class QCritic(nn.Module):
             x, count = returns.flatten().float().sort().values, len(self.outcome.bias)
             self.outcome.bias.copy_(quantile_at_level(x.expand(count, -1), midpoint_levels(count, device=x.device)))
 
-    def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., width) states to (Q (..., 2, V), V (...))."""
+    def state_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., width) hidden states to (Q (..., 2, V), V (...))."""
         hidden = hidden.float()
         return self.q(hidden).unflatten(-1, (2, -1)) + self.state(hidden)[..., None], self.v(hidden).squeeze(-1)
 
     def forward(self, tokens: Tokens) -> QValues:
+        """Predictions at every completion token."""
         length = tokens.completion_length
         hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state[:, -length - 1 :]
-        q, v = self.read(hidden[:, :-1])
+        q, v = self.state_values(hidden[:, :-1])
         taken = tokens.input_ids[:, -length:, None, None].expand(*q.shape[:-1], 1)
         chosen = q.gather(-1, taken).squeeze(-1)
         outcome = None if self.outcome is None else sort_quantiles(self.outcome(hidden[:, 1:].float()))
@@ -64,15 +66,18 @@ class PairedCaches(NamedTuple):
     other: Any
 
     def batch_select_indices(self, rows: Tensor) -> None:
+        """Keeps these rows of both caches."""
         for cache in self:
             cache.batch_select_indices(rows)
 
 
 class PerturbedPolicy(nn.Module):
-    """The base policy with `strength * (Q - V)` added to its logits (Snell et al. 2022); for `rollouts.generate` only.
+    """The base policy with `strength * (Q - V)` added to its logits (Snell et al. 2022). For sampling only.
 
     Args:
-        policy: causal LM. critic: `QCritic` on the same vocabulary; the smaller twin counts.
+        policy: Causal LM.
+        critic: `QCritic` on the same vocabulary; the smaller twin counts.
+        strength: Weight of Q - V, per return unit.
     """
 
     def __init__(self, policy, critic: QCritic, strength: float):
@@ -84,11 +89,11 @@ class PerturbedPolicy(nn.Module):
         return self.policy.device
 
     def forward(self, past_key_values=None, logits_to_keep: int = 1, **inputs):
-        """Logits of the last position; the caches of both networks travel together."""
+        """Logits (B, 1, V) of the last position. The caches of both networks travel together."""
         own, other = past_key_values or (None, None)
         out = self.policy(past_key_values=own, logits_to_keep=1, **inputs)
         read = self.critic.backbone(past_key_values=other, **inputs)
-        q, v = self.critic.read(read.last_hidden_state[:, -1:])
+        q, v = self.critic.state_values(read.last_hidden_state[:, -1:])
         out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
         out.past_key_values = PairedCaches(out.past_key_values, read.past_key_values)
         return out

@@ -16,8 +16,8 @@ class Tokens:
     Attributes:
         input_ids: (B, P + T) token ids.
         attention_mask: (B, P + T) 1 on every real token.
-        mask: (B, T) bool, true on the policy's own tokens (end of sequence included): the only ones that may be learned
-            from. In a dialogue the user's tokens are attended to but not in `mask`.
+        mask: (B, T) bool, true on the policy's own tokens (end of sequence included), the only ones to learn from. In a
+            dialogue the user's tokens are attended to but not in `mask`.
     """
 
     input_ids: Tensor
@@ -26,6 +26,7 @@ class Tokens:
 
     @property
     def completion_length(self) -> int:
+        """T, padding included."""
         return self.mask.shape[1]
 
     def __len__(self) -> int:
@@ -36,12 +37,12 @@ class Tokens:
         return Tokens(self.input_ids.to(device), self.attention_mask.to(device), self.mask.to(device))
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """Arguments of a forward pass, positions counted from each row's first real token."""
+        """Arguments of a forward pass; positions count from each row's first real token."""
         positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
         return dict(input_ids=self.input_ids, attention_mask=self.attention_mask, position_ids=positions)
 
     def rows(self, index: Tensor) -> Tokens:
-        """The rows `index`, with padding that none of them needs cut away."""
+        """The rows `index`, without columns that are padding in all of them."""
         attention, mask = self.attention_mask[index], self.mask[index]
         prompt = self.attention_mask.shape[1] - mask.shape[1]
         first = int(attention.any(0).int().argmax())
@@ -51,7 +52,7 @@ class Tokens:
 
 
 def pad_rows(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:
-    """(values, 1 where real and 0 where padded), both (B, longest row)."""
+    """(values, 1 if real and 0 if padded), both (B, longest row)."""
     width = max([1, *map(len, rows)])
     values, real = torch.full((len(rows), width), fill, dtype=dtype), torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
@@ -61,15 +62,15 @@ def pad_rows(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.lon
 
 
 def padding_id(tokenizer) -> int:
-    """The token that padding consists of: the end of sequence where the tokenizer has none of its own for it."""
+    """The padding token, or the end of sequence if the tokenizer has none."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def join_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer) -> Tokens:
-    """Tokens of token ids.
+    """Tokens from token ids of prompts and completions.
 
     Every finished turn of a completion ends with the end of sequence, and turns alternate, policy first. So a token is
-    the policy's own where an even number of turns has ended before it: all tokens of a single answer are.
+    the policy's own if an even number of turns has ended before it: all tokens of a single answer are.
     """
     left, seen = pad_rows(prompts, padding_id(tokenizer), left=True)
     right, real = pad_rows(completions, padding_id(tokenizer))
@@ -86,11 +87,17 @@ def encode_completions(
 ) -> Tokens:
     """Tokens of prompts and completions, answers and dialogues alike.
 
-    A completion that is a text without the end of sequence is one answer, and is closed by it. A text that holds it is
-    a dialogue, in which it closes every finished turn. Token ids, as they were sampled, are taken as they are.
+    A text without the end of sequence is one answer and gets one. A text that holds it is a dialogue, in which it
+    closes every finished turn. Token ids are taken as they were sampled.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompts: B texts.
+        completions: B texts or lists of token ids.
+        max_completion_length: Tokens to keep of a completion; None for all.
 
     Raises:
-        ValueError: a prompt is empty.
+        ValueError: If a prompt is empty.
     """
     eos = tokenizer.eos_token_id
 
@@ -108,7 +115,7 @@ def encode_completions(
 
 
 def shuffled_batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of row indices, each epoch in a new order; its rest opens the next one's first batch."""
+    """Endless batches of row indices, a new order each epoch. An epoch's rest opens the next one's first batch."""
     order = torch.empty(0, dtype=torch.long)
     while True:
         while len(order) < batch_size:

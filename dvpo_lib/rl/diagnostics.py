@@ -1,4 +1,5 @@
-"""Diagnostics of a batch before its update: distance from the reference policy, groups without signal, critic's fit.
+"""Diagnostics of a batch before its update: distance from the reference policy, groups without signal, fit of the
+critic.
 
 A number is NaN if it does not apply: no reward in the batch, a method without groups, a method without a critic.
 """
@@ -26,7 +27,8 @@ def flat_group_share(rewards: Tensor, group_size: int) -> float:
     """Share of groups with equal rewards, which teach nothing, among groups with any reward.
 
     Args:
-        rewards: (B,), groups being runs of `group_size` rows; NaN if missing.
+        rewards: (B,), NaN if missing.
+        group_size: Consecutive rows that make a group.
     """
     groups = rewards.view(-1, group_size)
     groups = groups[(~groups.isnan()).any(1)]
@@ -35,7 +37,12 @@ def flat_group_share(rewards: Tensor, group_size: int) -> float:
 
 
 def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float:
-    """1 - var(return - value) / var(return) over the tokens of responses that have a reward."""
+    """1 - var(return - value) / var(return) over the tokens of responses with a reward.
+
+    Args:
+        experience: The batch before its update.
+        args: Resolved settings.
+    """
     scored = experience.mask & experience.known[:, None]
     if experience.values is None or not scored.any():
         return NOT_APPLICABLE

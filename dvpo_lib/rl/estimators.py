@@ -1,4 +1,5 @@
-"""Advantage estimators: scored rollouts (`Experience`) to advantages and critic targets, one function a method."""
+"""Advantage estimators: from a scored batch (`Experience`) to advantages and critic targets, one function per
+method."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from dvpo_lib.rl.config import DVPOConfig
 class Experience:
     """A scored batch and the networks' outputs on it before the update.
 
-    Rows of the batch are never dropped. A response without reward has NaN in `rewards`, and everything that depends on
-    it reads `known`. With `missing_rewards: drop` such a response has no true entry in `tokens.mask`, so that no loss
-    and no statistic sees its tokens.
+    The batch keeps all its rows. A response without reward has NaN in `rewards`; everything that depends on this reads
+    `known`. With `missing_rewards: drop` such a response has no true entry in `tokens.mask`, so that no loss and no
+    statistic sees its tokens.
 
     Attributes:
         tokens: B prompts and completions; `tokens.mask` (B, T) is true on the tokens that take part in the update.
@@ -50,25 +51,30 @@ class Experience:
         return ~self.rewards.isnan()
 
     @property
+    def active(self) -> Tensor:
+        """(R,) indices of responses that take part in the update; dropped ones have no token left."""
+        return self.mask.any(1).nonzero().squeeze(-1)
+
+    @property
     def kl(self) -> Tensor:
         """(B, T) log-ratio to the reference policy, log pi_old - log pi_ref."""
         return self.logprobs - self.reference_logprobs
 
 
 def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
-    """(B, T) beta * KL estimate on every token, to be taken off the reward; None where the penalty is no part of it."""
+    """(B, T) beta * KL estimate, the penalty on every token; None if the reward has no penalty."""
     if args.kl_placement != "reward" or not args.beta:
         return None
     return args.beta * kl_estimate(x.kl, torch.zeros_like(x.kl), args.kl_estimator)
 
 
 def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
-    """(B, T): the KL penalty on every token, where it is part of the reward, plus the task reward on the last one."""
+    """(B, T) rewards: the KL penalty (if the reward has one) on every token, the task reward on the last one."""
     return adv.place_rewards(x.rewards, kl_rewards(x, args), x.mask)
 
 
 def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
-    """(B,) task reward less the summed KL penalty, if the penalty is part of the reward; NaN if missing."""
+    """(B,) task reward minus the summed KL penalty (if the reward has one); NaN if missing."""
     return torch.where(x.known, token_rewards(x, args).sum(1), torch.nan)
 
 
@@ -106,9 +112,9 @@ def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """GAE, whitened, and lambda-returns on worst-case values, which both advantages and targets bootstrap from.
 
-    Only minimum aggregation is known of the paper's "Robust Bellman PPO". `min_heads`, the default since it is the
-    literal minimum over estimates and neutral at one head: the smallest of the heads' means. `lower_tail`: the mean of
-    the ensemble's lower tail. A target at lambda 1 would never see a worst case, so targets take the actor's lambda.
+    The paper's "Robust Bellman PPO" is known only as minimum aggregation. `min_heads`, the default, is the smallest of
+    the heads' means: the literal minimum over estimates, neutral with one head. `lower_tail` is the mean of the
+    ensemble's lower tail. A target at lambda 1 would never see a worst case, so targets use the actor's lambda.
     """
     if args.worst_case == "min_heads":
         values = x.values.mean(-1).amin(-1)
@@ -137,7 +143,7 @@ def whitened_returns(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
 
 
 def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
-    """Q - V of the logged tokens; targets are one-step back-ups (`q_functions.fitted_q`)."""
+    """Q - V of the logged tokens; targets are one-step back-ups (`q_losses.fitted_q`)."""
     return fitted_q(adv.place_rewards(x.rewards, None, x.mask), x.values, x.mask, args.gamma, args.critic.q)
 
 

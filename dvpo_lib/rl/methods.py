@@ -1,7 +1,7 @@
-"""Every method of the comparison as a row: critic + advantage + policy loss.
+"""The table of methods: each row is a critic, an advantage and a policy loss.
 
-One trainer runs them all. A row names its critic, the function that turns scored rollouts into advantages (and targets
-for the critic), the policy's loss and how it is averaged, and where the KL penalty goes.
+One trainer runs them all. A row names its critic, the function from a scored batch to advantages (and critic targets),
+the average in the policy's loss, and the place of the KL penalty.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dvpo_lib.rl.estimators import (
 
 
 def resolve_settings(args: DVPOConfig) -> DVPOConfig:
-    """The settings with what their method decides filled in: KL placement and estimator, and the critic.
+    """Fills in the method's own defaults: place and estimator of the KL penalty, and the critic.
 
-    Without a critic there is none to bootstrap from, and responses whose reward is missing drop out in any case.
+    A method without a critic has nothing to bootstrap from, so it always drops responses without reward.
 
     Raises:
-        ValueError: unknown method, a critic of another kind than the method's, or groups that do not fit the batch.
+        ValueError: If the method is unknown, the critic is of another kind, or groups do not fit the batch.
     """
     if args.method not in METHODS:
         raise ValueError(f"unknown method {args.method!r}; there are {', '.join(METHODS)}")
@@ -60,17 +60,18 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: what a method is made of.
+    """One row of METHODS.
 
     Attributes:
-        critic: the kind of critic, or None.
+        critic: Kind of the critic; None for no critic.
         advantage: (Experience, resolved DVPOConfig) -> (advantages (B, T), targets (B, T, K) or None).
-        source: where the method comes from, and what was chosen where public versions differ.
-        aggregate: how the policy's loss is averaged (see `policy_losses.aggregate`).
-        kl, estimator: where the KL penalty goes, and how it is estimated there, unless the settings say otherwise.
-        groups: several completions a prompt.
-        clip_rewards: rewards are cut at batch quantiles before critic and policy see them, in pretraining too.
-        offline: rollouts are those of the base policy; the policy's loss is advantage-weighted regression.
+        source: Publication, and the choice made if public versions differ.
+        aggregate: Average in the policy's loss (see `aggregate_loss`).
+        kl: Place of the KL penalty, unless the settings name one.
+        estimator: Estimator of the KL there, unless the settings name one.
+        groups: True for several completions per prompt.
+        clip_rewards: True to clip rewards at batch quantiles, in critic pretraining too.
+        offline: True to learn from rollouts of the base policy, by advantage-weighted regression.
     """
 
     critic: Literal["scalar", "quantile", "conservative_q", "robust_q"] | None
@@ -87,6 +88,7 @@ class Method:
 _PPO_SOURCE = "Schulman et al. 2017 (eq. 7, 11), KL in the reward as in Ouyang et al. 2022"
 _GRPO_SOURCE = "Shao et al. 2024 (eq. 3, 4), outcome supervision"
 _GROUP_METHOD = dict(kl="loss", estimator="k3", groups=True)
+# METHODS["dvpo"].critic is "quantile"; list(METHODS) are the values of the setting `method`.
 METHODS: dict[str, Method] = {
     "dvpo": Method("quantile", distributional_gae, "Zhu et al. 2025, reconstructed"),
     "dvpo_winsorised": Method("quantile", winsorised_gae, "extension of this project"),

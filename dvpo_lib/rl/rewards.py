@@ -1,7 +1,7 @@
-"""Calling reward functions: f(prompts, completions, **columns) -> list of numbers, None where there is no reward.
+"""Calls of reward functions: f(prompts, completions, **columns) -> list of numbers, None for a missing reward.
 
-Any callable with TRL's signature serves, the noise wrappers of `noise` included. What it returns is checked here, once,
-for trainers and wrappers alike.
+Any callable with TRL's signature works, the noise wrappers of `noise` included. Its result is checked here, once, for
+trainers and wrappers alike.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from torch import Tensor
 
 
 class RewardError(RuntimeError):
-    """A reward function raised, or what it returned is no list of rewards; the message names function and record."""
+    """A reward function raised, or its result is no list of rewards. The message names function and record."""
 
 
 def call_reward(
     func: Callable, prompts: list[str], completions: list[str], columns: dict[str, list], state: Any = None
 ) -> np.ndarray:
-    """(B,) what one reward function returns; NaN marks a missing reward (None).
+    """Calls one reward function.
 
-    Where it raises, it is called again, record by record, to find the one that it cannot judge.
+    If it raises, it is called again, record by record, to find the culprit.
 
     Args:
-        columns: the other columns of the prompts' records. state: what reaches the function as `trainer_state`.
+        func: The reward function.
+        prompts: B texts.
+        completions: B texts.
+        columns: {name: B values}, the other columns of the records.
+        state: The trainer's state, passed as `trainer_state`.
+
+    Returns:
+        (B,) rewards; NaN marks a missing one (None).
 
     Raises:
-        RewardError: the function raises (its error is chained), or returns the wrong number of rewards, or one that is
-            neither a finite number nor None.
+        RewardError: If the function raises (its error is chained), or returns the wrong number of rewards, or anything
+            but finite numbers and None.
     """
     name, step = getattr(func, "__name__", repr(func)), getattr(state, "global_step", 0)
 
@@ -39,11 +46,11 @@ def call_reward(
 
     try:
         returned = func(prompts=prompts, completions=completions, trainer_state=state, **columns)
-    except RewardError:  # of a function inside a wrapper: it says all that is to be said
+    except RewardError:  # from a function inside a wrapper, complete as it is
         raise
     except Exception as error:
         culprit = _culprit(func, prompts, completions, columns, state, type(error))
-        alone = "" if culprit is None else f"; so it does on {record(culprit)} alone"
+        alone = "" if culprit is None else f"; also on {record(culprit)} alone"
         raise RewardError(f"reward function {name} raised at step {step}: {error!r}{alone}") from error
     try:
         rewards = list(returned)
@@ -55,12 +62,12 @@ def call_reward(
         )
     for i, r in enumerate(rewards):
         if r is not None and (not isinstance(r, (int, float, np.number, np.bool_)) or not np.isfinite(r)):
-            raise RewardError(f"reward function {name} returned {r!r} for {record(i)}; None says that there is none")
+            raise RewardError(f"reward function {name} returned {r!r} for {record(i)}; use None for a missing reward")
     return np.array([np.nan if r is None else r for r in rewards], dtype=float)
 
 
 def _culprit(func, prompts, completions, columns, state, kind: type) -> int | None:
-    """The first record on which the function raises an error of this kind by itself."""
+    """Index of the first record on which the function alone raises an error of this kind; None if there is none."""
     for i in range(len(prompts)):
         try:
             func(
@@ -83,10 +90,20 @@ def score_completions(
     columns: dict[str, list],
     state: Any = None,
 ) -> Tensor:
-    """(B,) sum of all reward functions, over those that have a reward; NaN where none of them has one.
+    """Sums the rewards of all functions.
+
+    Args:
+        reward_funcs: The reward functions.
+        prompts: B texts.
+        completions: B texts.
+        columns: {name: B values}, the other columns of the records.
+        state: The trainer's state.
+
+    Returns:
+        (B,) sum over the functions that give a reward; NaN if none does.
 
     Raises:
-        RewardError: of `call`.
+        RewardError: See `call_reward`.
     """
     each = np.stack([call_reward(func, prompts, completions, columns, state) for func in reward_funcs])
     total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each, 0))

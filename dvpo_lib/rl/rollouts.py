@@ -1,10 +1,10 @@
 """Sampling: single answers, and dialogues turn by turn.
 
-`generate` is batched, with a key/value cache, and stops when every row has ended. `sample` is what trainer and tests
-call: one completion for each record, by `converse` where the records have an environment (a user, a tool) that replies.
-As text, a dialogue is all its turns, policy first, with the end of sequence after each finished one.
+`sample_answers` is batched, with a key/value cache, and stops when every row has ended. `sample_rollouts` is the entry
+point of the trainer: one completion per record, a dialogue if the records have an environment (a user, a tool) that
+replies. As text, a dialogue is all its turns, policy first, with the end of sequence after each finished one.
 
-Left out: serving engines (whatever returns a `Rollouts`, vLLM say, can stand behind `generate`'s place), and a cache
+Not supported: serving engines (any source of `Rollouts`, vLLM for one, could replace `sample_answers`), and a cache
 that lives through a whole dialogue: each turn reads the history again.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dvpo_lib.models.tokens import Tokens, join_tokens, pad_rows, padding_id
 
-COMPACT_BELOW = 0.9  # rows that have ended are dropped once fewer than this share go on, for dropping copies the cache
+COMPACT_BELOW = 0.9  # share of live rows below which ended rows are dropped; dropping copies the cache
 
 
 @dataclass
@@ -27,9 +27,10 @@ class Rollouts:
     """Sampled completions.
 
     Attributes:
-        tokens: prompts and completions, B rows.
-        logprobs: (B, T) log-probability of each sampled token under the sampling distribution; 0 where masked.
-        prompts, completions: the texts.
+        tokens: B prompts and completions.
+        logprobs: (B, T) log-probability of each sampled token under the sampling distribution; 0 at masked positions.
+        prompts: B texts.
+        completions: B texts.
     """
 
     tokens: Tokens
@@ -38,7 +39,7 @@ class Rollouts:
     completions: list[str]
 
     def rows(self, index: Tensor) -> Rollouts:
-        """The rows `index`, with padding that none of them needs cut away."""
+        """The rows `index`, without columns that are padding in all of them."""
         tokens, chosen = self.tokens.rows(index.to(self.tokens.mask.device)), index.tolist()
         logprobs = self.logprobs[index.to(self.logprobs.device), : tokens.completion_length]
         return Rollouts(tokens, logprobs, [self.prompts[i] for i in chosen], [self.completions[i] for i in chosen])
@@ -51,7 +52,7 @@ class Rollouts:
 
 
 def draw_tokens(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(B,) a token for each row of (B, V) log-probabilities, by the inverse of the distribution function."""
+    """(B,) one token per row of (B, V) log-probabilities, by inverting the distribution function."""
     upto = logprobs.exp().cumsum(-1, dtype=torch.float64)
     u = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
     return torch.searchsorted(upto, u, right=True).squeeze(-1).clamp(max=upto.shape[1] - 1)
@@ -66,9 +67,16 @@ def sample_rollouts(
     generator: torch.Generator | None = None,
     reply: Callable[[Mapping, str], str | None] | None = None,
 ) -> Rollouts:
-    """One completion for each record (a mapping with `prompt`): an answer, or a dialogue where there is a `reply`.
+    """Samples one completion per record: an answer, or a dialogue if there is a `reply`.
 
-    The other arguments are those of `generate` and `converse`.
+    Args:
+        policy: See `sample_answers`.
+        tokenizer: The tokenizer.
+        records: B mappings with `prompt`.
+        max_completion_length: Most tokens of a completion, end of sequence included.
+        temperature: Of sampling; 0 is greedy.
+        generator: Random source on the policy's device.
+        reply: See `sample_dialogues`.
     """
     if reply is not None:
         return sample_dialogues(policy, tokenizer, records, reply, max_completion_length, temperature, generator)
@@ -84,15 +92,17 @@ def sample_answers(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Samples one completion for each prompt (greedy at temperature 0) from the whole vocabulary: no top-k, no top-p.
+    """Samples one completion per prompt from the whole vocabulary: no top-k, no top-p.
 
-    Prompts that stand several times one after the other are read once, and rows that have ended are dropped.
+    Equal prompts next to each other are read once, and rows that have ended are dropped.
 
     Args:
-        policy: causal LM of `transformers`; its mode (train/eval) is left as it is.
-        prompts: texts; repeat one for several completions.
-        max_completion_length: tokens at most, end of sequence included.
-        generator: source of randomness on the policy's device.
+        policy: Causal LM of `transformers`; its mode (train/eval) stays as it is.
+        tokenizer: The tokenizer.
+        prompts: B texts; repeat one for several completions.
+        max_completion_length: Most tokens of a completion, end of sequence included.
+        temperature: Of sampling; 0 is greedy.
+        generator: Random source on the policy's device.
 
     Returns:
         Rollouts on the policy's device.
@@ -113,24 +123,28 @@ def sample_dialogues(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Samples one dialogue for each record, all side by side: a turn of the policy, the environment's, and so on.
+    """Samples one dialogue per record, all side by side: the policy's turn, the environment's, and so on.
 
-    A dialogue ends where `reply` says so, or where its tokens are used up: then its last turn may lack the end of
+    A dialogue ends if `reply` says so or its tokens are used up. In the second case its last turn may lack the end of
     sequence, in the tokens and in the text alike.
 
     Args:
-        records: with prompt; equal ones next to each other are read once.
-        reply: (record, transcript so far) -> the environment's next turn, None where the dialogue is over.
-        max_completion_length: tokens of a dialogue at most, the environment's and all ends of sequence included.
+        policy: See `sample_answers`.
+        tokenizer: The tokenizer.
+        records: B mappings with `prompt`; equal ones next to each other are read once.
+        reply: (record, transcript so far) -> the environment's next turn; None ends the dialogue.
+        max_completion_length: Most tokens of a dialogue, the environment's and all ends of sequence included.
+        temperature: Of sampling; 0 is greedy.
+        generator: Random source on the policy's device.
 
     Returns:
         Rollouts on the policy's device; `logprobs` is 0 on the environment's tokens.
 
     Raises:
-        ValueError: there are no records, or a reply holds the end of sequence.
+        ValueError: If there are no records, or a reply contains the end of sequence.
     """
     if not records:
-        raise ValueError("no records to converse about")
+        raise ValueError("there are no records")
     eos, prompts = tokenizer.eos_token_id, _ids(tokenizer, [r["prompt"] for r in records])
     ids: list[list[int]] = [[] for _ in records]
     logprobs: list[list[float]] = [[] for _ in records]
@@ -157,8 +171,8 @@ def sample_dialogues(
                 continue
             answer = tokenizer(heard, add_special_tokens=False).input_ids
             if eos in answer:
-                raise ValueError(f"record {i}: a reply must not hold the end of sequence: {heard!r}")
-            if len(ids[i]) + len(answer) + 1 >= max_completion_length:  # nothing could be said after it
+                raise ValueError(f"record {i}: the reply contains the end of sequence: {heard!r}")
+            if len(ids[i]) + len(answer) + 1 >= max_completion_length:  # no room for another turn
                 continue
             ids[i] += [*answer, eos]
             logprobs[i] += [0.0] * (len(answer) + 1)
@@ -171,16 +185,19 @@ def sample_dialogues(
 
 
 def _joined(*pieces: str) -> str:
+    """Non-empty pieces, separated by spaces."""
     return " ".join(piece for piece in pieces if piece)
 
 
 def _ids(tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of texts."""
     return [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
 
 
 def _sample(*arguments) -> tuple[Tokens, Tensor]:
-    """Tokens of prompts and completions, and log-probabilities (B, T); arguments as of `_read_and_write`."""
-    ids, attention, completion, logprobs, mask = (x.clone() for x in _read_and_write(*arguments))  # to be learned from
+    """Tokens of prompts and completions, and log-probabilities (B, T); arguments as for `_read_and_write`."""
+    sampled = (x.clone() for x in _read_and_write(*arguments))  # inference tensors cannot be learned from
+    ids, attention, completion, logprobs, mask = sampled
     return Tokens(torch.cat([ids, completion], 1), torch.cat([attention, mask.to(attention)], 1), mask), logprobs
 
 
@@ -193,7 +210,7 @@ def _read_and_write(
     temperature: float,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, ...]:
-    """Prompts' ids and attention mask (B, P); completions, log-probabilities and mask (B, T)."""
+    """Ids and attention mask of the prompts (B, P); completions, log-probabilities and mask (B, T)."""
     device, eos, pad = policy.device, tokenizer.eos_token_id, padding_id(tokenizer)
     runs = [(ids, len(list(run))) for ids, run in itertools.groupby(prompts)]
     ids, attention = (x.to(device) for x in pad_rows([ids for ids, _ in runs], pad, left=True))
@@ -204,8 +221,8 @@ def _read_and_write(
     cache.batch_select_indices(origin)
     logits, positions = out.logits[origin, -1], positions[origin, -1:]
 
-    rows, seen = torch.arange(len(prompts), device=device), attention  # the rows still read, and what they attend to
-    alive = torch.ones_like(rows, dtype=torch.bool)  # those of them that have not ended
+    rows, seen = torch.arange(len(prompts), device=device), attention  # the rows still read, and their attention mask
+    alive = torch.ones_like(rows, dtype=torch.bool)  # rows that have not ended
     completion = torch.full((len(prompts), max_completion_length), pad, device=device)
     logprobs = torch.zeros(completion.shape, device=device)
     mask = torch.zeros(completion.shape, dtype=torch.bool, device=device)

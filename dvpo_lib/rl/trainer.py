@@ -1,11 +1,7 @@
-"""One trainer for every method: sample, score, estimate advantages, update critic and policy.
+"""One trainer for every method: sample, score, clip, build experience, estimate advantages, update critic and policy.
 
-    trainer = DVPOTrainer(model, reward_funcs, args=DVPOConfig(method="dvpo"), train_dataset=data,
-                          processing_class=tokenizer)
-    trainer.train()
-
-Randomness is derived from (seed, step, purpose), never from global generators; the whole state is `state_dict()`: a
-restored trainer goes on bit for bit. Left out: several processes (refused), checkpoint rotation, logging services.
+Randomness derives from (seed, step, purpose), never from global generators. `state_dict()` is the whole state: a
+restored trainer continues bit for bit. Not supported: several processes, checkpoint rotation, logging services.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -24,8 +19,8 @@ from transformers import get_scheduler
 
 from dvpo_lib.common.seeds import generator_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
-from dvpo_lib.models.critic import Critic, build_critic
-from dvpo_lib.models.critic_training import bootstrap_weights, monotone_outputs
+from dvpo_lib.models.critic import Critic, build_critic, parameter_shapes
+from dvpo_lib.models.critic_training import monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.rl.config import DVPOConfig
@@ -35,32 +30,32 @@ from dvpo_lib.rl.methods import METHODS, resolve_settings
 from dvpo_lib.rl.rewards import RewardError, score_completions
 from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.rl.state import TrainerState, write_whole
-from dvpo_lib.rl.updates import update_critic, update_policy
-
-
-def parameter_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Shape of every parameter of a module by name."""
-    return {name: parameter.shape for name, parameter in module.named_parameters()}
+from dvpo_lib.rl.updates import mean_records, response_weights, update_critic, update_policy
 
 
 class DVPOTrainer:
     """Trains a causal LM by any method of `METHODS`.
 
     Args:
-        model: causal LM of `transformers`; trained in place. A frozen copy becomes the reference policy.
-        reward_funcs: one function or several, f(prompts, completions, **columns) -> list of floats; several are summed.
-            None says that there is no reward: the sum is over the functions that have one, and what becomes of a
-            response for which none has is said by `args.missing_rewards`. NaN is an error.
-        args: settings. train_dataset: `datasets.Dataset` (or list of records) with a column `prompt`; every other
-            column reaches the reward functions.
-        processing_class: the tokenizer. critic: a pretrained critic (default: a new one by `args.critic`).
-        log_funcs: {name: reward function} that are scored and logged, never learned from (the truth under noise).
-        accelerator: default: one on the device that Accelerate finds.
-        reply: (record, transcript so far) -> what a user or a tool says next, None where the dialogue is over: makes
-            dialogues of completions (see `rollouts.converse`), in which only the policy's own tokens are learned from.
+        model: Causal LM of `transformers`; trained in place. A frozen copy becomes the reference policy.
+        reward_funcs: One function or several, f(prompts, completions, **columns) -> list of floats, which are summed.
+            None is a missing reward, left out of the sum; NaN is an error. `args.missing_rewards` decides about
+            responses for which every function returns None.
+        args: Settings; default `DVPOConfig()`.
+        train_dataset: `datasets.Dataset` or list of records with `prompt`; other columns reach the reward functions.
+        processing_class: The tokenizer.
+        critic: A pretrained critic; default a new one by `args.critic`.
+        log_funcs: {name: reward function} to log and never learn from (the truth under noise).
+        accelerator: Default: one on the device that Accelerate finds.
+        reply: (record, transcript so far) -> the next turn of a user or tool, None at the end of a dialogue. Makes
+            completions dialogues (see `sample_dialogues`); only the policy's own tokens are learned from.
 
     Attributes:
-        actor: what answers prompts: the trained policy, or the base policy with logits perturbed by Q values.
+        actor: The policy that answers prompts: the trained one, or the base policy with logits perturbed by Q values.
+
+    Example:
+        >>> trainer = DVPOTrainer(model, reward, DVPOConfig(method="dvpo"), records, tokenizer)
+        >>> trainer.train().log_history[-1]["reward"]
     """
 
     def __init__(
@@ -79,9 +74,9 @@ class DVPOTrainer:
         self.method = METHODS[args.method]
         self.accelerator = accelerator or Accelerator()
         if self.accelerator.num_processes > 1:
-            raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
+            raise NotImplementedError("several processes are not supported: losses are averaged over one process")
         if not train_dataset or processing_class is None:
-            raise ValueError("train_dataset (at least one record) and processing_class (the tokenizer) are needed")
+            raise ValueError("train_dataset (at least one record) and processing_class (the tokenizer) are required")
         self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self.log_funcs, self.reply = log_funcs or {}, reply
         self.processing_class = processing_class
@@ -98,7 +93,7 @@ class DVPOTrainer:
         if self.method.critic is not None:
             fresh = build_critic(model, args.critic, args.seed)
             if critic is not None and parameter_shapes(critic) != parameter_shapes(fresh):
-                raise ValueError(f"the critic that was passed is none of kind {args.critic.kind} as args.critic has it")
+                raise ValueError(f"the critic does not fit args.critic (kind {args.critic.kind})")
             self.critic, self.critic_optimizer = self._prepare(critic or fresh, args.critic.learning_rate)
         if self.method.offline:
             self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -107,6 +102,7 @@ class DVPOTrainer:
         self.state = TrainerState()
 
     def _prepare(self, module, learning_rate: float):
+        """The module and its Adam optimiser on the accelerator."""
         return self.accelerator.prepare(module, torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True))
 
     def _generator(self, purpose: str, device="cpu") -> torch.Generator:
@@ -116,14 +112,16 @@ class DVPOTrainer:
     # ---- the loop ----
 
     def train(self, checkpoint: str | Path | None = None, save_steps: int = 20, progress: bool = True) -> TrainerState:
-        """Runs to `args.max_steps`.
+        """Trains until `args.max_steps`.
 
         Args:
-            checkpoint: a file for the whole state, written every `save_steps` steps and where a reward function fails;
-                read first where it exists.
+            checkpoint: File of the whole state, written every `save_steps` steps and when a reward function fails.
+                Training continues from it if it exists.
+            save_steps: Steps between two checkpoints.
+            progress: Shows a progress bar if true.
 
         Raises:
-            RewardError: of `rewards.call`; with a checkpoint, the same call goes on at the step that failed.
+            RewardError: If a reward function fails. With a checkpoint, the same call continues at that step.
         """
         if checkpoint and Path(checkpoint).exists():
             self.load_state(checkpoint)
@@ -138,7 +136,7 @@ class DVPOTrainer:
         ):
             try:
                 self.step()
-            except RewardError:  # before this step has changed anything: what was learned so far is kept
+            except RewardError:  # this step has changed nothing yet
                 if checkpoint:
                     self.save_state(checkpoint)
                 raise
@@ -152,11 +150,11 @@ class DVPOTrainer:
         If every reward is missing, nothing is learned: `missing` is 1 in the logs, and they hold no losses.
         """
         rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
-        rewards = score_completions(
-            self.reward_funcs, rollouts.prompts, rollouts.completions, columns, self.state
-        )  # NaN: missing
+        texts = (rollouts.prompts, rollouts.completions, columns)
+        rewards = score_completions(self.reward_funcs, *texts, self.state)  # (B,), NaN if missing
         logs = {"step": self.state.global_step, "reward": rewards.nanmean().item()}
-        experience = self.build_experience(rollouts, self.clip_rewards(rewards))
+        rewards = self.clip_rewards(rewards)
+        experience = self.build_experience(rollouts, rewards)
         logs |= self.describe(rollouts, columns, experience)
         if experience.known.any():
             advantages, targets = self.method.advantage(experience, self.args)
@@ -164,18 +162,26 @@ class DVPOTrainer:
             if self.method.offline:
                 self.update_target_critic()
         if self.actor is self.policy:
-            self.scheduler.step()  # by iterations, those without any reward included
+            self.scheduler.step()  # counts iterations, those without any reward included
         logs["missing"] = rewards.isnan().float().mean().item()
         self.state.global_step += 1
         self.state.log_history.append(logs)
         return logs
 
     def sample(self, policy=None, purpose: str = "sampling") -> tuple[Rollouts, dict[str, list]]:
-        """Completions of this step's prompts by `policy` (default: the actor); the other columns of their records."""
+        """Samples completions of this step's prompts.
+
+        Args:
+            policy: Default: the actor.
+            purpose: Name of the random stream.
+
+        Returns:
+            (rollouts, {name: B values} of the records' other columns).
+        """
         size, group = self.args.generation_batch_size, self.args.num_generations if self.method.groups else 1
         generator = self._generator("prompts")
         picks = torch.randint(len(self.data), (size // group,), generator=generator).tolist()
-        records = [record for i in picks for record in [self.data[i]] * group]  # reading a record of a table is slow
+        records = [record for i in picks for record in [self.data[i]] * group]  # a record of a table is slow to read
         rollouts = sample_rollouts(
             policy or self.actor,
             self.processing_class,
@@ -209,21 +215,18 @@ class DVPOTrainer:
     def update(self, experience: Experience, advantages: Tensor, targets: Tensor | None) -> dict[str, float]:
         """`num_iterations` passes of mini-batches over the batch; returns means over the optimiser steps.
 
-        Responses without reward teach the critic nothing: a target made of its own mean, a single number, would
-        contract the distribution that it predicts.
+        A response without reward teaches the critic nothing: a target made of the critic's own mean, a single number,
+        would contract the distribution that it predicts.
 
         Args:
+            experience: The batch before the update.
             advantages: (B, T).
             targets: (B, T, K) of the critic; None without a critic.
         """
         args, accelerator, x, records = self.args, self.accelerator, experience, []
-        active = x.mask.any(1).nonzero().squeeze(-1)  # dropped responses have no token left
-        generator, weights = self._generator("batches"), None
+        active, generator, weights = x.active, self._generator("batches"), None
         if self.critic is not None:
-            drawn = bootstrap_weights(args.critic, len(active), self._generator("bootstrap"))
-            if drawn is not None:  # (B, N), 0 for dropped responses
-                weights = torch.zeros(len(x.tokens), drawn.shape[1]).index_copy(0, active.cpu(), drawn)
-                weights = weights.to(active.device)
+            weights = response_weights(x, args.critic, self._generator("bootstrap"))
         for _ in range(args.num_iterations):
             order = active[torch.randperm(len(active), generator=generator).to(active.device)]
             for rows in order.chunk(args.num_mini_batches):
@@ -235,8 +238,7 @@ class DVPOTrainer:
                 if self.actor is self.policy:
                     logs |= update_policy(self.policy, self.policy_optimizer, x, rows, advantages, args, accelerator)
                 records.append(logs)
-        names = dict.fromkeys(name for logs in records for name in logs)
-        return {name: float(np.mean([logs[name] for logs in records if name in logs])) for name in names}
+        return mean_records(records)
 
     @torch.no_grad()
     def update_target_critic(self) -> None:
@@ -248,23 +250,22 @@ class DVPOTrainer:
     def describe(self, rollouts: Rollouts, columns: dict[str, list], experience: Experience) -> dict[str, float]:
         """Diagnostics of the actor's responses and of the critic.
 
-        An offline method learns from rollouts of the base policy. Its actor's responses are sampled for the logs alone:
-        they are never scored.
+        An offline method learns from rollouts of the base policy. Its actor's responses are sampled for the logs alone.
 
         Args:
-            rollouts, columns: The whole batch, of `sample`.
+            rollouts: The batch of `sample`.
+            columns: Its other columns.
+            experience: The batch before the update.
         """
         kl, mask = experience.kl, experience.mask
         if self.method.offline:
             rollouts, columns = self.sample(self.actor, "watching")
             reference, _ = token_logprobs(self.reference, rollouts.tokens, self.args.temperature)
             kl, mask = rollouts.logprobs - reference, rollouts.tokens.mask
-        logs = {
-            name: score_completions([f], rollouts.prompts, rollouts.completions, columns, self.state).nanmean().item()
-            for name, f in self.log_funcs.items()
-        }
+        texts = (rollouts.prompts, rollouts.completions, columns)
+        logged = {name: score_completions([f], *texts, self.state) for name, f in self.log_funcs.items()}
         groups = self.args.num_generations if self.method.groups else None
-        return logs | {
+        return {name: rewards.nanmean().item() for name, rewards in logged.items()} | {
             "kl": mean_kl(kl, mask),
             "length": rollouts.tokens.mask.sum(1).float().mean().item(),
             "flat_groups": flat_group_share(experience.rewards, groups) if groups else NOT_APPLICABLE,
@@ -274,7 +275,7 @@ class DVPOTrainer:
     # ---- the state ----
 
     def state_dict(self) -> dict:
-        """Everything that the next step depends on, as one object."""
+        """The state that the next step depends on, as one object."""
         parts = {"policy": self.policy, "policy_optimizer": self.policy_optimizer, "scheduler": self.scheduler}
         if self.critic is not None:
             parts |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
@@ -283,7 +284,7 @@ class DVPOTrainer:
         return {"state": vars(self.state).copy(), **{k: m.state_dict() for k, m in parts.items()}}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
+        """Restores a state of `state_dict`."""
         self.state = TrainerState(**copy.deepcopy(state["state"]))
         for name, value in state.items():
             if name != "state":
@@ -294,4 +295,5 @@ class DVPOTrainer:
         write_whole(self.state_dict(), path)
 
     def load_state(self, path: str | Path) -> None:
+        """Restores the state from a file of `save_state`."""
         self.load_state_dict(torch.load(path, map_location=self.accelerator.device, weights_only=True))

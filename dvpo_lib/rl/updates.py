@@ -5,15 +5,17 @@ A critic minimises `critic_objective`, a policy its method's loss with KL penalt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import mean_gap, return_scale
 from dvpo_lib.functional.policy_losses import aggregate_loss, awr_loss, kl_estimate, masked_mean, policy_loss
-from dvpo_lib.models.critic_training import critic_objective
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.models.critic_training import bootstrap_weights, critic_objective
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
@@ -34,10 +36,14 @@ def update_critic(
     """One optimiser step of a critic on `rows` of the batch; returns its loss, named terms and gradient norm.
 
     Args:
-        rows: (R,) indices of responses that have a reward.
+        critic: The critic.
+        optimizer: Its optimiser.
+        experience: The batch before the update.
+        rows: (R,) indices of responses with a reward.
         targets: (B, T, K) samples of the return, or targets of `q_loss`.
         weights: (B, N) bootstrap weights of responses by head; None if all weigh 1.
         args: Resolved settings.
+        accelerator: See `optimizer_step`.
     """
     old = experience.values if isinstance(experience.values, Tensor) else None
     whole = full_batch_statistics(critic, experience, rows, targets, weights, args)
@@ -69,9 +75,13 @@ def update_policy(
     """One optimiser step of a policy on `rows` of the batch; returns its loss, statistics and gradient norm.
 
     Args:
+        policy: The policy.
+        optimizer: Its optimiser.
+        experience: The batch before the update.
         rows: (R,) indices of responses.
         advantages: (B, T).
         args: Resolved settings.
+        accelerator: See `optimizer_step`.
     """
     method = METHODS[args.method]
     average = dict(how=method.aggregate, max_length=args.max_completion_length)
@@ -97,6 +107,21 @@ def update_policy(
         policy, optimizer, objective, experience.tokens, rows, args, accelerator, by_token
     )
     return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
+
+
+def response_weights(experience: Experience, cfg: CriticSettings, generator: torch.Generator) -> Tensor | None:
+    """(B, N) bootstrap weights of responses by head, 0 for dropped responses; None if all weigh 1."""
+    active = experience.active
+    drawn = bootstrap_weights(cfg, len(active), generator)  # (R, N), so that dropped responses shift no stream
+    if drawn is None:
+        return None
+    return torch.zeros(len(experience.tokens), cfg.heads).index_copy(0, active.cpu(), drawn).to(active.device)
+
+
+def mean_records(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each value over the records that have it."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}
 
 
 def cut_rows(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
@@ -134,7 +159,13 @@ def optimizer_step(
     """One optimiser step on `rows`, in `args.gradient_accumulation_steps` micro-batches.
 
     Args:
+        module: The network to update.
+        optimizer: Its optimiser.
         objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
+        tokens: The whole batch.
+        rows: (R,) indices of responses.
+        args: Resolved settings.
+        accelerator: For the backward pass and the clipping of gradients.
         by_token: A micro-batch's share of the loss is its share of tokens if true, of responses if false.
 
     Returns:

@@ -345,7 +345,7 @@ def test_the_critic_reads_before_the_token_and_outcomes_after_it(tokenizer, crit
         hidden = critic.backbone(**tokens.model_inputs()).last_hidden_state
         start = tokens.input_ids.shape[1] - t
         for row, place in itertools.product(range(b), range(t)):
-            q, v = critic.read(hidden[row, start + place - 1])
+            q, v = critic.state_values(hidden[row, start + place - 1])
             assert q.shape == (2, len(tokenizer))
             taken = tokens.input_ids[row, start + place]
             torch.testing.assert_close(x.q[row, place], q[:, taken])
@@ -416,7 +416,7 @@ def test_strength_zero_is_the_base_policy(tokenizer, policy, critic):
 def read_all(critic, tokens):
     """Q (B, T, 2, V) and V (B, T) of the state before each token, without a cache."""
     hidden = critic.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state
-    return critic.read(hidden[:, -tokens.completion_length - 1 : -1])
+    return critic.state_values(hidden[:, -tokens.completion_length - 1 : -1])
 
 
 def test_great_strength_decodes_the_best_smaller_twin(tokenizer, policy, critic):

@@ -268,7 +268,7 @@ def test_the_users_marker_from_the_policy_ends_and_fails_the_dialogue(tokenizer,
 def test_impossible_calls_are_named(tokenizer, policy, records):
     with pytest.raises(ValueError, match="no records"):
         sample_dialogues(policy, tokenizer, [], user_reply, 10)
-    with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
+    with pytest.raises(ValueError, match="record 0: the reply contains the end of sequence"):
         scripted(policy, tokenizer, "ask hour <eos>", 20, 3, said="<user> hour <eos> noon")
 
 

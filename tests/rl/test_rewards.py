@@ -34,9 +34,9 @@ def moody(prompts, completions, **columns):
 @pytest.mark.parametrize(
     ("func", "message"),
     [
-        (picky, r"picky raised at step 3: ZeroDivisionError.*; so it does on record 1 .*\(prompt 'p1'\) alone"),
+        (picky, r"picky raised at step 3: ZeroDivisionError.*; also on record 1 .*\(prompt 'p1'\) alone"),
         (moody, r"moody raised at step 3: OSError\('the judge is away'\)$"),  # no record by itself is to blame
-        (lambda **c: [1.0, float("nan"), 0.0], r"returned nan for record 1 at step 3 \(prompt 'p1'\); None says"),
+        (lambda **c: [1.0, float("nan"), 0.0], r"returned nan for record 1 at step 3 \(prompt 'p1'\); use None"),
         (lambda **c: [1.0, 0.0, float("-inf")], "returned -inf for record 2"),
         (lambda **c: ["1", 0.0, 0.0], "returned '1' for record 0"),
         (lambda **c: [1.0], "returned 1 rewards for 3 completions at step 3"),
