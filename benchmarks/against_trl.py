@@ -30,19 +30,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 
 from dvpo_lib.models.policy import PolicySettings, build_policy, load_policy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
 from .costs import publish_costs
 
-GRPO_SETTINGS = DVPOConfig(method="grpo")
+GRPO_SETTINGS = trainer_config(
+    TrainingSettings(),
+    max_steps=40,
+    method="grpo",
+    max_completion_length=32,
+    seed=0,
+    use_cpu=True,
+    output_dir=tempfile.gettempdir(),
+    save_strategy="no",
+)
 POLICY_PARTS = ("untrained", "trained")  # of the file, by initial policy
-UPDATES_PER_ITERATION = GRPO_SETTINGS.num_iterations * GRPO_SETTINGS.num_mini_batches  # optimiser steps
+UPDATES_PER_ITERATION = GRPO_SETTINGS.steps_per_iteration  # optimiser steps
 TRL_MISSING = "TRL is not installed here: `make bench-trl` sets up an environment with it (pip install '.[trl]')"
 
 
@@ -50,14 +59,13 @@ def trl_settings(args: DVPOConfig, iterations: int, folder: str):
     """TRL's settings for `iterations` iterations of `args`."""
     from trl import GRPOConfig
 
-    batch = args.generation_batch_size // args.num_mini_batches
     return GRPOConfig(
         # equal for both trainers
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=args.per_device_train_batch_size,
         generation_batch_size=args.generation_batch_size,
         num_generations=args.num_generations,
         num_iterations=args.num_iterations,
-        max_steps=iterations * args.num_iterations * args.num_mini_batches,
+        max_steps=iterations * args.steps_per_iteration,
         max_completion_length=args.max_completion_length,
         temperature=args.temperature,
         top_k=0,
@@ -74,7 +82,7 @@ def trl_settings(args: DVPOConfig, iterations: int, folder: str):
         seed=args.seed,
         bf16=False,
         use_cpu=True,
-        logging_steps=args.num_iterations * args.num_mini_batches,  # one record per iteration, as ours
+        logging_steps=args.steps_per_iteration,  # one record per iteration, as ours
         # irrelevant features that cost time
         gradient_checkpointing=False,
         dataloader_num_workers=0,
@@ -125,7 +133,7 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
         def on_step_end(self, args, state, control, **others):
             if state.global_step % UPDATES_PER_ITERATION == 0:
                 theirs, start = wall_and_cpu_seconds() - self.start, wall_and_cpu_seconds()
-                length = ours.step()["length"]
+                length = ours.step()["completions/mean_length"]
                 (seconds, cpu), (own_seconds, own_cpu) = theirs, wall_and_cpu_seconds() - start
                 rows.append(
                     {
@@ -154,9 +162,7 @@ def take_turns(rounds: int, warmup: int, base: Path | None = None) -> list[dict]
         )
         trl.remove_callback(PrinterCallback)
         # Created after TRL's trainer, which resets the state that accelerators share.
-        ours = DVPOTrainer(
-            policy, accuracy_reward, GRPO_SETTINGS, prompts, tokenizer, accelerator=Accelerator(cpu=True)
-        )
+        ours = DVPOTrainer(policy, accuracy_reward, GRPO_SETTINGS, prompts, processing_class=tokenizer)
         trl.train()
     lengths = [log["completions/mean_length"] for log in trl.state.log_history if "completions/mean_length" in log]
     rows = [{**row, "trl_length": length} for row, length in zip(rows, lengths, strict=True)]

@@ -12,6 +12,7 @@ and the peak of torch beyond that during the iteration (`meters.peak_mb`). It is
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,15 @@ from unittest.mock import patch
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from dvpo_lib.chain.params import load_params
+from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl import trainer as trainer_module
-from dvpo_lib.rl.config import DVPOConfig, trainer_config, with_changes
+from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with_changes
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
@@ -54,15 +56,27 @@ FROZEN_LEARNING_RATE = 1e-12  # leaves the policy unchanged in practice
 
 
 @functools.cache
-def benchmark_configurations() -> dict[str, DVPOConfig]:
-    """Settings of each method by params.yaml and profiles/full.yaml, and variants of DVPO. The first one is ppo."""
+def benchmark_configurations() -> dict[str, tuple[TrainingSettings, str, CriticSettings | None]]:
+    """(training, method, critic) of each method and variant, by params.yaml and profiles/full.yaml; ppo first."""
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
     found = {}
     for name in sorted(params.methods, key=lambda name: name != "ppo"):
         row = params.methods[name]
         critic = params.critics[row.critic]
-        found[name] = trainer_config(with_changes(params.training, row.training), method=name, critic=critic)
-    return found | {name: with_changes(found[method], changes) for name, (method, changes) in DVPO_VARIANTS.items()}
+        found[name] = with_changes(params.training, row.training), name, critic
+    for name, (method, changes) in DVPO_VARIANTS.items():
+        training, _, critic = found[method]
+        found[name] = with_changes(training, changes), method, critic
+    return found
+
+
+def benchmark_config(name: str, device: str, **changes) -> DVPOConfig:
+    """The trainer's settings for a row of `benchmark_configurations` with a policy that stays as it is."""
+    training, method, critic = benchmark_configurations()[name]
+    own = {key: changes.pop(key) for key in list(changes) if key in TrainingSettings.__dataclass_fields__}
+    training = with_changes(training, own | {"learning_rate": FROZEN_LEARNING_RATE})
+    run = dict(max_completion_length=32, output_dir=tempfile.gettempdir(), use_cpu=device == "cpu", seed=0)
+    return trainer_config(training, max_steps=40, method=method, critic=critic, **run | changes)
 
 
 class TimedTrainer(DVPOTrainer):
@@ -70,6 +84,7 @@ class TimedTrainer(DVPOTrainer):
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
+        self.make_ready()
         self.seconds: dict[str, float] = defaultdict(float)
         self.inside = False
         self.updates = {part: self._timed(part, getattr(trainer_module, part)) for part in UPDATES}
@@ -100,8 +115,8 @@ class TimedTrainer(DVPOTrainer):
 
     def held_mb(self) -> float:
         """Memory in MB of all networks (weights, buffers), their gradients and the optimiser states."""
-        networks = [self.policy, self.reference, self.critic, getattr(self, "target_critic", None)]
-        optimizers = [self.policy_optimizer, getattr(self, "critic_optimizer", None)]
+        networks = [self.policy, self.reference, self.critic, self.target_critic]
+        optimizers = [self.policy_optimizer, self.critic_optimizer]
         tensors = [x for n in networks if n is not None for x in [*n.parameters(), *n.buffers()]]
         tensors += [x.grad for x in tensors if x.grad is not None]
         states = [state for o in optimizers if o is not None for state in o.optimizer.state.values()]
@@ -110,8 +125,9 @@ class TimedTrainer(DVPOTrainer):
 
     def rest(self) -> None:
         """Frees the gradients while other trainers run. The next step would clear them anyway."""
-        for network in filter(None, (self.policy, self.critic)):
-            network.zero_grad()
+        for network in (self.policy, self.critic):
+            if network is not None:
+                network.zero_grad()
 
 
 def iteration_rows(
@@ -137,10 +153,8 @@ def iteration_rows(
     trainers, memory = {}, {}
     for name in names:
         policy = build_policy(tokenizer, size or BENCHMARK_MODELS[model], seed=0).to(device)
-        args = with_changes(benchmark_configurations()[name], {**changes, "learning_rate": FROZEN_LEARNING_RATE})
-        trainers[name] = TimedTrainer(
-            policy, accuracy_reward, args, prompts, tokenizer, accelerator=Accelerator(cpu=device == "cpu")
-        )
+        args = benchmark_config(name, device, **changes)
+        trainers[name] = TimedTrainer(policy, accuracy_reward, args, prompts, processing_class=tokenizer)
     parameters = policy.num_parameters()
     for number in tqdm(range(-1, rounds), desc=f"iterations, {model} model"):
         for name, trainer in trainers.items():
@@ -152,7 +166,7 @@ def iteration_rows(
                 continue
             trainer.seconds.clear()
             start = trainer.now()
-            length = trainer.step()["length"]
+            length = trainer.step()["completions/mean_length"]
             step = trainer.now() - start
             trainer.rest()
             yield dict(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from dvpo_lib.models.tokens import Tokens
+from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience
+from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +25,13 @@ def scored_batch(rewards, mask, kl, values=None, generator=None) -> Experience:
     """A batch of one-token prompts with these rewards (B,), and mask and log-ratios to the reference (B, T)."""
     ids = torch.zeros(mask.shape[0], mask.shape[1] + 1, dtype=torch.long)
     return Experience(Tokens(ids, torch.ones_like(ids), mask), kl, torch.zeros_like(kl), rewards, values, generator)
+
+
+def run_settings(max_steps: int = 40, **changes) -> DVPOConfig:
+    """Settings of a run as the chain makes them, `max_steps` in iterations; without checkpoints unless asked for."""
+    own = {name: changes.pop(name) for name in list(changes) if name in TrainingSettings.__dataclass_fields__}
+    run = dict(output_dir=tempfile.gettempdir(), save_strategy="no", max_completion_length=32, seed=0)
+    return trainer_config(TrainingSettings(**own), max_steps, **run | changes)
 
 
 PARAMS = """\

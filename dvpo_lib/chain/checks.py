@@ -12,8 +12,8 @@ from typing import Any
 
 import pydantic
 
-from dvpo_lib.rl.config import TrainingSettings, with_changes
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.training_settings import TrainingSettings, with_changes
 from dvpo_lib.tasks.chains import STEP_LETTERS
 from dvpo_lib.tasks.families import FAMILIES
 
@@ -119,6 +119,10 @@ def _budget(params) -> Iterator[Problem]:
             own = {"generation_batch_size", "num_generations"} & params.methods[method].training.keys()
             where = ("methods", method, "training") if own else ("training", "generation_batch_size")
             yield where, f"{size} is not a multiple of num_generations {group}"
+        parts = config.num_mini_batches * config.gradient_accumulation_steps
+        if size % parts:
+            where = ("training", "generation_batch_size")
+            yield where, f"{size} is not a multiple of num_mini_batches * gradient_accumulation_steps {parts}"
     for method, config in configs.items():
         name, size = params.methods[method].critic, config.generation_batch_size
         critic = params.critics.get(name) if name in params.critics else None

@@ -29,7 +29,7 @@ from dvpo_lib.models.policy import PolicySettings
 from dvpo_lib.noise.pseudo_labels import VoteSettings
 from dvpo_lib.noise.reward_model import RewardModelSettings
 from dvpo_lib.noise.sources import NoiseSettings
-from dvpo_lib.rl.config import MethodSettings, TrainingSettings
+from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings
 from dvpo_lib.tasks.evaluation import EvaluationSettings
 from dvpo_lib.tasks.families import TaskSettings
 

@@ -10,7 +10,6 @@ import torch
 
 from dvpo_lib.experiments.specs.training import build_trainer
 from dvpo_lib.models.tokens import encode_completions
-from dvpo_lib.rl.rewards import score_completions
 from dvpo_lib.tasks.suites import World
 
 
@@ -26,11 +25,9 @@ def first_training_batch(spec) -> pd.DataFrame:
     """
     trainer = build_trainer(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
-    rewards, true = (
-        score_completions(funcs, rollouts.prompts, rollouts.completions, columns, trainer.state)
-        for funcs in (trainer.reward_funcs, trainer.log_funcs.values())
-    )
-    experience = trainer.build_experience(rollouts, trainer.clip_rewards(rewards))
+    scores = trainer.score(rollouts, columns)
+    true = trainer.score(rollouts, columns, trainer.log_funcs).rewards
+    experience = trainer.build_experience(rollouts, scores)
     with torch.no_grad():
         advantages, _ = trainer.method.advantage(experience, trainer.args)
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
@@ -43,7 +40,7 @@ def first_training_batch(spec) -> pd.DataFrame:
                 "completion": rollouts.completions[i],
                 "tokens": trainer.processing_class.convert_ids_to_tokens(ids[i, mask].tolist()),
                 "advantages": advantages[i, mask].tolist(),
-                "reward": float(rewards[i]),
+                "reward": float(scores.rewards[i]),
                 "reward_true": float(true[i]),
             }
         )

@@ -8,8 +8,9 @@ import pandas as pd
 
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import display_name, setting_text
-from dvpo_lib.rl.config import DVPOConfig, MethodSettings, TrainingSettings, trainer_config, with_changes
+from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
+from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings, trainer_config, with_changes
 
 AVERAGES = {
     "token_mean": "mean over tokens",
@@ -71,7 +72,7 @@ def method_card(name: str, cfg: DVPOConfig) -> str:
         "",
         f"- critic: {critic_text(cfg.method)}; advantage: {advantage_text(cfg.method)}",
         f"- policy loss: {policy_loss_text(cfg)}",
-        f"- {cfg.max_steps} iterations of {cfg.generation_batch_size} rollouts"
+        f"- {cfg.max_steps // cfg.steps_per_iteration} iterations of {cfg.generation_batch_size} rollouts"
         + (" of the base policy" if m.offline else "")
         + (f" in groups of {cfg.num_generations}" if m.groups else "")
         + f", learning rate {setting_text(cfg.learning_rate)}",
@@ -90,7 +91,7 @@ def methods_table(training: TrainingSettings, rows: Mapping[str, MethodSettings]
     """
     found = []
     for name, row in rows.items():
-        cfg = resolve_settings(trainer_config(with_changes(training, row.training), method=name))
+        cfg = resolve_settings(trainer_config(with_changes(training, row.training), max_steps=1, method=name))
         own = "; ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in row.training.items())
         found.append(
             {

@@ -16,7 +16,7 @@ from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.q_losses import QSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import setting_text
-from dvpo_lib.rl.config import TrainingSettings
+from dvpo_lib.rl.training_settings import TrainingSettings
 
 SETTING_SECTIONS = {  # place in params.yaml -> settings class
     "training": TrainingSettings,

@@ -1,115 +1,233 @@
-"""Settings of a training run: section `training` of params.yaml, and the trainer's configuration built from it."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+import copy
+import functools
+import typing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
-from pydantic.dataclasses import dataclass as settings
+import torch
+from pydantic import TypeAdapter
+from transformers import TrainingArguments
 
 from dvpo_lib.functional import advantages as adv
 from dvpo_lib.models.critic import CriticSettings
 
-
-@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class TrainingSettings:
-    """Section `training` of params.yaml. Names follow TRL if TRL has the setting."""
-
-    generation_batch_size: Annotated[int, Field(ge=1)] = 128  # rollouts per iteration
-    num_generations: Annotated[int, Field(ge=2)] = 8  # completions per prompt, for group methods
-    num_iterations: Annotated[int, Field(ge=1)] = 2  # passes over an iteration's rollouts
-    num_mini_batches: Annotated[int, Field(ge=1)] = 2  # optimiser steps per pass
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling and of log-probabilities
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1  # micro-batches of an optimiser step (for memory)
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # of the policy
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"  # of the policy, over max_steps
-    warmup_steps: Annotated[int, Field(ge=0)] = 0  # iterations with a rising learning rate
-    beta: Annotated[float, Field(ge=0)] = 0.01  # weight of the KL penalty to the reference policy
-    kl_placement: Literal["reward", "loss"] | None = None  # place of the penalty; null: as in the method's source
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # of the KL there; null: as in the method's source
-    epsilon: Annotated[float, Field(gt=0)] = 0.2  # clip range of the policy ratio
-    epsilon_high: Annotated[float, Field(gt=0)] | None = None  # upper clip range; null: epsilon
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0  # weight of the entropy bonus
-    whiten_advantages: bool = True  # to mean 0, deviation 1 over the batch's tokens, if the method does
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0  # discount
-    lam: Annotated[float, Field(ge=0, le=1)] = 0.95  # lambda of the actor's advantages
-    lam_critic: Annotated[float, Field(ge=0, le=1)] = 1.0  # lambda of the critic's targets
-    lam_adaptive: Annotated[float, Field(gt=0)] | None = None  # c of the length-adaptive lambda 1 - 1/(c * length)
-    target: Literal["comonotone", "mixture"] = "comonotone"  # mixing of distributions in lambda-returns
-    readout: adv.ReadoutSettings = adv.ReadoutSettings()  # from a quantile critic's distribution to a value
-    worst_case: Literal["min_heads", "lower_tail"] = "min_heads"  # robust_ppo: smallest head's mean, or lower-tail mean
-    missing_rewards: Literal["drop", "bootstrap"] = "drop"  # left out, or set to the critic's expectation
-    reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # *_clip_reward: batch quantile to clip rewards at
-    extraction: Literal["awr", "perturbed"] = "awr"  # offline methods: regression of the policy, or perturbed logits
-    awr_temperature: Annotated[float, Field(gt=0)] = 0.1  # of exp(A / temperature) (return units)
-    perturbation: Annotated[float, Field(ge=0)] = 4.0  # weight of Q - V in the perturbed logits (per return unit)
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # gradient clipping, policy and critic each
+# (name, smallest, largest), both allowed; settings in ABOVE_ZERO exclude 0.
+BOUNDS = (
+    ("num_generations", 1, None),
+    ("num_iterations", 1, None),
+    ("max_completion_length", 1, None),
+    ("temperature", 0, None),
+    ("top_p", 0, 1),
+    ("beta", 0, None),
+    ("epsilon", 0, None),
+    ("epsilon_high", 0, None),
+    ("entropy_coef", 0, None),
+    ("gamma", 0, 1),
+    ("lam", 0, 1),
+    ("lam_critic", 0, 1),
+    ("lam_adaptive", 0, None),
+    ("reward_clip", 0, 0.49),
+    ("awr_temperature", 0, None),
+    ("perturbation", 0, None),
+    ("importance_sampling_cap", 0, None),
+    ("sampling_batch_size", 1, None),
+)
+ABOVE_ZERO = ("temperature", "top_p", "epsilon", "epsilon_high", "gamma", "lam_adaptive", "awr_temperature")
+NESTED = {"critic": CriticSettings, "readout": adv.ReadoutSettings}
 
 
-@settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class DVPOConfig(TrainingSettings):
-    """Settings of one training run: `TrainingSettings` plus the settings that differ from run to run.
+@dataclass
+class DVPOConfig(TrainingArguments):
+    """Settings of a run: `transformers.TrainingArguments`, TRL's names for what TRL has, and the method's own.
+
+    `per_device_train_batch_size` completions go through a network at once (a micro-batch),
+    `gradient_accumulation_steps` micro-batches make an optimiser step, `steps_per_generation` micro-batches are sampled
+    together (a generation batch, one iteration), and `num_iterations` passes are made over it. `max_steps` and
+    `num_train_epochs` count optimiser steps and passes over the prompts.
 
     Example:
-        >>> args = DVPOConfig(method="ppo", max_steps=10, learning_rate=3e-4)
+        >>> args = DVPOConfig(method="ppo", max_steps=10, learning_rate=3e-6, report_to="none")
         >>> args.method, args.lam
         ('ppo', 0.95)
     """
 
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "generation_kwargs",
+        "chat_template_kwargs",
+        "critic",
+        "readout",
+    ]
+
+    # ---- other defaults than those of `transformers`, as in TRL ----
+    learning_rate: float = 1e-6
+    logging_steps: float = 10
+    gradient_checkpointing: bool = True  # activations of an update are computed twice, which saves memory
+    bf16: bool | None = None  # autocast of every forward; null: if the device is a GPU that can
+    remove_unused_columns: bool | None = False  # reward functions see all columns
+
+    # ---- the method ----
     method: str = "dvpo"  # a row of METHODS
-    max_steps: Annotated[int, Field(ge=1)] = 40  # iterations: sample, score, update
-    max_completion_length: Annotated[int, Field(ge=1)] = 32  # tokens, end of sequence included
-    critic: CriticSettings | None = None  # the critic, if the method has one; null: defaults of its kind
-    seed: Annotated[int, Field(ge=0)] = 0  # of every random stream of the run
+    critic: CriticSettings | str | dict | None = None  # null: defaults of the kind needed, learning rate 5e-6
+    critic_peft: bool = True  # with `peft_config` the critic's backbone gets adapters, too
+    beta: float = 0.0  # weight of the KL penalty to the reference policy; 0: no reference policy
+    kl_placement: Literal["reward", "loss"] | None = None  # of the penalty; null: as in the method's source
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # of the KL there; null: as in the method's source
+    gamma: float = 1.0  # discount
+    lam: float = 0.95  # lambda of the actor's advantages
+    lam_critic: float = 1.0  # lambda of the critic's targets
+    lam_adaptive: float | None = None  # c of the length-adaptive lambda 1 - 1/(c * length)
+    target: Literal["comonotone", "mixture"] = "comonotone"  # mixing of distributions in lambda-returns
+    readout: adv.ReadoutSettings | str | dict | None = None  # from distribution to value; null: the mean
+    whiten_advantages: bool = True  # to mean 0 and deviation 1 over the batch's tokens, for methods that do so
+    worst_case: Literal["min_heads", "lower_tail"] = "min_heads"  # robust_ppo: smallest head, or lower-tail mean
+    missing_rewards: Literal["drop", "bootstrap"] = "drop"  # left out, or replaced by the critic's expectation
+    reward_clip: float = 0.1  # *_clip_reward: batch quantile at which rewards are clipped
+    extraction: Literal["awr", "perturbed"] = "awr"  # offline methods: regression of the policy, or perturbed logits
+    awr_temperature: float = 0.1  # of exp(A / temperature), in units of the return
+    perturbation: float = 4.0  # weight of Q - V in the perturbed logits
+
+    # ---- the policy's update ----
+    num_iterations: int = 1  # passes over a generation batch
+    epsilon: float = 0.2  # clip range of the policy ratio
+    epsilon_high: float | None = None  # upper clip range; null: epsilon
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] | None = None  # TRL's names of averages; null: the method's
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    router_aux_loss_coef: float | None = None  # of a mixture of experts' load balance; null: the model's own
+    mask_truncated_completions: bool = False  # responses without an end take no part in the loss
+    disable_dropout: bool = True  # in updates; with dropout the first policy ratio is not 1
+    # Denominator of the policy ratio: the sampler's log-probabilities, those of a forward like the update's, or the
+    # latter with truncated importance weights. Null: sampler in float32, truncated in bf16 and fp16, recompute if the
+    # sampling distribution is cut (top_p ...).
+    old_logprobs: Literal["sampler", "recompute", "truncated"] | None = None
+    importance_sampling_cap: float = 2.0  # of the truncated weights pi_forward / pi_sampler
+
+    # ---- sampling ----
+    num_generations: int = 8  # completions a prompt, for methods with groups; other methods take one
+    num_generations_eval: int | None = None  # the same in evaluation; null: num_generations
+    max_completion_length: int = 256  # tokens, end of sequence included
+    temperature: float = 1.0  # of sampling and of log-probabilities
+    top_p: float = 1.0  # smallest set of tokens with this mass
+    top_k: int = 0  # most likely tokens; 0: all
+    min_p: float | None = None  # least share of the largest probability
+    repetition_penalty: float = 1.0  # of tokens that stand in the text already
+    generation_kwargs: dict | str | None = None  # the four above and `temperature` by `transformers`' names
+    chat_template_kwargs: dict | str | None = None  # of the tokenizer's chat template
+    generation_batch_size: int | None = None  # completions sampled together; null: by steps_per_generation
+    steps_per_generation: int | None = None  # the same in micro-batches; null: gradient_accumulation_steps
+    sampling_batch_size: int | None = None  # completions side by side in the sampler; null: all (key/value cache!)
+    shuffle_dataset: bool | None = True  # a new order of prompts in each epoch
+
+    # ---- model and rewards ----
+    model_init_kwargs: dict | str | None = None  # of `from_pretrained`, for models passed by name
+    trust_remote_code: bool = False  # of `from_pretrained`
+    reward_weights: list[float] | None = None  # of the reward functions; null: 1 each
+    scale_rewards: str | None = None  # group methods: by deviation of the group, batch or none; null: the method's
+
+    # ---- logs ----
+    log_completions: bool = False  # a table of completions with every log, printed and under output_dir/completions
+    num_completions_to_print: int | None = None  # rows of it; null: all
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        own = {name: value for name, value in vars(self).items() if name in NESTED and not isinstance(value, str)}
+        for name in own:  # the base class parses JSON, and knows no settings objects
+            setattr(self, name, None)
+        if self.activation_checkpointing is None:  # the newer name of the same setting
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        super().__post_init__()
+        for name, kind in NESTED.items():
+            value = own.get(name, getattr(self, name))
+            setattr(self, name, TypeAdapter(kind | None).validate_python(value))
+        self.readout = self.readout or adv.ReadoutSettings()
+        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        self._apply_generation_kwargs()
+        self._check_ranges()
+        self._set_batch_sizes()
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps on one generation batch."""
+        return self.num_iterations * self.steps_per_generation // self.gradient_accumulation_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all settings, nested ones as dictionaries."""
+        plain = super().to_dict()
+        return plain | {name: asdict(getattr(self, name)) for name in NESTED if getattr(self, name) is not None}
+
+    def _apply_generation_kwargs(self) -> None:
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        for name, value in (self.generation_kwargs or {}).items():
+            if name not in names:
+                raise ValueError(f"generation_kwargs: {name} is not supported; there are {', '.join(names)}")
+            setattr(self, name, value)
+
+    def _check_ranges(self) -> None:
+        for name, low, high in BOUNDS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name}: {value!r} is not a number")
+            if not (value >= low) or value == 0 and name in ABOVE_ZERO or high is not None and value > high:
+                wanted = f"{'above' if name in ABOVE_ZERO else 'at least'} {low}"
+                raise ValueError(f"{name}: {value} should be {wanted}{f' and at most {high}' if high else ''}")
+        for name, choices in {**_choices(), "scale_rewards": ("group", "batch", "none")}.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+        if self.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size would split groups: lower per_device_train_batch_size instead")
+
+    def _set_batch_sizes(self) -> None:
+        """Fills in the generation batch from the micro-batch, or the number of micro-batches from it."""
+        micro_batch = self.per_device_train_batch_size * self.world_size
+        size, steps = self.generation_batch_size, self.steps_per_generation
+        if size is None:
+            steps = steps or self.gradient_accumulation_steps
+            size = micro_batch * steps
+        elif size % micro_batch:
+            raise ValueError(
+                f"generation_batch_size ({size}) must be divisible by the global batch size ({micro_batch}), which is "
+                "per_device_train_batch_size times the number of processes"
+            )
+        elif steps is not None and steps * micro_batch != size:
+            raise ValueError(
+                "generation_batch_size and steps_per_generation cannot be both set: "
+                f"{size} completions are {size // micro_batch} micro-batches of {micro_batch}, not {steps}"
+            )
+        else:
+            steps = size // micro_batch
+        if steps % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({steps}) must be a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}): an optimiser step learns from one generation batch"
+            )
+        self.generation_batch_size, self.steps_per_generation = size, steps
 
 
-Settings = TypeVar("Settings", bound=TrainingSettings)
+def changed_settings(args: DVPOConfig, **changes: Any) -> DVPOConfig:
+    """A copy of the settings with some of them replaced, unchecked."""
+    args = copy.copy(args)
+    vars(args).update(changes)
+    return args
 
 
-def trainer_config(training: TrainingSettings, **run: Any) -> DVPOConfig:
-    """Builds the settings of one run.
-
-    Args:
-        training: Section `training` of params.yaml, with the method's changes.
-        **run: `method`, `max_steps`, `max_completion_length`, `critic`, `seed`.
-
-    Raises:
-        pydantic.ValidationError: If a value is out of its range.
-    """
-    return DVPOConfig(**vars(training), **run)
-
-
-def with_changes(args: Settings, changes: Mapping[str, Any]) -> Settings:
-    """Replaces some settings, nested ones by nested mappings, as in params.yaml.
-
-    Args:
-        args: The settings to change.
-        changes: {setting: value}.
-
-    Raises:
-        ValueError: If a setting does not exist or a value is out of its range; the message names the setting.
-
-    Example:
-        >>> with_changes(TrainingSettings(), {"lam": 0.9, "readout": {"kind": "winsorised"}}).readout.level_low
-        0.1
-    """
-
-    def merged(own: dict[str, Any], new: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
-        for name, value in new.items():
-            if name not in own:
-                raise ValueError(f"{parent}{name}: there is no such setting of a training run")
-            nested = isinstance(value, Mapping) and isinstance(own[name], dict)
-            own[name] = merged(own[name], value, f"{parent}{name}.") if nested else value
-        return own
-
-    return TypeAdapter(type(args)).validate_python(merged(asdict(args), changes))
-
-
-@settings(frozen=True, config=ConfigDict(extra="forbid"))
-class MethodSettings:
-    """One row of section `methods`: the method's critic, and its changes to `training`."""
-
-    critic: str  # a row of `critics`
-    training: dict[str, Any] = Field(default_factory=dict)  # changes of `training` for this method alone
+@functools.cache
+def _choices() -> dict[str, tuple]:
+    """The values of each own setting that takes one of a fixed list."""
+    found, hints = {}, typing.get_type_hints(DVPOConfig)
+    for name in DVPOConfig.__annotations__:
+        kinds = [hints[name], *typing.get_args(hints[name])]
+        literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+        if literals:
+            found[name] = tuple(value for literal in literals for value in typing.get_args(literal))
+    return found

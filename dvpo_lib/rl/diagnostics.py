@@ -14,6 +14,8 @@ from dvpo_lib.functional.policy_losses import masked_mean
 from dvpo_lib.models.critic_training import mean_values
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience, token_rewards
+from dvpo_lib.rl.rewards import Scores
+from dvpo_lib.rl.rollouts import Rollouts
 
 NOT_APPLICABLE = float("nan")
 
@@ -49,3 +51,40 @@ def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float
     returns = returns_to_go(token_rewards(experience, args), experience.mask, args.gamma)[scored]
     error = returns - mean_values(experience.values)[scored]
     return (1 - error.var() / returns.var().clamp(min=1e-12)).item()
+
+
+def batch_metrics(
+    rollouts: Rollouts, scores: Scores, x: Experience, args: DVPOConfig, terminated: Tensor, group_size: int
+) -> dict[str, float]:
+    """Metrics of a scored batch, with TRL's names if TRL has the metric.
+
+    Args:
+        terminated: (B,) bool, responses that ended by themselves.
+        group_size: Completions a prompt.
+    """
+    rewards = scores.rewards
+    metrics = {"reward": rewards.nanmean().item(), "reward_std": _deviation(rewards, group_size)}
+    for name, own in scores.by_function.items():
+        metrics[f"rewards/{name}/mean"] = own.nanmean().item()
+        metrics[f"rewards/{name}/std"] = _deviation(own, len(own))
+    metrics |= {
+        "kl": NOT_APPLICABLE if x.reference_logprobs is None else mean_kl(x.kl, x.mask),
+        "completions/mean_length": rollouts.tokens.mask.sum(1).float().mean().item(),
+        "completions/clipped_ratio": 1 - terminated.float().mean().item(),
+        "frac_reward_zero_std": flat_group_share(x.rewards, group_size) if group_size > 1 else NOT_APPLICABLE,
+        "explained_variance": critic_explained_variance(x, args),
+        "missing": rewards.isnan().float().mean().item(),
+    }
+    if args.old_logprobs == "truncated" and x.mask.any():
+        gap = (x.logprobs - x.sampled_logprobs).abs()
+        metrics["sampling/logprob_gap"] = masked_mean(gap, x.mask).item()
+    return metrics
+
+
+def _deviation(rewards: Tensor, group_size: int) -> float:
+    """Mean over groups of the standard deviation of their rewards; NaN without a group of two."""
+    groups = [own for own in (group[~group.isnan()] for group in rewards.view(-1, group_size)) if len(own) > 1]
+    if not groups:
+        known = rewards[~rewards.isnan()]
+        return known.std().item() if len(known) > 1 else NOT_APPLICABLE
+    return torch.stack([own.std() for own in groups]).mean().item()

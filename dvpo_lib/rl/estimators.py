@@ -12,8 +12,9 @@ from dvpo_lib.functional import advantages as adv
 from dvpo_lib.functional.policy_losses import kl_estimate
 from dvpo_lib.functional.q_losses import QValues, fitted_q
 from dvpo_lib.functional.quantiles import lower_tail_mean
+from dvpo_lib.models.critic_training import bootstrap_weights
 from dvpo_lib.models.tokens import Tokens
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import DVPOConfig, changed_settings
 
 
 @dataclass
@@ -27,18 +28,22 @@ class Experience:
     Attributes:
         tokens: B prompts and completions; `tokens.mask` (B, T) is true on the tokens that take part in the update.
         logprobs: (B, T) log-probabilities under the policy that sampled.
-        reference_logprobs: (B, T) log-probabilities under the reference policy.
+        reference_logprobs: (B, T) log-probabilities under the reference policy; None without one.
         rewards: (B,) task rewards, clipped if the method clips them; NaN if missing.
         values: (B, T, N, M) outputs of the critic, each head monotone, or `QValues`; None without a critic.
         generator: Random source of sampled targets.
+        process: (B, T) rewards by token that are part of `rewards`; None if all rewards are of whole responses.
+        sampled_logprobs: (B, T) log-probabilities by the sampler; None if `logprobs` are these.
     """
 
     tokens: Tokens
     logprobs: Tensor
-    reference_logprobs: Tensor
+    reference_logprobs: Tensor | None
     rewards: Tensor
     values: Tensor | QValues | None
     generator: torch.Generator | None
+    process: Tensor | None = None
+    sampled_logprobs: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -57,7 +62,9 @@ class Experience:
 
     @property
     def kl(self) -> Tensor:
-        """(B, T) log-ratio to the reference policy, log pi_old - log pi_ref."""
+        """(B, T) log-ratio to the reference policy, log pi_old - log pi_ref; 0 without one."""
+        if self.reference_logprobs is None:
+            return torch.zeros_like(self.logprobs)
         return self.logprobs - self.reference_logprobs
 
 
@@ -68,14 +75,25 @@ def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
     return args.beta * kl_estimate(x.kl, torch.zeros_like(x.kl), args.kl_estimator)
 
 
+def task_rewards(x: Experience) -> Tensor:
+    """(B, T): rewards by token, and on the last token what is left of the response's reward."""
+    if x.process is None:
+        return adv.place_rewards(x.rewards, None, x.mask)
+    process = torch.where(x.mask, x.process, 0.0)
+    return process + adv.place_rewards(x.rewards - process.sum(1), None, x.mask)
+
+
 def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
-    """(B, T) rewards: the KL penalty (if the reward has one) on every token, the task reward on the last one."""
-    return adv.place_rewards(x.rewards, kl_rewards(x, args), x.mask)
+    """(B, T): `task_rewards` less the KL penalty on every token, if the penalty is part of the reward."""
+    if x.process is None:
+        return adv.place_rewards(x.rewards, kl_rewards(x, args), x.mask)
+    return task_rewards(x) + adv.place_rewards(torch.zeros_like(x.rewards), kl_rewards(x, args), x.mask)
 
 
 def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
-    """(B,) task reward minus the summed KL penalty (if the reward has one); NaN if missing."""
-    return torch.where(x.known, token_rewards(x, args).sum(1), torch.nan)
+    """(B,) task reward less the summed KL penalty, if the penalty is part of the reward; NaN if missing."""
+    penalty = kl_rewards(x, args)
+    return x.rewards if penalty is None else x.rewards - torch.where(x.mask, penalty, 0.0).sum(1)
 
 
 def actor_lambda(x: Experience, args: DVPOConfig) -> float | Tensor:
@@ -106,7 +124,7 @@ def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]
 
 def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """`distributional_gae` with the winsorised read-out, whatever `args.readout.kind` says; its levels count."""
-    return distributional_gae(x, replace(args, readout=replace(args.readout, kind="winsorised")))
+    return distributional_gae(x, changed_settings(args, readout=replace(args.readout, kind="winsorised")))
 
 
 def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
@@ -126,14 +144,20 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 
 
 def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
-    """(R - group mean) / (group std + 1e-4), the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, True)
-    return advantages[:, None].expand(x.mask.shape), None
+    """(R - group mean) / (group std + 1e-4), the same at every token; `scale_rewards` may choose another deviation."""
+    return _by_group(x, args, args.scale_rewards or "group")
 
 
 def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
-    """R - group mean, the same at every token."""
-    advantages = adv.group_advantages(response_rewards(x, args), args.num_generations, False)
+    """R - group mean, the same at every token; `scale_rewards` may choose a deviation to divide by."""
+    return _by_group(x, args, args.scale_rewards or "none")
+
+
+def _by_group(x: Experience, args: DVPOConfig, scale: str) -> tuple[Tensor, None]:
+    rewards = response_rewards(x, args)
+    advantages = adv.group_advantages(rewards, args.num_generations, scale == "group")
+    if scale == "batch":
+        advantages = advantages / (rewards[x.known].std() + 1e-4)
     return advantages[:, None].expand(x.mask.shape), None
 
 
@@ -144,10 +168,38 @@ def whitened_returns(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
 
 def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Q - V of the logged tokens; targets are one-step back-ups (`q_losses.fitted_q`)."""
-    return fitted_q(adv.place_rewards(x.rewards, None, x.mask), x.values, x.mask, args.gamma, args.critic.q)
+    return fitted_q(task_rewards(x), x.values, x.mask, args.gamma, args.critic.q)
 
 
 def robust_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Q - V of the logged tokens; back-ups start from the worst case of the learned outcome."""
-    rewards = adv.place_rewards(x.rewards, None, x.mask)
-    return fitted_q(rewards, x.values, x.mask, args.gamma, args.critic.q, robust=True)
+    return fitted_q(task_rewards(x), x.values, x.mask, args.gamma, args.critic.q, robust=True)
+
+
+# ---- from experience to a batch ----
+
+
+def advantages_of(method, x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor | None]:
+    """The method's advantages (B, T) and targets; zeros and None if no response takes part, or groups are of one."""
+    lonely = method.groups and args.num_generations == 1
+    if lonely or not x.mask.any():
+        return torch.zeros_like(x.logprobs), None
+    return method.advantage(x, args)
+
+
+def importance_weights(x: Experience, args: DVPOConfig) -> Tensor | float:
+    """(B, T) truncated weights min(pi_forward / pi_sampler, cap) (Yao et al. 2025), or 1 if they are not asked for."""
+    if args.old_logprobs != "truncated":
+        return 1.0
+    log_ratio = torch.where(x.mask, x.logprobs - x.sampled_logprobs, 0.0)
+    return log_ratio.exp().clamp(max=args.importance_sampling_cap)
+
+
+def bootstrap_of(x: Experience, args: DVPOConfig, generator: torch.Generator) -> Tensor | None:
+    """(B, N) bootstrap weights of responses by head, 0 for those that take no part; None if all weigh 1."""
+    active = x.mask.any(1).nonzero().squeeze(-1)
+    drawn = None if args.critic is None else bootstrap_weights(args.critic, len(active), generator)
+    if drawn is None:
+        return None
+    weights = torch.zeros(len(x.tokens), drawn.shape[1]).index_copy(0, active.cpu(), drawn)
+    return weights.to(active.device)

@@ -6,14 +6,15 @@ the average in the policy's loss, and the place of the KL penalty.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.config import DVPOConfig, changed_settings
 from dvpo_lib.rl.estimators import (
     Experience,
     conservative_q,
@@ -27,14 +28,17 @@ from dvpo_lib.rl.estimators import (
     worst_case_gae,
 )
 
+CRITIC_LEARNING_RATE = 5e-6  # of default critics on real backbones, as in the paper's public implementation
+
 
 def resolve_settings(args: DVPOConfig) -> DVPOConfig:
-    """Fills in the method's own defaults: place and estimator of the KL penalty, and the critic.
+    """A copy of the settings with the method's own decisions filled in: critic, KL penalty, old log-probabilities.
 
     A method without a critic has nothing to bootstrap from, so it always drops responses without reward.
 
     Raises:
-        ValueError: If the method is unknown, the critic is of another kind, or groups do not fit the batch.
+        ValueError: If the method is unknown, the critic is of another kind than the method's, or groups do not fit the
+            batch.
     """
     if args.method not in METHODS:
         raise ValueError(f"unknown method {args.method!r}; there are {', '.join(METHODS)}")
@@ -44,18 +48,28 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
             f"generation_batch_size {args.generation_batch_size} is not a multiple of "
             f"num_generations {args.num_generations}"
         )
+    if method.groups and args.num_generations < 2:
+        raise ValueError(f"method {args.method} requires at least 2 generations per prompt (num_generations)")
     critic = None
     if method.critic is not None:
-        critic = args.critic or CriticSettings(kind=method.critic)
+        critic = args.critic or CriticSettings(kind=method.critic, learning_rate=CRITIC_LEARNING_RATE)
         if critic.kind != method.critic:
             raise ValueError(f"method {args.method} needs a {method.critic} critic; critic.kind is {critic.kind!r}")
-    return replace(
+    return changed_settings(
         args,
         critic=critic,
         kl_placement=args.kl_placement or method.kl,
         kl_estimator=args.kl_estimator or method.estimator,
         missing_rewards=args.missing_rewards if method.critic else "drop",
+        old_logprobs=args.old_logprobs or _old_logprobs(args),
+        accelerator_config=copy.copy(args.accelerator_config),
     )
+
+
+def _old_logprobs(args: DVPOConfig) -> str:
+    """In 16 bits a sampler and a training forward differ; a cut sampling distribution is not the policy's."""
+    cut = args.top_p < 1 or args.top_k > 0 or (args.min_p or 0) > 0 or args.repetition_penalty != 1
+    return "recompute" if cut else "truncated" if args.bf16 or args.fp16 else "sampler"
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,258 @@
-"""Calls of reward functions: f(prompts, completions, **columns) -> list of numbers, None for a missing reward.
+"""Reward functions in TRL's signature: f(prompts, completions, completion_ids, trainer_state, **columns) -> rewards.
 
-Any callable with TRL's signature works, the noise wrappers of `noise` included. Its result is checked here, once, for
-trainers and wrappers alike.
+Any callable serves, async ones and the noise wrappers of `noise` included; a sequence classifier is a reward function
+by `RewardClassifier`. A reward is a number, None if there is none, or a list of numbers, one for each token of the
+completion. What a function returns is checked here, once, for trainers and wrappers alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import copy
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dvpo_lib.models.modes import inference_mode_of
+from dvpo_lib.models.tokens import pad_rows
+
+logger = logging.getLogger(__name__)
+Reward = float | list[float] | None
 
 
 class RewardError(RuntimeError):
-    """A reward function raised, or its result is no list of rewards. The message names function and record."""
+    """A reward function raised, or what it returned is no list of rewards; the message names function and record."""
+
+
+@dataclass
+class Scores:
+    """Rewards of B completions.
+
+    Attributes:
+        rewards: (B,) weighted sum over the functions that have a reward; NaN if none has.
+        by_function: Name of each function to its rewards (B,), sums over tokens included; NaN if missing.
+        process: (B, T) weighted rewards by token that are part of `rewards`; None if all are of whole responses.
+    """
+
+    rewards: Tensor
+    by_function: dict[str, Tensor]
+    process: Tensor | None = None
+
+
+def score_completions(
+    reward_funcs: Mapping[str, Callable],
+    prompts: list,
+    completions: list,
+    columns: dict[str, Any],
+    state: Any = None,
+    weights: Sequence[float] | None = None,
+) -> Scores:
+    """Calls all functions, async ones side by side.
+
+    Args:
+        reward_funcs: Functions by name.
+        prompts: B prompts, texts or lists of messages; completions alike.
+        columns: Further arguments by name. Lists of B elements are one for each record; `completion_ids` among them
+            says how many tokens a completion has.
+        state: Argument `trainer_state`.
+        weights: Of the functions; None: 1 each.
+
+    Raises:
+        RewardError: If a function raises, or returns anything but a reward for each completion.
+    """
+    funcs, size = list(reward_funcs.values()), len(prompts)
+    returned = _outcomes(funcs, prompts, completions, columns, state)
+    weights = np.ones(len(funcs)) if weights is None else np.asarray(weights, dtype=float)
+    each, process = np.full((len(funcs), size), np.nan), None
+    for place, (func, values) in enumerate(zip(funcs, returned, strict=True)):
+        by_token = []
+        for i, reward in enumerate(_checked(func, values, prompts, state, columns.get("completion_ids"))):
+            by_token.append(reward if isinstance(reward, list) else [])
+            each[place, i] = np.nan if reward is None else np.sum(reward)
+        if any(by_token):
+            longest = max(map(len, columns["completion_ids"]))
+            table = pad_rows([*by_token, [0.0] * longest], 0.0, dtype=torch.float32)[0][:-1]  # (B, T)
+            process = (0.0 if process is None else process) + weights[place] * table
+    total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each * weights[:, None], 0))
+    by_function = {name: torch.tensor(row, dtype=torch.float32) for name, row in zip(reward_funcs, each, strict=True)}
+    return Scores(torch.tensor(total, dtype=torch.float32), by_function, process)
 
 
 def call_reward(
-    func: Callable, prompts: list[str], completions: list[str], columns: dict[str, list], state: Any = None
+    func: Callable, prompts: list, completions: list, columns: dict[str, Any], state: Any = None
 ) -> np.ndarray:
-    """Calls one reward function.
+    """(B,) rewards by one function, for wrappers of it; NaN if missing. Rewards by token are not taken.
 
-    If it raises, it is called again, record by record, to find the culprit.
+    Args and raises: as `score_completions`.
+    """
+    rewards = _checked(func, _outcomes([func], prompts, completions, columns, state)[0], prompts, state)
+    return np.array([np.nan if reward is None else reward for reward in rewards], dtype=float)
+
+
+def function_names(funcs: Sequence[Callable]) -> list[str]:
+    """A name for each function, unlike all others."""
+    names: list[str] = []
+    for func in funcs:
+        name = getattr(func, "__name__", None) or getattr(getattr(func, "func", None), "__name__", type(func).__name__)
+        count = sum(other == name or other.startswith(f"{name}_") for other in names)
+        names.append(f"{name}_{count + 1}" if name in names else name)
+    return names
+
+
+def warn_of_missing(rewards: Tensor, prompts: list, completions: list, columns: dict[str, Any]) -> None:
+    """Says which record no function has a reward for, the first of them."""
+    first = int(rewards.isnan().nonzero()[0])
+    record = {name: column[first] for name, column in columns.items() if _is_by_record(column, len(prompts))}
+    record |= {"prompt": prompts[first], "completion": completions[first]}
+    logger.warning(
+        f"All reward functions returned None for the following kwargs:\n{record}\n"
+        "Please ensure that at least one reward function returns a valid reward."
+    )
+
+
+class RewardClassifier:
+    """A sequence classifier with one output as a reward function.
 
     Args:
-        func: The reward function.
-        prompts: B texts.
-        completions: B texts.
-        columns: {name: B values}, the other columns of the records.
-        state: The trainer's state, passed as `trainer_state`.
-
-    Returns:
-        (B,) rewards; NaN marks a missing one (None).
-
-    Raises:
-        RewardError: If the function raises (its error is chained), or returns the wrong number of rewards, or anything
-            but finite numbers and None.
+        model: Classifier of `transformers`, or a module that is called alike.
+        tokenizer: Its own.
+        batch_size: Completions read at once.
+        template: Further arguments of the chat template, for conversations.
     """
-    name, step = getattr(func, "__name__", repr(func)), getattr(state, "global_step", 0)
 
-    def record(i: int) -> str:
-        return f"record {i} at step {step} (prompt {prompts[i][:80]!r})"
+    def __init__(self, model: nn.Module, tokenizer, batch_size: int, template: dict | None = None):
+        self.model, self.tokenizer, self.batch_size, self.template = model, tokenizer, batch_size, template or {}
+        self.__name__ = (
+            str(getattr(model.config, "_name_or_path", "") or type(model).__name__).rstrip("/").split("/")[-1]
+        )
 
+    @torch.no_grad()
+    def __call__(self, prompts, completions, **columns) -> list[float]:
+        texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        device, rewards = next(self.model.parameters()).device, []
+        with inference_mode_of(self.model):
+            for start in range(0, len(texts), self.batch_size):
+                inputs = self.tokenizer(
+                    text=texts[start : start + self.batch_size],
+                    return_tensors="pt",
+                    padding=True,
+                    padding_side="right",
+                    add_special_tokens=False,
+                ).to(device)
+                rewards += self.model(**inputs).logits[:, 0].float().tolist()
+        return rewards
+
+    def _text(self, prompt, completion) -> str:
+        if isinstance(prompt, str):
+            return prompt + completion
+        return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False, **self.template)
+
+
+def _outcomes(funcs: Sequence[Callable], prompts, completions, columns, state) -> list:
+    """What each function returns."""
+    outcomes: list = []
     try:
-        returned = func(prompts=prompts, completions=completions, trainer_state=state, **columns)
-    except RewardError:  # from a function inside a wrapper, complete as it is
+        for func in funcs:
+            outcomes.append(_started(func, prompts, completions, columns, state))
+        pending = {place: outcome for place, outcome in enumerate(outcomes) if inspect.isawaitable(outcome)}
+        for place, result in zip(pending, _awaited(list(pending.values()))):
+            outcomes[place] = result
+            if isinstance(result, BaseException):
+                func = funcs[place]
+                raise result
+    except RewardError:  # of a function inside a wrapper: it says all that is to be said
         raise
     except Exception as error:
+        name, step = function_names([func])[0], getattr(state, "global_step", 0)
         culprit = _culprit(func, prompts, completions, columns, state, type(error))
-        alone = "" if culprit is None else f"; also on {record(culprit)} alone"
+        alone = "" if culprit is None else f"; also on {_record(culprit, step, prompts)} alone"
         raise RewardError(f"reward function {name} raised at step {step}: {error!r}{alone}") from error
+    finally:
+        for outcome in outcomes:
+            if inspect.iscoroutine(outcome):
+                outcome.close()  # one before it raised
+    return outcomes
+
+
+def _started(func: Callable, prompts, completions, columns, state):
+    """The function's result, or the awaitable of an async one. It is passed copies, for it may change them."""
+    own = {name: _copied(x) if _is_by_record(x, len(prompts)) else x for name, x in columns.items()}
+    return func(prompts=_copied(prompts), completions=_copied(completions), trainer_state=state, **own)
+
+
+def _awaited(pending: list) -> list:
+    """Results or exceptions of awaitables, run side by side in a thread: notebooks have a running loop in theirs."""
+    if not pending:
+        return []
+    results: list = []
+
+    async def together():
+        results.extend(await asyncio.gather(*pending, return_exceptions=True))
+
+    thread = threading.Thread(target=asyncio.run, args=(together(),))
+    thread.start()
+    thread.join()
+    return results
+
+
+def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward]:
+    """The rewards as plain numbers and lists of them.
+
+    Args:
+        completion_ids: Tokens of each completion, if there may be rewards by token.
+    """
+    name, step = function_names([func])[0], getattr(state, "global_step", 0)
     try:
-        rewards = list(returned)
+        values = _plain(returned) if isinstance(returned, Tensor | np.ndarray) else [_plain(x) for x in returned]
+        values = list(values)
     except TypeError:
         raise RewardError(f"reward function {name} returned {returned!r} at step {step}, no list of rewards") from None
-    if len(rewards) != len(prompts):
+    if len(values) != len(prompts):
         raise RewardError(
-            f"reward function {name} returned {len(rewards)} rewards for {len(prompts)} completions at step {step}"
+            f"reward function {name} returned {len(values)} rewards for {len(prompts)} completions at step {step}"
         )
-    for i, r in enumerate(rewards):
-        if r is not None and (not isinstance(r, (int, float, np.number, np.bool_)) or not np.isfinite(r)):
-            raise RewardError(f"reward function {name} returned {r!r} for {record(i)}; use None for a missing reward")
-    return np.array([np.nan if r is None else r for r in rewards], dtype=float)
+    for i, value in enumerate(values):
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        for number in numbers:
+            if not isinstance(number, int | float) or not np.isfinite(number):
+                raise RewardError(
+                    f"reward function {name} returned {number!r} for {_record(i, step, prompts)}; "
+                    "use None for a missing reward"
+                )
+        if isinstance(value, list):
+            tokens = None if completion_ids is None else len(completion_ids[i])
+            if len(value) != tokens:
+                expected = "one reward" if tokens is None else f"one for each of its {tokens} tokens"
+                place = _record(i, step, prompts)
+                raise RewardError(f"reward function {name} returned {len(value)} rewards for {place}, not {expected}")
+    return values
+
+
+def _plain(value):
+    """A number, or a list of numbers, of `torch` or `numpy` as that of Python."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _culprit(func, prompts, completions, columns, state, kind: type) -> int | None:
-    """Index of the first record on which the function alone raises an error of this kind; None if there is none."""
+    """The first record on which the function raises an error of this kind by itself."""
     for i in range(len(prompts)):
+        own = {name: x[i : i + 1] if _is_by_record(x, len(prompts)) else x for name, x in columns.items()}
         try:
-            func(
-                prompts=prompts[i : i + 1],
-                completions=completions[i : i + 1],
-                trainer_state=state,
-                **{name: column[i : i + 1] for name, column in columns.items()},
-            )
+            result = _started(func, prompts[i : i + 1], completions[i : i + 1], own, state)
+            results = _awaited([result]) if inspect.isawaitable(result) else []
+            if any(isinstance(x, kind) for x in results):
+                return i
         except kind:
             return i
         except Exception:
@@ -83,28 +260,18 @@ def _culprit(func, prompts, completions, columns, state, kind: type) -> int | No
     return None
 
 
-def score_completions(
-    reward_funcs: Iterable[Callable],
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list],
-    state: Any = None,
-) -> Tensor:
-    """Sums the rewards of all functions.
+def _record(i: int, step: int, prompts: list) -> str:
+    return f"record {i} at step {step} (prompt {str(prompts[i])[:80]!r})"
 
-    Args:
-        reward_funcs: The reward functions.
-        prompts: B texts.
-        completions: B texts.
-        columns: {name: B values}, the other columns of the records.
-        state: The trainer's state.
 
-    Returns:
-        (B,) sum over the functions that give a reward; NaN if none does.
+def _is_by_record(column, size: int) -> bool:
+    return isinstance(column, list) and len(column) == size
 
-    Raises:
-        RewardError: See `call_reward`.
-    """
-    each = np.stack([call_reward(func, prompts, completions, columns, state) for func in reward_funcs])
-    total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each, 0))
-    return torch.tensor(total, dtype=torch.float32)
+
+def _copied(column: list) -> list:
+    """A copy of a column that shares nothing that can be changed."""
+    if all(isinstance(x, str | int | float | None) for x in column):
+        return list(column)
+    if all(isinstance(x, list) and all(isinstance(y, int) for y in x[:1]) for x in column):  # token ids
+        return [list(x) for x in column]
+    return copy.deepcopy(column)

@@ -1,244 +1,230 @@
-"""One trainer for every method: sample, score, clip, build experience, estimate advantages, update critic and policy.
+"""One trainer for every method: sample, score, estimate advantages, update critic and policy.
 
-Randomness derives from (seed, step, purpose), never from global generators. `state_dict()` is the whole state: a
-restored trainer continues bit for bit. Not supported: several processes, checkpoint rotation, logging services.
+    trainer = DVPOTrainer(model, reward_funcs, args=DVPOConfig(method="dvpo"), train_dataset=data)
+    trainer.train()
+
+It is a `transformers.Trainer` with TRL's arguments: callbacks, schedules, trackers, evaluation, saving and the hub are
+the base class's, the loop is this file's. Randomness is derived from (seed, step, purpose), never from global
+generators; a resumed run goes on bit for bit. Left out: several processes (refused).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import get_scheduler
 
-from dvpo_lib.common.seeds import generator_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
-from dvpo_lib.models.critic import Critic, build_critic, parameter_shapes
 from dvpo_lib.models.critic_training import monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
-from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
-from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.diagnostics import NOT_APPLICABLE, critic_explained_variance, flat_group_share, mean_kl
-from dvpo_lib.rl.estimators import Experience
-from dvpo_lib.rl.methods import METHODS, resolve_settings
-from dvpo_lib.rl.rewards import RewardError, score_completions
+from dvpo_lib.models.tokens import Tokens
+from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
+from dvpo_lib.rl.estimators import Experience, advantages_of, bootstrap_of, importance_weights
+from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
 from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
-from dvpo_lib.rl.state import TrainerState, write_whole
-from dvpo_lib.rl.updates import mean_records, response_weights, update_critic, update_policy
+from dvpo_lib.rl.support.evaluation import evaluate_prompts
+from dvpo_lib.rl.support.prompts import as_conversations, is_conversation
+from dvpo_lib.rl.support.setup import PreparedTrainer
+from dvpo_lib.rl.updates import Batch, NotFiniteError, TrainingDiverged, check_weights, update_critic, update_policy
 
 
-class DVPOTrainer:
-    """Trains a causal LM by any method of `METHODS`.
-
-    Args:
-        model: Causal LM of `transformers`; trained in place. A frozen copy becomes the reference policy.
-        reward_funcs: One function or several, f(prompts, completions, **columns) -> list of floats, which are summed.
-            None is a missing reward, left out of the sum; NaN is an error. `args.missing_rewards` decides about
-            responses for which every function returns None.
-        args: Settings; default `DVPOConfig()`.
-        train_dataset: `datasets.Dataset` or list of records with `prompt`; other columns reach the reward functions.
-        processing_class: The tokenizer.
-        critic: A pretrained critic; default a new one by `args.critic`.
-        log_funcs: {name: reward function} to log and never learn from (the truth under noise).
-        accelerator: Default: one on the device that Accelerate finds.
-        reply: (record, transcript so far) -> the next turn of a user or tool, None at the end of a dialogue. Makes
-            completions dialogues (see `sample_dialogues`); only the policy's own tokens are learned from.
-
-    Attributes:
-        actor: The policy that answers prompts: the trained one, or the base policy with logits perturbed by Q values.
+class DVPOTrainer(PreparedTrainer):
+    """Trains a causal LM by any method of `METHODS`; arguments as of `PreparedTrainer`.
 
     Example:
-        >>> trainer = DVPOTrainer(model, reward, DVPOConfig(method="dvpo"), records, tokenizer)
-        >>> trainer.train().log_history[-1]["reward"]
+        >>> trainer = DVPOTrainer("Qwen/Qwen3-0.6B", reward, DVPOConfig("out", method="ppo"), data)  # doctest: +SKIP
+        >>> trainer.train(resume_from_checkpoint=True)  # doctest: +SKIP
     """
-
-    def __init__(
-        self,
-        model,
-        reward_funcs,
-        args: DVPOConfig | None = None,
-        train_dataset=None,
-        processing_class=None,
-        critic: Critic | QCritic | None = None,
-        log_funcs: dict[str, Callable] | None = None,
-        accelerator: Accelerator | None = None,
-        reply: Callable | None = None,
-    ):
-        self.args = args = resolve_settings(args or DVPOConfig())
-        self.method = METHODS[args.method]
-        self.accelerator = accelerator or Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise NotImplementedError("several processes are not supported: losses are averaged over one process")
-        if not train_dataset or processing_class is None:
-            raise ValueError("train_dataset (at least one record) and processing_class (the tokenizer) are required")
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        self.log_funcs, self.reply = log_funcs or {}, reply
-        self.processing_class = processing_class
-        self.columns = list(train_dataset.column_names if hasattr(train_dataset, "column_names") else train_dataset[0])
-        if "prompt" not in self.columns:
-            raise ValueError(f"train_dataset has no column 'prompt'; it has {self.columns}")
-        self.data = train_dataset
-        self.reference = copy.deepcopy(model).to(self.accelerator.device).eval().requires_grad_(False)
-        self.policy, self.policy_optimizer = self._prepare(model, args.learning_rate)
-        self.scheduler = get_scheduler(
-            args.lr_scheduler_type, self.policy_optimizer.optimizer, args.warmup_steps, args.max_steps
-        )
-        self.critic, self.actor = None, self.policy
-        if self.method.critic is not None:
-            fresh = build_critic(model, args.critic, args.seed)
-            if critic is not None and parameter_shapes(critic) != parameter_shapes(fresh):
-                raise ValueError(f"the critic does not fit args.critic (kind {args.critic.kind})")
-            self.critic, self.critic_optimizer = self._prepare(critic or fresh, args.critic.learning_rate)
-        if self.method.offline:
-            self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-            if args.extraction == "perturbed":
-                self.actor = PerturbedPolicy(self.policy, self.critic, args.perturbation)
-        self.state = TrainerState()
-
-    def _prepare(self, module, learning_rate: float):
-        """The module and its Adam optimiser on the accelerator."""
-        return self.accelerator.prepare(module, torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True))
-
-    def _generator(self, purpose: str, device="cpu") -> torch.Generator:
-        """A generator that depends on (seed, step, purpose) alone."""
-        return generator_for(self.args.seed, purpose, self.state.global_step, device=device)
 
     # ---- the loop ----
 
-    def train(self, checkpoint: str | Path | None = None, save_steps: int = 20, progress: bool = True) -> TrainerState:
-        """Trains until `args.max_steps`.
-
-        Args:
-            checkpoint: File of the whole state, written every `save_steps` steps and when a reward function fails.
-                Training continues from it if it exists.
-            save_steps: Steps between two checkpoints.
-            progress: Shows a progress bar if true.
-
-        Raises:
-            RewardError: If a reward function fails. With a checkpoint, the same call continues at that step.
-        """
-        if checkpoint and Path(checkpoint).exists():
-            self.load_state(checkpoint)
-        done = self.state.global_step
-        for _ in tqdm(
-            range(done, self.args.max_steps),
-            desc=self.args.method,
-            initial=done,
-            total=self.args.max_steps,
-            disable=not progress,
-            mininterval=2,
-        ):
-            try:
-                self.step()
-            except RewardError:  # this step has changed nothing yet
-                if checkpoint:
-                    self.save_state(checkpoint)
-                raise
-            if checkpoint and self.state.global_step % save_steps == 0:
-                self.save_state(checkpoint)
-        return self.state
+    def _inner_training_loop(
+        self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
+    ):
+        """Iterations (sample, score, estimate advantages, update) until `max_steps` optimiser steps are done."""
+        start, samples = time.time(), self._begin(resume_from_checkpoint, trial)
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.eval_on_start:
+            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            batch = self.pending if self.pending is not None else self.collect_batch()
+            for rows in self.rows_of_steps(batch):
+                self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+                learning_rate = self._get_learning_rate()
+                logs = self.update(batch, rows)
+                self._after_step(logs, learning_rate, trial, ignore_keys_for_eval, start)
+                if self.control.should_training_stop:
+                    break
+        with self._divergence_named():
+            check_weights(self.model)
+        return self._finalize_training(trial, samples, start)
 
     def step(self) -> dict[str, float]:
-        """One iteration; returns its diagnostics and appends them to `state.log_history`.
+        """One iteration without callbacks, logs and checkpoints; returns its metrics, means over its updates."""
+        self.make_ready()
+        batch = self.collect_batch()
+        logs = [self.update(batch, rows) for rows in self.rows_of_steps(batch)]
+        for record in logs:
+            for name, value in record.items():
+                self.log_metric(name, value)
+        metrics = {name: float(np.mean(values)) for name, values in self._metrics["train"].items()}
+        self._metrics["train"].clear()
+        return metrics
 
-        If every reward is missing, nothing is learned: `missing` is 1 in the logs, and they hold no losses.
-        """
-        rollouts, columns = self.sample(self.reference if self.method.offline else self.actor)
-        texts = (rollouts.prompts, rollouts.completions, columns)
-        rewards = score_completions(self.reward_funcs, *texts, self.state)  # (B,), NaN if missing
-        logs = {"step": self.state.global_step, "reward": rewards.nanmean().item()}
-        rewards = self.clip_rewards(rewards)
-        experience = self.build_experience(rollouts, rewards)
-        logs |= self.describe(rollouts, columns, experience)
-        if experience.known.any():
-            advantages, targets = self.method.advantage(experience, self.args)
-            logs |= self.update(experience, advantages.detach(), targets)
-            if self.method.offline:
-                self.update_target_critic()
-        if self.actor is self.policy:
-            self.scheduler.step()  # counts iterations, those without any reward included
-        logs["missing"] = rewards.isnan().float().mean().item()
-        self.state.global_step += 1
-        self.state.log_history.append(logs)
-        return logs
+    def collect_batch(self) -> Batch:
+        """Samples, scores and evaluates a generation batch: all that its updates need."""
+        with self._divergence_named(), self.scoring_modes():
+            with self.behaviour_policy() as policy:
+                rollouts, columns = self.sample(policy)
+            scores = self._score_or_save(rollouts, columns)
+            experience = self.build_experience(rollouts, scores)
+            advantages, targets = advantages_of(self.method, experience, self.args)
+            self.describe(rollouts, columns, scores, experience, advantages)
+        self.pending = self.make_batch(experience, advantages, targets)
+        return self.pending
 
-    def sample(self, policy=None, purpose: str = "sampling") -> tuple[Rollouts, dict[str, list]]:
-        """Samples completions of this step's prompts.
-
-        Args:
-            policy: Default: the actor.
-            purpose: Name of the random stream.
-
-        Returns:
-            (rollouts, {name: B values} of the records' other columns).
-        """
-        size, group = self.args.generation_batch_size, self.args.num_generations if self.method.groups else 1
-        generator = self._generator("prompts")
-        picks = torch.randint(len(self.data), (size // group,), generator=generator).tolist()
-        records = [record for i in picks for record in [self.data[i]] * group]  # a record of a table is slow to read
-        rollouts = sample_rollouts(
-            policy or self.actor,
-            self.processing_class,
-            records,
-            self.args.max_completion_length,
-            self.args.temperature,
-            self._generator(purpose, self.accelerator.device),
-            self.reply,
-        )
-        return rollouts, {c: [r[c] for r in records] for c in self.columns if c not in ("prompt", "completion")}
-
-    def clip_rewards(self, rewards: Tensor) -> Tensor:
-        """(B,) rewards, clipped to quantiles of the batch if the method clips rewards. NaN stays NaN."""
-        return clip_at_quantiles(rewards, self.args.reward_clip) if self.method.clip_rewards else rewards
-
-    @torch.no_grad()
-    def build_experience(self, rollouts: Rollouts, rewards: Tensor) -> Experience:
-        """Values and reference log-probabilities of scored rollouts, before the update.
+    def make_batch(self, x: Experience, advantages: Tensor, targets: Tensor | None) -> Batch:
+        """All that the updates on an experience read.
 
         Args:
-            rewards: (B,) as the method sees them; NaN if missing.
-        """
-        tokens, rewards = rollouts.tokens, rewards.to(self.accelerator.device)
-        reference, _ = token_logprobs(self.reference, tokens, self.args.temperature)
-        critic = self.target_critic if self.method.offline else self.critic
-        values = None if critic is None else monotone_outputs(critic, tokens)
-        if self.args.missing_rewards == "drop":
-            tokens = replace(tokens, mask=tokens.mask & ~rewards.isnan()[:, None])
-        return Experience(tokens, rollouts.logprobs, reference, rewards, values, self._generator("targets"))
-
-    def update(self, experience: Experience, advantages: Tensor, targets: Tensor | None) -> dict[str, float]:
-        """`num_iterations` passes of mini-batches over the batch; returns means over the optimiser steps.
-
-        A response without reward teaches the critic nothing: a target made of the critic's own mean, a single number,
-        would contract the distribution that it predicts.
-
-        Args:
-            experience: The batch before the update.
             advantages: (B, T).
             targets: (B, T, K) of the critic; None without a critic.
         """
-        args, accelerator, x, records = self.args, self.accelerator, experience, []
-        active, generator, weights = x.active, self._generator("batches"), None
-        if self.critic is not None:
-            weights = response_weights(x, args.critic, self._generator("bootstrap"))
-        for _ in range(args.num_iterations):
-            order = active[torch.randperm(len(active), generator=generator).to(active.device)]
-            for rows in order.chunk(args.num_mini_batches):
-                logs, scored = {}, rows[x.known[rows]]
-                if self.critic is not None and len(scored):
-                    logs |= update_critic(
-                        self.critic, self.critic_optimizer, x, scored, targets, weights, args, accelerator
-                    )
-                if self.actor is self.policy:
-                    logs |= update_policy(self.policy, self.policy_optimizer, x, rows, advantages, args, accelerator)
-                records.append(logs)
-        return mean_records(records)
+        return Batch(
+            x.tokens,
+            x.logprobs,
+            advantages.detach() * importance_weights(x, self.args),
+            x.known,
+            x.reference_logprobs,
+            x.values if isinstance(x.values, Tensor) else None,
+            targets,
+            bootstrap_of(x, self.args, self._generator("bootstrap")),
+        )
+
+    def rows_of_steps(self, batch: Batch) -> Iterator[Tensor]:
+        """Rows of each optimiser step on the batch that is still to come; dropped responses are in none."""
+        args, generator = self.args, self._generator("batches")
+        active = batch.tokens.mask.any(1).nonzero().squeeze(-1)
+        steps = args.steps_per_generation // args.gradient_accumulation_steps  # a pass
+        orders = [torch.randperm(len(active), generator=generator) for _ in range(args.num_iterations)]
+        done = self.state.global_step % args.steps_per_iteration
+        plan = [active[part.to(active.device)] for order in orders for part in order.tensor_split(steps)][done:]
+        for left, rows in zip(reversed(range(len(plan))), plan, strict=True):
+            if not left:
+                self.pending = None
+            yield rows
+
+    def update(self, batch: Batch, rows: Tensor) -> dict[str, float]:
+        """One optimiser step of critic and policy on these rows of a batch.
+
+        Responses without reward teach the critic nothing: a target made of its own mean, a single number, would
+        contract the distribution that it predicts.
+        """
+        logs, scored = {}, rows[batch.known[rows]]
+        with self._divergence_named(), self.dropout_stream():
+            if self.critic is not None and len(scored):
+                logs |= update_critic(self.critic, self.critic_optimizer, batch, scored, self.args, self.accelerator)
+            if self.trains_policy and len(rows):
+                logs |= update_policy(self.policy, self.optimizer, batch, rows, self.args, self.accelerator)
+                self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+        if self.trains_policy:
+            self.lr_scheduler.step()
+        self.state.global_step += 1
+        if self.target_critic is not None and self.state.global_step % self.args.steps_per_iteration == 0:
+            self.update_target_critic()
+        return logs
+
+    # ---- its parts ----
+
+    def sample(self, policy=None, purpose: str = "sampling", records=None) -> tuple[Rollouts, dict[str, list]]:
+        """Completions, and the other columns of their records.
+
+        Args:
+            policy: Default: the actor.
+            records: Default: this iteration's, each as often as the method has completions a prompt.
+        """
+        if records is None:
+            count = self.args.generation_batch_size // self.group_size
+            found = self.prompts.take(self.iteration * count, count)
+            records = [record for record in found for _ in range(self.group_size)]
+        with self.accelerator.autocast(), self.scoring_modes():
+            rollouts = sample_rollouts(
+                self.actor if policy is None else policy,
+                self.processing_class,
+                [{**record, "prompt": self.prompts.checks.text(record["prompt"])} for record in records],
+                self.args.max_completion_length,
+                self.args.temperature,
+                self._generator(purpose, self.accelerator.device),
+                self.reply,
+            )
+            if any(is_conversation(record["prompt"]) for record in records):
+                as_conversations(rollouts, [record["prompt"] for record in records])
+        if not rollouts.logprobs.isfinite().all():
+            raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
+        names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "completion"))
+        return rollouts, {name: [record.get(name) for record in records] for name in names}
+
+    def score(self, rollouts: Rollouts, columns: dict[str, list], funcs: dict[str, Callable] | None = None) -> Scores:
+        """Rewards of completions.
+
+        Args:
+            funcs: Default: the reward functions, with their weights.
+        """
+        columns = {"terminated": self.terminated(rollouts).tolist(), **columns}
+        columns |= {"completion_ids": rollouts.completion_ids()}
+        columns |= {"log_extra": self.table.add_extra, "log_metric": self.log_metric}
+        weights = self.args.reward_weights if funcs is None else None
+        funcs = dict(zip(self.reward_func_names, self.reward_funcs)) if funcs is None else funcs
+        return score_completions(funcs, rollouts.prompts, rollouts.completions, columns, self.state, weights)
+
+    @torch.no_grad()
+    def build_experience(self, rollouts: Rollouts, scores: Scores) -> Experience:
+        """Values and log-probabilities of scored rollouts before the update, in micro-batches."""
+        args, tokens = self.args, rollouts.tokens
+        rewards, process = self._method_rewards(scores, tokens)
+        with self.scoring_modes():
+            old = rollouts.logprobs if args.old_logprobs == "sampler" else self.logprobs_of(self.policy, tokens)
+            reference = self.reference_logprobs(tokens)
+            critic = self.critic if self.target_critic is None else self.target_critic
+            values = (
+                None if critic is None else self.by_micro_batch(lambda part: monotone_outputs(critic, part), tokens)
+            )
+        takes_part = torch.full_like(rewards, bool((~rewards.isnan()).any()), dtype=torch.bool)  # none without a reward
+        if args.missing_rewards == "drop":
+            takes_part &= ~rewards.isnan()
+        if args.mask_truncated_completions:
+            takes_part &= self.terminated(rollouts).to(takes_part.device)
+        tokens = Tokens(tokens.input_ids, tokens.attention_mask, tokens.mask & takes_part[:, None])
+        return Experience(
+            tokens, old, reference, rewards, values, self._generator("targets"), process, rollouts.logprobs
+        )
+
+    def _method_rewards(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """(B,) rewards, clipped to quantiles of the batch if the method clips them, and (B, T) those by token."""
+        device, rewards, process = tokens.mask.device, scores.rewards, scores.process
+        if self.method.clip_rewards:
+            rewards = clip_at_quantiles(rewards, self.args.reward_clip)
+        return rewards.to(device), process if process is None else process.to(device)
+
+    def reference_logprobs(self, tokens: Tokens) -> Tensor | None:
+        """(B, T) log-probabilities under the reference policy; None without one."""
+        if not self.has_reference:
+            return None
+        with self.reference_policy() as policy:
+            return self.logprobs_of(policy, tokens)
+
+    def behaviour_policy(self):
+        """Context of the policy that rollouts come from: the actor, or the reference for offline methods."""
+        return self.reference_policy() if self.method.offline else nullcontext(self.actor)
+
+    def logprobs_of(self, policy, tokens: Tokens) -> Tensor:
+        """(B, T) log-probabilities of the completions' tokens, by the forward pass that updates use."""
+        return self.by_micro_batch(lambda part: token_logprobs(policy, part, self.args.temperature)[0], tokens)
 
     @torch.no_grad()
     def update_target_critic(self) -> None:
@@ -246,54 +232,67 @@ class DVPOTrainer:
         for target, source in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
             target.lerp_(source, self.args.critic.q.target_rate)
 
-    @torch.no_grad()
-    def describe(self, rollouts: Rollouts, columns: dict[str, list], experience: Experience) -> dict[str, float]:
-        """Diagnostics of the actor's responses and of the critic.
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Samples, scores and judges completions of a dataset's prompts, for `evaluate`; nothing is learned."""
+        return evaluate_prompts(self, dataloader, metric_key_prefix)
 
-        An offline method learns from rollouts of the base policy. Its actor's responses are sampled for the logs alone.
+    # ---- bookkeeping ----
 
-        Args:
-            rollouts: The batch of `sample`.
-            columns: Its other columns.
-            experience: The batch before the update.
+    def _score_or_save(self, rollouts: Rollouts, columns: dict[str, list]) -> Scores:
+        """Rewards; if a function fails, what was learned so far is saved first."""
+        try:
+            scores = self.score(rollouts, columns)
+        except RewardError:
+            if self.is_in_train and self.args.save_strategy != "no":
+                self._save_checkpoint(self.model, None)
+            raise
+        if scores.rewards.isnan().any() and not self._warned_of_missing:
+            self._warned_of_missing = True
+            warn_of_missing(scores.rewards, rollouts.prompts, rollouts.completions, columns)
+        return scores
+
+    def describe(self, rollouts: Rollouts, columns, scores: Scores, x: Experience, advantages: Tensor) -> None:
+        """Metrics of a generation batch, and its rows in the table of completions.
+
+        An offline method learns from rollouts of the base policy. Its actor's responses are sampled for the logs alone:
+        they are never scored.
         """
-        kl, mask = experience.kl, experience.mask
+        reward = batch_metrics(rollouts, scores, x, self.args, self.terminated(rollouts), self.group_size)
         if self.method.offline:
             rollouts, columns = self.sample(self.actor, "watching")
-            reference, _ = token_logprobs(self.reference, rollouts.tokens, self.args.temperature)
-            kl, mask = rollouts.logprobs - reference, rollouts.tokens.mask
-        texts = (rollouts.prompts, rollouts.completions, columns)
-        logged = {name: score_completions([f], *texts, self.state) for name, f in self.log_funcs.items()}
-        groups = self.args.num_generations if self.method.groups else None
-        return {name: rewards.nanmean().item() for name, rewards in logged.items()} | {
-            "kl": mean_kl(kl, mask),
-            "length": rollouts.tokens.mask.sum(1).float().mean().item(),
-            "flat_groups": flat_group_share(experience.rewards, groups) if groups else NOT_APPLICABLE,
-            "explained_variance": critic_explained_variance(experience, self.args),
+            reward |= self._watched(rollouts)
+        for name, value in (reward | self.watched_rewards(rollouts, columns)).items():
+            self.log_metric(name, value)
+        if self.args.log_completions:
+            mean = torch.where(x.mask, advantages, 0.0).sum(1) / x.mask.sum(1).clamp(min=1)
+            rewards = {name: values.tolist() for name, values in scores.by_function.items()}
+            self.table.add(rollouts.prompts, rollouts.completions, rewards, mean.tolist())
+
+    def _watched(self, rollouts: Rollouts) -> dict[str, float]:
+        """Length and KL of the actor's responses."""
+        tokens, reference = rollouts.tokens, self.reference_logprobs(rollouts.tokens)
+        return {
+            "kl": mean_kl(rollouts.logprobs - reference, tokens.mask),
+            "completions/mean_length": tokens.mask.sum(1).float().mean().item(),
+            "completions/clipped_ratio": 1 - self.terminated(rollouts).float().mean().item(),
         }
 
-    # ---- the state ----
+    def watched_rewards(self, rollouts: Rollouts, columns: dict[str, list]) -> dict[str, float]:
+        """Means of `log_funcs` over completions."""
+        return {
+            name: self.score(rollouts, columns, {name: f}).rewards.nanmean().item()
+            for name, f in self.log_funcs.items()
+        }
 
-    def state_dict(self) -> dict:
-        """The state that the next step depends on, as one object."""
-        parts = {"policy": self.policy, "policy_optimizer": self.policy_optimizer, "scheduler": self.scheduler}
-        if self.critic is not None:
-            parts |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
-        if self.method.offline:
-            parts["target_critic"] = self.target_critic
-        return {"state": vars(self.state).copy(), **{k: m.state_dict() for k, m in parts.items()}}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores a state of `state_dict`."""
-        self.state = TrainerState(**copy.deepcopy(state["state"]))
-        for name, value in state.items():
-            if name != "state":
-                getattr(self, name).load_state_dict(value)
-
-    def save_state(self, path: str | Path) -> None:
-        """Writes `state_dict` to a file, whole or not at all."""
-        write_whole(self.state_dict(), path)
-
-    def load_state(self, path: str | Path) -> None:
-        """Restores the state from a file of `save_state`."""
-        self.load_state_dict(torch.load(path, map_location=self.accelerator.device, weights_only=True))
+    @contextmanager
+    def _divergence_named(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFiniteError as error:
+            args = self.args
+            raise TrainingDiverged(
+                f"{args.method}, seed {args.seed}, step {self.state.global_step}: {error}. Training stops before the "
+                f"weights are spoilt; lower learning_rate ({args.learning_rate}) or raise beta"
+            ) from error

@@ -5,145 +5,195 @@ A critic minimises `critic_objective`, a policy its method's loss with KL penalt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import mean_gap, return_scale
 from dvpo_lib.functional.policy_losses import aggregate_loss, awr_loss, kl_estimate, masked_mean, policy_loss
-from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.models.critic_training import bootstrap_weights, critic_objective
+from dvpo_lib.models.critic_training import critic_objective
+from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import METHODS
+
+AVERAGES = {"grpo": "sequence_mean", "dr_grpo": "constant", "dapo": "token_mean", "bnpo": "token_mean"}  # TRL's names
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss, gradient, log-probability or weight is not finite."""
+
+
+class TrainingDiverged(RuntimeError):
+    """`NotFiniteError` of a run; the message names method, seed and step."""
+
+
+@dataclass
+class Batch:
+    """A generation batch with all that its updates read. Nothing but tensors, so that a checkpoint can hold it.
+
+    Attributes:
+        tokens: B prompts and completions; `tokens.mask` (B, T) is true on the tokens that take part in the update.
+        logprobs: (B, T) log-probabilities that the policy ratio refers to.
+        advantages: (B, T), truncated importance weights included.
+        known: (B,) bool, responses that have a reward: the critic learns from them alone.
+        reference_logprobs: (B, T) under the reference policy; None without one.
+        values: (B, T, N, M) outputs of the critic, each head monotone; None without a critic and for Q critics.
+        targets: (B, T, K) samples of the return, or targets of `q_loss`; None without a critic.
+        weights: (B, N) bootstrap weights of responses by head; None if all weigh 1.
+    """
+
+    tokens: Tokens
+    logprobs: Tensor
+    advantages: Tensor
+    known: Tensor
+    reference_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    targets: Tensor | None = None
+    weights: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        tokens = own.pop("tokens")
+        own |= {f"tokens.{field.name}": getattr(tokens, field.name) for field in fields(tokens)}
+        return {name: x.contiguous() for name, x in own.items() if x is not None}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor], device) -> Batch:
+        """The inverse of `tensors`."""
+        own = {name: x.to(device) for name, x in tensors.items()}
+        tokens = Tokens(**{name[len("tokens.") :]: own.pop(name) for name in list(own) if name.startswith("tokens.")})
+        return cls(tokens, **own)
 
 
 def update_critic(
-    critic: nn.Module,
-    optimizer,
-    experience: Experience,
-    rows: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    args: DVPOConfig,
-    accelerator: Accelerator,
+    critic: nn.Module, optimizer, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
 ) -> dict[str, float]:
     """One optimiser step of a critic on `rows` of the batch; returns its loss, named terms and gradient norm.
 
     Args:
-        critic: The critic.
-        optimizer: Its optimiser.
-        experience: The batch before the update.
-        rows: (R,) indices of responses with a reward.
-        targets: (B, T, K) samples of the return, or targets of `q_loss`.
-        weights: (B, N) bootstrap weights of responses by head; None if all weigh 1.
+        rows: (R,) indices of responses that have a reward.
         args: Resolved settings.
-        accelerator: See `optimizer_step`.
     """
-    old = experience.values if isinstance(experience.values, Tensor) else None
-    whole = full_batch_statistics(critic, experience, rows, targets, weights, args)
+    whole = full_batch_statistics(critic, batch, rows, args, accelerator)
 
-    def objective(batch: Tokens, rows: Tensor):
+    def objective(tokens: Tokens, rows: Tensor):
         return critic_objective(
-            critic(batch),
-            cut_rows(targets, rows, batch),
-            batch.mask,
+            critic(tokens),
+            cut_rows(batch.targets, rows, tokens),
+            tokens.mask,
             args.critic,
-            cut_rows(old, rows, batch),
-            weights if weights is None else weights[rows],
+            cut_rows(batch.values, rows, tokens),
+            batch.weights if batch.weights is None else batch.weights[rows],
             **whole,
         )
 
-    loss, terms, norm = optimizer_step(critic, optimizer, objective, experience.tokens, rows, args, accelerator)
+    loss, terms, norm = optimizer_step(critic, optimizer, objective, batch.tokens, rows, args, accelerator)
     return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
 
 
 def update_policy(
-    policy: nn.Module,
-    optimizer,
-    experience: Experience,
-    rows: Tensor,
-    advantages: Tensor,
-    args: DVPOConfig,
-    accelerator: Accelerator,
+    policy: nn.Module, optimizer, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
 ) -> dict[str, float]:
     """One optimiser step of a policy on `rows` of the batch; returns its loss, statistics and gradient norm.
 
     Args:
-        policy: The policy.
-        optimizer: Its optimiser.
-        experience: The batch before the update.
         rows: (R,) indices of responses.
-        advantages: (B, T).
         args: Resolved settings.
-        accelerator: See `optimizer_step`.
     """
-    method = METHODS[args.method]
-    average = dict(how=method.aggregate, max_length=args.max_completion_length)
-    whole = (experience.logprobs, advantages, experience.reference_logprobs)
-
-    def objective(batch: Tokens, rows: Tensor):
-        logprobs, entropy = token_logprobs(policy, batch, args.temperature, args.entropy_coef > 0)
-        old, a, reference = (cut_rows(x, rows, batch) for x in whole)
-        if method.offline:
-            loss, stats = awr_loss(logprobs, a, batch.mask, args.awr_temperature, **average)
-        else:
-            loss, stats = policy_loss(logprobs, old, a, batch.mask, args.epsilon, args.epsilon_high, **average)
-        if args.kl_placement == "loss" and args.beta:
-            reference = torch.where(batch.mask, reference, logprobs.detach())  # k3 overflows if the two are far apart
-            penalty = kl_estimate(logprobs, reference, args.kl_estimator)
-            loss = loss + args.beta * aggregate_loss(penalty, batch.mask, **average)
-        if args.entropy_coef:
-            loss = loss - args.entropy_coef * aggregate_loss(entropy, batch.mask, **average)
-        return loss, {"entropy": masked_mean(entropy, batch.mask), **stats}
-
-    by_token = method.aggregate == "token_mean"
     loss, stats, norm = optimizer_step(
-        policy, optimizer, objective, experience.tokens, rows, args, accelerator, by_token
+        policy,
+        optimizer,
+        lambda tokens, rows: policy_objective(policy, batch, tokens, rows, args),
+        batch.tokens,
+        rows,
+        args,
+        accelerator,
+        average_of(args) == "token_mean",
     )
     return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
 
 
-def response_weights(experience: Experience, cfg: CriticSettings, generator: torch.Generator) -> Tensor | None:
-    """(B, N) bootstrap weights of responses by head, 0 for dropped responses; None if all weigh 1."""
-    active = experience.active
-    drawn = bootstrap_weights(cfg, len(active), generator)  # (R, N), so that dropped responses shift no stream
-    if drawn is None:
-        return None
-    return torch.zeros(len(experience.tokens), cfg.heads).index_copy(0, active.cpu(), drawn).to(active.device)
+def policy_objective(
+    policy: nn.Module, batch: Batch, tokens: Tokens, rows: Tensor, args: DVPOConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy's loss on a micro-batch, and its statistics.
+
+    Args:
+        tokens: Rows `rows` of the batch.
+        args: Resolved settings.
+    """
+    average = dict(how=average_of(args), max_length=args.max_completion_length)
+    with router_losses(policy, args.router_aux_loss_coef) as balance:
+        logprobs, entropy = token_logprobs(policy, tokens, args.temperature, args.entropy_coef > 0)
+    old, advantages = (cut_rows(x, rows, tokens) for x in (batch.logprobs, batch.advantages))
+    if METHODS[args.method].offline:
+        loss, stats = awr_loss(logprobs, advantages, tokens.mask, args.awr_temperature, **average)
+    else:
+        loss, stats = policy_loss(logprobs, old, advantages, tokens.mask, args.epsilon, args.epsilon_high, **average)
+    if args.kl_placement == "loss" and args.beta:
+        reference = cut_rows(batch.reference_logprobs, rows, tokens)
+        reference = torch.where(tokens.mask, reference, logprobs.detach())
+        penalty = kl_estimate(logprobs, reference, args.kl_estimator)
+        loss = loss + args.beta * aggregate_loss(penalty, tokens.mask, **average)
+    if args.entropy_coef:
+        loss = loss - args.entropy_coef * aggregate_loss(entropy, tokens.mask, **average)
+    stats = {"entropy": masked_mean(entropy, tokens.mask), **stats}
+    if balance:
+        loss, stats["aux_loss"] = loss + args.router_aux_loss_coef * balance[0], balance[0].detach()
+    return loss, stats
 
 
-def mean_records(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each value over the records that have it."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}
+def average_of(args: DVPOConfig) -> str:
+    """How the policy's loss is averaged (see `policy_losses.aggregate`)."""
+    return AVERAGES.get(args.loss_type, METHODS[args.method].aggregate)
 
 
-def cut_rows(x: Tensor | None, rows: Tensor, batch: Tokens) -> Tensor | None:
-    """Rows of a (B, T, ...) tensor, shortened to the completion length of `batch`."""
-    return x if x is None else x[rows, : batch.completion_length]
+@contextmanager
+def router_losses(policy: nn.Module, coefficient: float | None) -> Iterator[list[Tensor]]:
+    """Collects the load-balancing losses that a mixture of experts computes in forward passes inside the context."""
+    found: list[Tensor] = []
+    if not coefficient:
+        yield found
+        return
+    config = policy.config.get_text_config()
+    before, config.output_router_logits = config.output_router_logits, True
+    handle = policy.register_forward_hook(lambda module, inputs, outputs: found.append(outputs.aux_loss))
+    try:
+        yield found
+    finally:
+        handle.remove()
+        config.output_router_logits = before
+
+
+def cut_rows(x: Tensor | None, rows: Tensor, tokens: Tokens) -> Tensor | None:
+    """Rows of a (B, T, ...) tensor, shortened to the completion length of `tokens`."""
+    return x if x is None else x[rows, : tokens.completion_length]
 
 
 @torch.no_grad()
 def full_batch_statistics(
-    critic: nn.Module, experience: Experience, rows: Tensor, targets: Tensor, weights: Tensor | None, args: DVPOConfig
+    critic: nn.Module, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Return scale and mean gap of the full batch, shared by its micro-batches; empty if there is but one."""
-    parts, tokens = rows.chunk(args.gradient_accumulation_steps), experience.tokens
+    """Return scale and mean gap of all rows, shared by their micro-batches; empty if there is but one."""
+    parts, tokens = rows.split(args.per_device_train_batch_size), batch.tokens
     if len(parts) == 1 or args.critic.kind != "quantile":
         return {}
     gap, count = 0.0, tokens.mask[rows].sum()
     for part in parts:
-        batch = tokens.rows(part)
-        own_weights = weights if weights is None else weights[part]
-        own = mean_gap(critic(batch), cut_rows(targets, part, batch), batch.mask, own_weights)
-        gap = gap + own * (batch.mask.sum() / count)
-    return {"batch_gap": gap, "scale": return_scale(experience.values[rows], tokens.mask[rows])}
+        own = tokens.rows(part)
+        with accelerator.autocast():
+            z = critic(own)
+        weights = batch.weights if batch.weights is None else batch.weights[part]
+        gap = gap + mean_gap(z, cut_rows(batch.targets, part, own), own.mask, weights) * (own.mask.sum() / count)
+    return {"batch_gap": gap, "scale": return_scale(batch.values[rows], tokens.mask[rows])}
 
 
 def optimizer_step(
@@ -156,31 +206,44 @@ def optimizer_step(
     accelerator: Accelerator,
     by_token: bool = True,
 ) -> tuple[float, dict[str, float], float]:
-    """One optimiser step on `rows`, in `args.gradient_accumulation_steps` micro-batches.
+    """One optimiser step on `rows`, in micro-batches of `args.per_device_train_batch_size`.
 
     Args:
-        module: The network to update.
-        optimizer: Its optimiser.
         objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
-        tokens: The whole batch.
-        rows: (R,) indices of responses.
-        args: Resolved settings.
-        accelerator: For the backward pass and the clipping of gradients.
         by_token: A micro-batch's share of the loss is its share of tokens if true, of responses if false.
 
     Returns:
         (loss, named values, norm of the gradient before clipping).
+
+    Raises:
+        NotFiniteError: If the loss or the gradient is not finite; the weights are as they were.
     """
     optimizer.zero_grad()
     total, named, count = 0.0, {}, tokens.mask[rows].sum()
-    for part in rows.chunk(args.gradient_accumulation_steps):
-        batch = tokens.rows(part)
-        loss, values = objective(batch, part)
-        of_tokens = (batch.mask.sum() / count).item()
-        share = of_tokens if by_token else len(part) / len(rows)
-        accelerator.backward(loss * share)
-        total += share * loss.item()
-        named = {k: named.get(k, 0.0) + of_tokens * v.item() for k, v in values.items()}
-    norm = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
+    with learning_mode_of(module, dropout=not args.disable_dropout):
+        for part in rows.split(args.per_device_train_batch_size):
+            own = tokens.rows(part)
+            with accelerator.autocast():
+                loss, values = objective(own, part)
+            of_tokens = (own.mask.sum() / count).item()
+            share = of_tokens if by_token else len(part) / len(rows)
+            total += share * loss.item()
+            if not math.isfinite(total):
+                raise NotFiniteError(f"the loss is {total}")
+            # Accelerate divides by its own number of accumulation steps; shares are all the scaling wanted.
+            accelerator.backward(loss * (share * accelerator.gradient_accumulation_steps))
+            named = {k: named.get(k, 0.0) + of_tokens * v.item() for k, v in values.items()}
+    norm = float(accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm or math.inf))
+    if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler of fp16 skips such a step itself
+        raise NotFiniteError(f"the gradient's norm is {norm}")
     optimizer.step()
-    return total, named, float(norm)
+    return total, named, norm
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raises:
+    NotFiniteError: If a weight is not finite.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise NotFiniteError(f"{name} is not finite")

@@ -26,8 +26,8 @@ from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import tuning as tuning_report
 from dvpo_lib.reporting.names import setting_text
-from dvpo_lib.rl.config import with_changes
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.training_settings import with_changes
 
 PARAMS = load_params(ROOT / command.SETTINGS_FILES[0], overlaid=ROOT / command.SETTINGS_FILES[1])
 

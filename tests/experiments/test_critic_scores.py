@@ -15,8 +15,8 @@ from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
-from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings
 from dvpo_lib.tasks.dialogue import DialogueSettings

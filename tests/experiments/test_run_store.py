@@ -107,7 +107,7 @@ def test_a_failed_run_leaves_the_finished_ones_and_no_half_result(toy):
 SCRIPT = """
 import sys
 from dvpo_lib.experiments.specs.training import TrainingSpec
-from dvpo_lib.rl.config import TrainingSettings
+from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.experiments.run_store import execute_specs
@@ -142,7 +142,7 @@ def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
         if kill:
             deadline = time.monotonic() + 120
-            while not list((tmp_path / name).glob("unfinished/*/state.pt")):
+            while not list((tmp_path / name).glob("unfinished/*/checkpoints/checkpoint-*")):
                 assert process.poll() is None and time.monotonic() < deadline, "ended before its first checkpoint"
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
 
     undisturbed = run("straight")
     run("killed", kill=True)
-    assert list((tmp_path / "killed").glob("unfinished/*/state.pt"))
+    assert list((tmp_path / "killed").glob("unfinished/*/checkpoints/checkpoint-*"))
     resumed = run("killed")
     names = sorted(p.name for p in undisturbed.iterdir())
     assert names == sorted(p.name for p in resumed.iterdir()) and "policy.safetensors" in names

@@ -17,8 +17,8 @@ from dvpo_lib.models.policy import PolicySettings, load_policy
 from dvpo_lib.noise.proxies import corrupt_table
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting import dialogue_tables as talks
-from dvpo_lib.rl.config import TrainingSettings
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings
 from dvpo_lib.tasks.dialogue import DialogueSettings, dialogue_token_limit

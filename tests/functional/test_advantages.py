@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import scored_batch
+from conftest import run_settings, scored_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -278,13 +278,12 @@ def test_one_head_of_one_quantile_is_ppo():
     from dvpo_lib.functional.critic_losses import CriticLossSettings
     from dvpo_lib.models.critic import CriticSettings
     from dvpo_lib.models.critic_training import critic_objective
-    from dvpo_lib.rl.config import DVPOConfig
     from dvpo_lib.rl.estimators import distributional_gae
     from dvpo_lib.rl.estimators import scalar_gae as ppo_gae
 
     mask, z = random_mask(4, 6), normal(4, 6, 1, 1, seed=1).requires_grad_()
     x = scored_batch(normal(4), mask, normal(4, 6, seed=2), z.detach(), torch.Generator())
-    for args in (DVPOConfig(beta=0.1, gamma=0.9, lam=0.8), DVPOConfig(lam=0.8, lam_critic=0.3, lam_adaptive=0.4)):
+    for args in (run_settings(beta=0.1, gamma=0.9, lam=0.8), run_settings(lam=0.8, lam_critic=0.3, lam_adaptive=0.4)):
         ours, ppos = distributional_gae(x, args), ppo_gae(x, args)
         torch.testing.assert_close(ours, ppos, rtol=1e-12, atol=1e-12)
     kappa, terms = 1e3, ("head_consistency", "tail_calibration", "mean_shift", "tail_shape", "tail_curvature")
@@ -383,11 +382,10 @@ def test_wrong_readout_settings_are_named(bad, message):
 
 def test_methods_take_their_readout_from_the_settings():
     """`dvpo` reads out as args.readout says; `dvpo_winsorised` winsorises whatever its kind, at its levels."""
-    from dvpo_lib.rl.config import DVPOConfig
     from dvpo_lib.rl.methods import METHODS
 
     def advantages(method, **readout):
-        args = DVPOConfig(method=method, lam=0.5, readout=readout)
+        args = run_settings(method=method, lam=0.5, readout=readout)
         z = normal(6, 5, 2, 16, seed=1).sort(-1).values
         return METHODS[method].advantage(scored_batch(normal(6) * 5, random_mask(6, 5), normal(6, 5), z, None), args)[0]
 
@@ -399,7 +397,7 @@ def test_methods_take_their_readout_from_the_settings():
     assert torch.equal(advantages("dvpo_winsorised", kind="distorted", distortion="cvar", level_up=0.3), band)
     torch.testing.assert_close(advantages("dvpo_winsorised", level_low=0, level_up=0), mean)
     with pytest.raises(ValueError, match="readout.level_up"):
-        DVPOConfig(readout=dict(level_up=0.9))
+        run_settings(readout=dict(level_up=0.9))
 
 
 # ---- the small ones ----

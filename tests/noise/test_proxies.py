@@ -47,7 +47,7 @@ from dvpo_lib.noise.reward_model import (
 )
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting.findings import before_training as world_findings
-from dvpo_lib.rl.config import TrainingSettings
+from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.chains import ChainSettings, accuracy_reward, final_answer
 from dvpo_lib.tasks.dialogue import DialogueSettings

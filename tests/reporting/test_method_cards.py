@@ -1,17 +1,17 @@
 """What is said of methods is what they are: read from METHODS and from the resolved settings."""
 
-from conftest import ROOT
+from conftest import ROOT, run_settings
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.reporting.method_cards import advantage_unit, method_card, methods_table
-from dvpo_lib.rl.config import DVPOConfig, MethodSettings, TrainingSettings
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings
 
 
 def test_method_card_says_what_a_method_is_made_of():
-    card = method_card("grpo", DVPOConfig(method="grpo"))
+    card = method_card("grpo", run_settings(method="grpo"))
     assert "critic: none" in card and "in the loss (k3)" in card and "groups of 8" in card
-    assert "quantiles" in method_card("ppo_clip_reward", DVPOConfig(method="ppo_clip_reward"))
+    assert "quantiles" in method_card("ppo_clip_reward", run_settings(method="ppo_clip_reward"))
 
 
 def test_settings_of_a_row_show_in_its_composition():

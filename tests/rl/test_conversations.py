@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from conftest import run_settings
+from test_trainer import update_on
 
 from dvpo_lib.functional.advantages import generalised_advantages, quantile_targets
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss
@@ -11,9 +13,7 @@ from dvpo_lib.functional.policy_losses import policy_loss, value_loss
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, token_logprobs
 from dvpo_lib.models.tokens import encode_completions
-from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
-from dvpo_lib.rl.rewards import score_completions
 from dvpo_lib.rl.rollouts import sample_answers, sample_dialogues, sample_rollouts
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks import dialogue
@@ -325,7 +325,7 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
     kind, results = METHODS[method].critic or "quantile", []
     for spoil in (False, True):
         critic = CriticSettings(kind=kind, heads=2, quantiles=16)
-        config = DVPOConfig(
+        config = run_settings(
             method=method,
             max_steps=2,
             generation_batch_size=16,
@@ -334,20 +334,22 @@ def test_every_method_trains_on_dialogues_and_sees_no_user(tokenizer, policy, re
             max_completion_length=40,
             learning_rate=1e-3,
         )
-        t = DVPOTrainer(copy.deepcopy(policy), dialogue_reward, config, records, tokenizer, reply=user_reply)
+        t = DVPOTrainer(
+            copy.deepcopy(policy), dialogue_reward, config, records, processing_class=tokenizer, reply=user_reply
+        )
         rollouts, columns = t.sample()
         assert max(segments(mask) for mask in rollouts.tokens.mask) >= 2
-        rewards = score_completions(t.reward_funcs, rollouts.prompts, rollouts.completions, columns, t.state)
+        scores = t.score(rollouts, columns)
         if spoil:
             rollouts.logprobs = spoiled(rollouts.logprobs, rollouts.tokens.mask, -5.0)
-        x = t.build_experience(rollouts, rewards)
+        x = t.build_experience(rollouts, scores)
         if spoil:
             x.reference_logprobs = spoiled(x.reference_logprobs, x.mask, -3.0)
             x.values = spoiled(x.values, x.mask, 7.0) if isinstance(x.values, torch.Tensor) else x.values
         advantages, targets = t.method.advantage(x, t.args)
         if spoil:
             advantages, targets = (None if y is None else spoiled(y, x.mask, 9.0) for y in (advantages, targets))
-        t.update(x, advantages, targets)
+        update_on(t, x, advantages, targets)
         results.append([p.clone() for m in (t.policy, t.critic) if m is not None for p in m.parameters()])
         if not spoil:
             logs = t.step()

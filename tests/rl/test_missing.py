@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import scored_batch
-from test_trainer import arm, networks, spoil, trainer
+from conftest import run_settings, scored_batch
+from test_trainer import arm, networks, spoil, trainer, update_on
 
 from dvpo_lib.functional import advantages as adv
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import encode_table, fit_critic
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
-from dvpo_lib.rl.rewards import score_completions
+from dvpo_lib.rl.rewards import Scores, score_completions
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 every_method = pytest.mark.parametrize("method", list(METHODS))
@@ -47,8 +46,8 @@ def test_a_batch_with_gaps_is_the_batch_without_these_rows(tokenizer, method):
     rows = torch.tensor([i for i in range(32) if i not in MISSING])
     whole = without.sample
 
-    def shorter(policy=None, purpose="sampling"):
-        rollouts, columns = whole(policy, purpose)
+    def shorter(policy=None, purpose="sampling", records=None):
+        rollouts, columns = whole(policy, purpose, records)
         if purpose != "sampling":
             return rollouts, columns
         return rollouts.rows(rows), {k: [v[i] for i in rows.tolist()] for k, v in columns.items()}
@@ -57,7 +56,8 @@ def test_a_batch_with_gaps_is_the_batch_without_these_rows(tokenizer, method):
     logs, other = gaps.step(), without.step()
     assert logs["missing"] == 0.5 and other["missing"] == 0
     assert logs["reward"] == pytest.approx(other["reward"])
-    for name in set(other) - {"missing", "reward_true", "length"}:  # these two are of all that was written
+    of_all = {"missing", "reward_true", "completions/mean_length", "completions/clipped_ratio"}  # scored or not
+    for name in {name for name in other if not name.startswith("rewards/")} - of_all:
         assert logs[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6, nan_ok=True), name
     for a, b in zip(parameters(gaps), parameters(without), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # Adam turns rounding into steps of up to 1e-2
@@ -70,10 +70,10 @@ def test_without_any_reward_nothing_is_learned_and_the_logs_say_so(tokenizer, me
     t = trainer(tokenizer, method, gappy(range(32)), missing_rewards=how, lr_scheduler_type="linear", max_steps=4)
     before = parameters(t)
     logs = t.step()
-    assert t.scheduler.get_last_lr()[0] == pytest.approx(0.75 * t.args.learning_rate)
+    assert t.lr_scheduler.get_last_lr()[0] == pytest.approx(0.75 * t.args.learning_rate)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(t), strict=True))
     assert logs["missing"] == 1 and math.isnan(logs["reward"]) and not [name for name in logs if "loss" in name]
-    assert 0 <= logs["reward_true"] <= 1 and t.state.global_step == 1
+    assert 0 <= logs["reward_true"] <= 1 and t.iteration == 1
     t.reward_funcs = [gappy({0})]
     assert t.step()["missing"] == 1 / 32
     assert any(not torch.equal(a, b) for a, b in zip(before, parameters(t), strict=True))
@@ -99,7 +99,7 @@ def test_groups_use_their_remaining_members(tokenizer, method):
     """A group without rewards in the middle, one with a single reward, which counts as flat."""
     t = trainer(tokenizer, method, gappy(set(range(8, 16)) | set(range(17, 24)) | {0, 5}))
     logs = t.step()
-    assert logs["missing"] == 17 / 32 and logs["flat_groups"] >= 0.33
+    assert logs["missing"] == 17 / 32 and logs["frac_reward_zero_std"] >= 0.33
     assert math.isfinite(logs["policy_loss"]) and math.isfinite(logs["policy_grad_norm"])
 
 
@@ -112,14 +112,14 @@ def test_tokens_of_a_dropped_response_change_no_update(tokenizer, method, how):
         t = trainer(tokenizer, method, missing_rewards=how)
         rollouts, _ = t.sample()
         rewards = torch.tensor([math.nan if i in MISSING else r for i, r in enumerate(arm(None, rollouts.completions))])
-        x = t.build_experience(rollouts, t.clip_rewards(rewards))
+        x = t.build_experience(rollouts, Scores(rewards, {}))
         drop = t.args.missing_rewards == "drop"
         assert x.mask.any(1).equal(x.known if drop else torch.ones(32, dtype=torch.bool))
         if poison and drop:
             for part in (x.logprobs, x.reference_logprobs, x.values):
                 spoil(part, ~x.known)
         advantages, targets = t.method.advantage(x, t.args)
-        logs = t.update(x, advantages.detach(), targets)
+        logs = update_on(t, x, advantages, targets)
         results.append((logs, parameters(t)))
     (logs, one), (other_logs, other) = results
     assert str(logs) == str(other_logs)
@@ -152,7 +152,7 @@ def test_delta_is_zero_where_the_reward_is_not_known():
 def test_an_unknown_reward_gives_no_signal_at_the_last_token(method, readout):
     """Whatever the read-out's own baseline there is; the KL penalty of that token is part of what is not known."""
     args = resolve_settings(
-        DVPOConfig(method=method, readout=readout, whiten_advantages=False, missing_rewards="bootstrap")
+        run_settings(method=method, readout=readout, whiten_advantages=False, missing_rewards="bootstrap")
     )
     generator = torch.Generator().manual_seed(0)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
@@ -173,12 +173,12 @@ def test_the_critic_learns_from_known_rewards_alone(tokenizer, method):
         t = trainer(tokenizer, method, missing_rewards="bootstrap")
         rollouts, _ = t.sample()
         rewards = torch.tensor([math.nan if i in MISSING else r for i, r in enumerate(arm(None, rollouts.completions))])
-        x = t.build_experience(rollouts, rewards)
+        x = t.build_experience(rollouts, Scores(rewards, {}))
         assert x.known.sum() == 16 and x.mask.any(1).all()
         advantages, targets = t.method.advantage(x, t.args)
         if poison:
             spoil(targets, ~x.known)
-        t.update(x, advantages, targets)
+        update_on(t, x, advantages, targets)
         results.append(parameters(t))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b) and a.isfinite().all()
@@ -200,7 +200,7 @@ def test_a_mini_batch_without_rewards_leaves_the_critic_as_it_is(tokenizer):
 
 def test_methods_without_a_critic_have_nothing_to_bootstrap_from():
     for method, row in METHODS.items():
-        found = resolve_settings(DVPOConfig(method=method, missing_rewards="bootstrap")).missing_rewards
+        found = resolve_settings(run_settings(method=method, missing_rewards="bootstrap")).missing_rewards
         assert found == ("bootstrap" if row.critic else "drop")
 
 
@@ -209,7 +209,7 @@ def test_methods_without_a_critic_have_nothing_to_bootstrap_from():
 
 def test_rewards_are_summed_over_the_functions_that_have_one():
     one, two = lambda **c: [1.0, None, None], lambda **c: [2, 5, None]  # noqa: E731
-    total = score_completions([one, two], ["p"] * 3, ["c"] * 3, {})
+    total = score_completions({"one": one, "two": two}, ["p"] * 3, ["c"] * 3, {}).rewards
     assert total[:2].tolist() == [3, 5] and total[2].isnan()
 
 

@@ -2,17 +2,19 @@
 hold what applies, micro-batches change no update, offline methods learn from the base policy's rollouts alone."""
 
 import copy
+import functools
 import math
 
 import pytest
 import torch
+from conftest import run_settings
+from transformers import PrinterCallback, TrainerCallback
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
-from dvpo_lib.rl.rewards import RewardError
+from dvpo_lib.rl.rewards import RewardError, Scores
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
@@ -43,12 +45,39 @@ def config(method="dvpo", **changes):
         learning_rate=1e-2,
         critic=critic,
     )
-    return DVPOConfig(**(base | changes))
+    return run_settings(**(base | changes))
 
 
 def trainer(tokenizer, method="dvpo", rewards=arm, **changes):
     policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
-    return DVPOTrainer(policy, rewards, config(method, **changes), PROMPTS, tokenizer, log_funcs={"reward_true": arm})
+    return quiet_trainer(policy, rewards, config(method, **changes), tokenizer, {"reward_true": arm})
+
+
+def quiet_trainer(policy, rewards, args, tokenizer, log_funcs=None, **more):
+    """A trainer on PROMPTS that prints no logs."""
+    t = DVPOTrainer(policy, rewards, args, PROMPTS, processing_class=tokenizer, log_funcs=log_funcs, **more)
+    t.remove_callback(PrinterCallback)
+    return t
+
+
+class Watcher(TrainerCallback):
+    """Calls functions of the trainer's state at events."""
+
+    def __init__(self, **events):
+        for event, function in events.items():
+            setattr(self, event, lambda args, state, control, function=function, **others: function(state) and None)
+
+
+def records_of(t):
+    """The logs of each iteration."""
+    return [logs for logs in t.state.log_history if "reward" in logs and "train_loss" not in logs]
+
+
+def update_on(t, x, advantages, targets):
+    """All optimiser steps on an experience; their logs."""
+    t.make_ready()
+    batch = t.make_batch(x, advantages, targets)
+    return [t.update(batch, rows) for rows in t.rows_of_steps(batch)]
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -57,8 +86,8 @@ def test_learns_a_token_bandit_and_moves_every_parameter(tokenizer, method):
     settings = dict(max_completion_length=1, max_steps=50) if offline else dict(learning_rate=3e-3, max_steps=40)
     t = trainer(tokenizer, method, **settings)
     before = {k: v.clone() for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
-    history = t.train(progress=False).log_history
-    rewards = [logs["reward_true"] for logs in history]  # of what the policy in training answers
+    t.train()
+    rewards = [logs["reward_true"] for logs in records_of(t)]  # of what the policy in training answers
     assert sum(rewards[:3]) / 3 < 0.65  # half of all arms pay
     assert sum(rewards[-20:]) / 20 > 0.8  # methods that clip rewards stop short of 1: rare failures are cut away too
     after = {k: v for m in (t.policy, t.critic) if m is not None for k, v in m.named_parameters()}
@@ -72,28 +101,32 @@ def networks(t):
 @pytest.mark.parametrize(
     "method, extraction", [("dvpo", "awr"), ("ppo", "awr"), ("grpo", "awr"), ("cql", "awr"), ("rfqi", "perturbed")]
 )
-@pytest.mark.parametrize("end, save_steps", [(KeyboardInterrupt, 1), (OSError, 20)])
+@pytest.mark.parametrize("end, save_steps", [(KeyboardInterrupt, 4), (KeyboardInterrupt, 3), (OSError, 80)])
 def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, end, save_steps, tmp_path):
-    """After an interruption from the last checkpoint on; after a reward function's error from this very step on."""
-    schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1)
-    straight = trainer(tokenizer, method, max_steps=4, **schedule)
-    straight.train(progress=False)
+    """After an interruption from the last checkpoint on, be it in the middle of an iteration; after a reward function's
+    error from this very step on, by the same call."""
+    schedule = dict(extraction=extraction, lr_scheduler_type="cosine", warmup_steps=1, max_steps=4)
+    straight = trainer(tokenizer, method, **schedule)
+    straight.train()
 
+    @functools.wraps(arm)
     def breaks_off(trainer_state, **columns):
-        if trainer_state.global_step == 2:
+        if trainer_state.global_step == 8:  # two iterations of 4 optimiser steps are done
             raise end("the judge is away")
         return arm(**columns)
 
-    first = trainer(tokenizer, method, breaks_off, max_steps=4, **schedule)
+    saved = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=save_steps)
+    first = trainer(tokenizer, method, breaks_off, **schedule, **saved)
     with pytest.raises(RewardError if end is OSError else end, match="the judge is away"):
-        first.train(checkpoint=tmp_path / "state.pt", save_steps=save_steps, progress=False)
+        first.train(resume_from_checkpoint=True)
     torch.manual_seed(999)  # global generators must not matter
-    second = trainer(tokenizer, method, max_steps=4, **schedule)
-    second.load_state(tmp_path / "state.pt")
-    assert second.state.global_step == 2
-    second.train(checkpoint=tmp_path / "state.pt", progress=False)
-    assert len(second.state.log_history) == 4
-    assert str(second.state.log_history) == str(straight.state.log_history)  # as text, for nan == nan
+    second = trainer(tokenizer, method, **schedule, **saved)
+    begun = []
+    second.add_callback(Watcher(on_train_begin=lambda state: begun.append(state.global_step)))
+    second.train(resume_from_checkpoint=True)
+    assert begun == [6 if save_steps == 3 else 8]
+    assert len(records_of(second)) == 4
+    assert records_of(second) == records_of(straight)
     for one, other in zip(networks(straight), networks(second), strict=True):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -119,8 +152,7 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
         t = trainer(tokenizer, method)
         rollouts, columns = t.sample()
         assert not rollouts.tokens.mask.all()
-        rewards = torch.tensor(arm(None, rollouts.completions))
-        x = t.build_experience(rollouts, rewards)
+        x = t.build_experience(rollouts, Scores(torch.tensor(arm(None, rollouts.completions)), {}))
         bad = ~x.mask
         if poison:
             for part in (x.logprobs, x.values):
@@ -130,13 +162,23 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
         if poison:
             for part in (x.reference_logprobs, advantages, targets):
                 spoil(part, bad)
-        t.update(x, advantages, targets)
+        update_on(t, x, advantages, targets)
         results.append([p.clone() for m in networks(t) for p in m.parameters()])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
 
 
-EVERY_LOG = {"step", "reward", "reward_true", "kl", "length", "flat_groups", "explained_variance", "missing"}
+EVERY_LOG = {
+    "reward",
+    "reward_std",
+    "reward_true",
+    "kl",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "frac_reward_zero_std",
+    "explained_variance",
+    "missing",
+}
 POLICY_LOGS = {"policy_loss", "policy_grad_norm", "entropy", "clip_fraction"}
 
 
@@ -145,27 +187,26 @@ def test_logs_hold_what_applies(tokenizer, method, extraction):
     """Finite where it applies; nan where a batch has no groups or no critic; absent where nothing of the kind is
     trained. The truth is logged beside the reward, which alone is learned from."""
     row, policy = METHODS[method], build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
-    t = DVPOTrainer(
+    t = quiet_trainer(
         policy,
         lambda prompts, **c: [7.0 + (len(p) % 2) for p in prompts],
         config(method, extraction=extraction),
-        PROMPTS,
         tokenizer,
-        log_funcs={"reward_true": arm},
+        {"reward_true": arm},
     )
     logs = t.step()
     trained = not (row.offline and extraction == "perturbed")
     want = EVERY_LOG | (POLICY_LOGS if trained else set()) | (set() if row.offline else {"approx_kl"})
-    found = {name for name in logs if not name.startswith("critic")}
+    found = {name for name in logs if not name.startswith(("critic", "rewards/"))}
     assert found == want
     not_finite = {name for name, value in logs.items() if not math.isfinite(value)}
-    assert ("flat_groups" in not_finite) == (not row.groups)
+    assert ("frac_reward_zero_std" in not_finite) == (not row.groups)
     assert ("explained_variance" in not_finite) == (row.critic is None)
-    assert not_finite <= {"flat_groups", "explained_variance"}
+    assert not_finite <= {"frac_reward_zero_std", "explained_variance"}
     assert ({"critic_loss", "critic_grad_norm"} <= set(logs)) == (row.critic is not None)
     assert any(name.startswith("critic/") for name in logs) == (row.critic is not None)
     assert logs["missing"] == 0
-    assert 7 <= logs["reward"] <= 8 and 0 <= logs["reward_true"] <= 1 and 1 <= logs["length"] <= 4
+    assert 7 <= logs["reward"] <= 8 and 0 <= logs["reward_true"] <= 1 and 1 <= logs["completions/mean_length"] <= 4
     if trained:
         assert 0 < logs["entropy"] <= math.log(len(tokenizer)) and 0 <= logs["clip_fraction"] <= 1
 
@@ -208,9 +249,10 @@ def test_micro_batches_change_no_update(tokenizer, method, loss):
             beta=0.1,
             entropy_coef=0.05,
         )
+        t.make_ready()
         for name in ("policy", "critic") if t.critic is not None else ("policy",):
             descent = torch.optim.SGD(getattr(t, name).parameters(), lr=0.5)
-            setattr(t, f"{name}_optimizer", t.accelerator.prepare(descent))
+            setattr(t, "optimizer" if name == "policy" else "critic_optimizer", t.accelerator.prepare(descent))
         before = [p.clone() for m in networks(t)[:2] for p in m.parameters()]
         assert not t.sample()[0].tokens.mask.all()  # lengths differ, and so do shares of tokens
         logs = t.step()
@@ -242,15 +284,12 @@ def test_offline_rollouts_come_from_the_base_policy_whatever_became_of_the_polic
     for trained in (False, True):
         seen, shown = [], []
         policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
-        t = DVPOTrainer(
+        t = quiet_trainer(
             policy,
             lambda completions, seen=seen, **c: seen.append(completions) or arm(None, completions),
             config(method, extraction=extraction),
-            PROMPTS,
             tokenizer,
-            log_funcs={
-                "truth": lambda completions, shown=shown, **c: shown.append(completions) or [0.0] * len(completions)
-            },
+            {"truth": lambda completions, shown=shown, **c: shown.append(completions) or [0.0] * len(completions)},
         )
         if trained:
             strangers(t)
@@ -258,7 +297,7 @@ def test_offline_rollouts_come_from_the_base_policy_whatever_became_of_the_polic
         base = t.sample(t.reference)[0]
         logs = t.step()
         assert seen == [base.completions] and shown == [actors[-1].completions]
-        assert logs["length"] == pytest.approx(actors[-1].tokens.mask.sum(1).float().mean().item())
+        assert logs["completions/mean_length"] == pytest.approx(actors[-1].tokens.mask.sum(1).float().mean().item())
         scored.append(seen)
         watched.append(shown)
         assert abs(logs["kl"]) < 1e-5 or trained or extraction == "perturbed"
@@ -289,7 +328,7 @@ def test_back_ups_and_advantages_read_the_target_critic(tokenizer, method, extra
         for p in t.critic.parameters():
             p.zero_()
     rollouts, _ = t.sample(t.reference)
-    x = t.build_experience(rollouts, torch.zeros(32))
+    x = t.build_experience(rollouts, Scores(torch.zeros(32), {}))
     with torch.no_grad():
         want = t.target_critic(rollouts.tokens)
     assert torch.equal(x.values.q, want.q) and torch.equal(x.values.v, want.v) and want.v.abs().max() > 0.01
@@ -339,10 +378,11 @@ def test_bad_rewards_are_named(tokenizer, rewards, message):
 
 
 def test_clear_errors_of_the_constructor(tokenizer):
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
     with pytest.raises(ValueError, match="unknown method 'nope'"):
-        trainer(tokenizer, method="dvpo", **{}).__class__(None, arm, DVPOConfig(method="nope"), PROMPTS, tokenizer)
-    with pytest.raises(ValueError, match="no column 'prompt'"):
-        DVPOTrainer(None, arm, config(), [{"question": "x"}], tokenizer)
+        quiet_trainer(policy, arm, run_settings(method="nope"), tokenizer)
+    with pytest.raises(ValueError, match="record 0 has no column 'prompt'"):
+        DVPOTrainer(policy, arm, config(), [{"question": "x"}], processing_class=tokenizer)
     with pytest.raises(ValueError, match="not a multiple of num_generations 5"):
         trainer(tokenizer, "grpo", num_generations=5)
     with pytest.raises(ValueError, match="needs a scalar critic"):
@@ -357,11 +397,11 @@ def test_reference_beyond_the_end_changes_no_update(tokenizer, method, estimator
     for poison in (False, True):
         t = trainer(tokenizer, method, kl_placement="loss", kl_estimator=estimator)
         rollouts, _ = t.sample()
-        x = t.build_experience(rollouts, torch.tensor(arm(None, rollouts.completions)))
+        x = t.build_experience(rollouts, Scores(torch.tensor(arm(None, rollouts.completions)), {}))
         advantages, targets = t.method.advantage(x, t.args)
         if poison:
             x.reference_logprobs[~x.mask] = hole
-        t.update(x, advantages, targets)
+        update_on(t, x, advantages, targets)
         results.append([p.clone() for p in t.policy.parameters()])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
@@ -380,4 +420,4 @@ def test_a_group_of_equal_rewards_is_flat_whatever_the_reward(tokenizer):
                 generation_batch_size=size,
                 max_completion_length=1,
             )
-            assert t.step()["flat_groups"] == 1, (value, size)
+            assert t.step()["frac_reward_zero_std"] == 1, (value, size)

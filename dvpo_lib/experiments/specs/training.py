@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback
 
 from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
-from dvpo_lib.rl.config import DVPOConfig, TrainingSettings, trainer_config, with_changes
+from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with_changes
 from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy
 from dvpo_lib.tasks.families import FAMILIES
 from dvpo_lib.tasks.suites import load_suites
+
+CURVE_NAMES = {  # the trainer's names of metrics: those of curves.csv
+    "reward": "reward_noisy",
+    "completions/mean_length": "length",
+    "frac_reward_zero_std": "flat_groups",
+}
+UNUSED_LOGS = {"step", "loss", "grad_norm", "learning_rate", "epoch", "reward_std", "completions/clipped_ratio"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class TrainingSpec:
         """The columns that identify this run in tables."""
         return dict(method=self.name, noise=self.noise_name, family=self.family, seed=self.seed)
 
-    def config(self) -> DVPOConfig:
+    def config(self, **more: Any) -> DVPOConfig:
         """The trainer's settings. Responses may be as long as the family's training problems need."""
         data = load_suites(self.suites)[self.family]["train"]
         return trainer_config(
@@ -61,16 +73,16 @@ class TrainingSpec:
             max_completion_length=FAMILIES[self.family].max_completion_length(data),
             critic=self.critic,
             seed=self.seed,
+            **more,
         )
 
     def execute(self, folder: Path, scratch: Path) -> None:
         """Writes the results to `folder`; keeps resumable state in `scratch`."""
-        trainer = build_trainer(self)
-        trainer.train(checkpoint=scratch / "state.pt", progress=False)
-        policy, critic, config = trainer.policy, trainer.critic, trainer.args
-        head_start = config.critic.pretrain_rollouts if self.critic_file else 0
-        curves = pd.DataFrame(trainer.state.log_history).rename(columns={"reward": "reward_noisy", "step": "iteration"})
-        curves.insert(1, "rollouts", head_start + (curves["iteration"] + 1) * config.generation_batch_size)
+        trainer = build_trainer(self, scratch / "checkpoints")
+        trainer.train(resume_from_checkpoint=True)
+        policy, critic, curves = trainer.policy, trainer.critic, learning_curve(trainer)
+        if self.critic_file:
+            curves["rollouts"] += self.critic.pretrain_rollouts
         suites, tokenizer = load_suites(self.suites), trainer.processing_class
         final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed))
         for name, table in {"curves": curves, "final": final}.items():
@@ -83,20 +95,52 @@ class TrainingSpec:
             save_file(critic.state_dict(), folder / "critic.safetensors")
 
 
-def build_trainer(spec: TrainingSpec) -> DVPOTrainer:
-    """Builds the trainer of a run, before its first step."""
+def build_trainer(spec: TrainingSpec, checkpoints: Path | None = None) -> DVPOTrainer:
+    """Builds the trainer of a run, before its first step.
+
+    Args:
+        spec: The run.
+        checkpoints: Their folder; None: nothing is written.
+    """
+    places = dict(output_dir=tempfile.gettempdir(), save_strategy="no")
+    config = spec.config(**(places if checkpoints is None else dict(output_dir=str(checkpoints))))
     policy, tokenizer = load_policy(spec.base)
     family, data = FAMILIES[spec.family], load_suites(spec.suites)[spec.family]["train"]
-    return DVPOTrainer(
+    trainer = DVPOTrainer(
         policy,
-        training_reward(spec),
-        spec.config(),
+        by_iteration(training_reward(spec), config.steps_per_iteration),
+        config,
         data,
-        tokenizer,
-        pretrained_critic(spec, policy),
-        {"reward_true": family.reward},
+        processing_class=tokenizer,
+        critic=pretrained_critic(spec, policy),
+        log_funcs={"reward_true": family.reward},
         reply=family.reply,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def learning_curve(trainer: DVPOTrainer) -> pd.DataFrame:
+    """The logs of a run, one row per iteration, under the names of curves.csv."""
+    logs = [record for record in trainer.state.log_history if "reward" in record and "train_loss" not in record]
+    curves = pd.DataFrame(logs).rename(columns=CURVE_NAMES)
+    curves["iteration"] = curves["step"] // trainer.args.steps_per_iteration - 1
+    curves["rollouts"] = (curves["iteration"] + 1) * trainer.args.generation_batch_size
+    unused = [name for name in curves if name in UNUSED_LOGS or name.startswith("rewards/")]
+    curves = curves.drop(columns=unused)
+    first = ["iteration", "rollouts", "reward_noisy", "reward_true"]
+    return curves[[*first, *sorted(name for name in curves if name not in first)]]
+
+
+def by_iteration(func: Callable, steps: int) -> Callable:
+    """A reward function whose `trainer_state.global_step` counts iterations of `steps` optimiser steps."""
+
+    @functools.wraps(func)
+    def counted(prompts, completions, trainer_state=None, **columns):
+        state = SimpleNamespace(global_step=getattr(trainer_state, "global_step", 0) // steps)
+        return func(prompts=prompts, completions=completions, trainer_state=state, **columns)
+
+    return counted
 
 
 def training_reward(spec: TrainingSpec) -> Callable:

@@ -1,0 +1,1 @@
+"""Set-up, checkpoints, prompts and logs around the trainer's loop."""

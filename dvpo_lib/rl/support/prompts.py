@@ -1,0 +1,155 @@
+"""Prompts of a run: checked before training, drawn without replacement in an order of their own each epoch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dvpo_lib.common.seeds import generator_for
+
+Record = Mapping[str, Any]
+
+
+def is_conversation(prompt) -> bool:
+    """Whether a prompt is a list of messages, not a text."""
+    return isinstance(prompt, list | tuple) and all(isinstance(message, Mapping) for message in prompt)
+
+
+def as_conversations(rollouts, prompts: Sequence) -> None:
+    """Replaces texts by messages, in place: a prompt's own, and a completion's one message of the assistant."""
+    rollouts.prompts = list(prompts)
+    rollouts.completions = [
+        [{"role": "assistant", "content": _begun(prompt) + text}] if is_conversation(prompt) else text
+        for prompt, text in zip(prompts, rollouts.completions, strict=True)
+    ]
+
+
+def _begun(prompt) -> str:
+    """The assistant's words at the end of a prompt, which its completion goes on with."""
+    return prompt[-1]["content"] if prompt[-1].get("role") == "assistant" else ""
+
+
+class PromptChecks:
+    """Errors by record number, before anything is sampled.
+
+    Args:
+        tokenizer: Of the policy.
+        longest: Tokens of a prompt at most, None if the model sets no limit.
+        template: Further arguments of the chat template.
+    """
+
+    def __init__(self, tokenizer, longest: int | None, template: dict | None = None):
+        self.tokenizer, self.longest, self.template = tokenizer, longest, template or {}
+
+    def check(self, record: Record, number: int) -> None:
+        """Raises:
+        ValueError: If the record has no prompt, an empty one, or one that leaves no room for a completion.
+        """
+        if "prompt" not in record:
+            raise ValueError(f"record {number} has no column 'prompt'; it has {sorted(record)}")
+        prompt = record["prompt"]
+        if not isinstance(prompt, str) and not is_conversation(prompt):
+            raise ValueError(f"record {number}: prompt {prompt!r} is neither a text nor a list of messages")
+        if not prompt:
+            raise ValueError(f"record {number}: the prompt is empty")
+        if self.longest is None:
+            return
+        pieces = [prompt] if isinstance(prompt, str) else [str(message) for message in prompt]
+        if sum(len(piece.encode()) for piece in pieces) + 32 * len(pieces) < self.longest:
+            return  # a token has at least a byte
+        tokens = len(self._ids(prompt))
+        if tokens > self.longest:
+            raise ValueError(
+                f"record {number}: the prompt's {tokens} tokens and max_completion_length do not fit into the model's "
+                f"positions; a prompt may have {self.longest} tokens"
+            )
+
+    def text(self, prompt) -> str:
+        """The prompt as the policy reads it: a text as it is, messages by the tokenizer's chat template.
+
+        An assistant's last message is one that the completion goes on with.
+        """
+        if isinstance(prompt, str):
+            return prompt
+        goes_on = prompt[-1].get("role") == "assistant"
+        how = dict(continue_final_message=True) if goes_on else dict(add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, **how, **self.template)
+
+    def _ids(self, prompt) -> list[int]:
+        return self.tokenizer(self.text(prompt), add_special_tokens=isinstance(prompt, str)).input_ids
+
+
+class PromptStream:
+    """Endless prompts of a dataset, epoch after epoch; any part of it can be read again.
+
+    Args:
+        dataset: `datasets.Dataset`, list of records, or an iterable without length, which is read in its own order.
+        checks: Of each record: of all before training if the dataset has a length, else as they come.
+        seed: Of the orders.
+        shuffle: A new order each epoch; else the dataset's own.
+
+    Attributes:
+        size: Records of an epoch; None if unknown.
+    """
+
+    def __init__(self, dataset, checks: PromptChecks, seed: int, shuffle: bool = True):
+        self.dataset, self.checks, self.seed, self.shuffle = dataset, checks, seed, shuffle
+        self.size = len(dataset) if hasattr(dataset, "__len__") else None
+        self._epoch, self._order = -1, None
+        self._records: Iterator[Record] | None = None  # of an iterable, and the place that it has reached
+        self._place = 0
+        if self.size == 0:
+            raise ValueError("train_dataset has no records")
+        if self.size is not None:
+            self._check_all()
+
+    def take(self, start: int, count: int) -> list[Record]:
+        """Records `start` to `start + count - 1` of the stream."""
+        if self.size is None:
+            return self._read_on(start, count)
+        places = [self._place_of(i) for i in range(start, start + count)]
+        if hasattr(self.dataset, "column_names"):  # a table is far quicker by columns
+            columns = self.dataset[places]
+            return [dict(zip(columns, values)) for values in zip(*columns.values())]
+        return [self.dataset[i] for i in places]
+
+    def _place_of(self, i: int) -> int:
+        epoch, place = divmod(i, self.size)
+        if not self.shuffle:
+            return place
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.randperm(self.size, generator=generator_for(self.seed, "prompts", epoch)).tolist()
+        return self._order[place]
+
+    def _read_on(self, start: int, count: int) -> list[Record]:
+        if self._records is None or start != self._place:
+            self._records = self._endless()
+            next(itertools.islice(self._records, start, start), None)
+        self._place = start + count
+        return list(itertools.islice(self._records, count))
+
+    def _endless(self) -> Iterator[Record]:
+        for epoch in itertools.count():
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(epoch)
+            number = -1
+            for number, record in enumerate(self.dataset):
+                self.checks.check(record, number)
+                yield record
+            if number < 0:
+                raise ValueError("train_dataset has no records")
+
+    def _check_all(self) -> None:
+        columns = getattr(self.dataset, "column_names", None)
+        if columns is None:
+            records: Sequence[Record] = self.dataset
+        elif "prompt" not in columns:
+            raise ValueError(f"train_dataset has no column 'prompt'; it has {columns}")
+        else:
+            records = [{"prompt": prompt} for prompt in self.dataset["prompt"]]
+        for number in range(self.size):
+            self.checks.check(records[number], number)

@@ -1,0 +1,228 @@
+"""The run around the loop: optimisers and schedules, progress, modes, randomness and logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dvpo_lib.common.seeds import generator_for, seed_for
+from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.models.modes import inference_mode_of
+from dvpo_lib.models.tokens import Tokens
+from dvpo_lib.rl.methods import Method
+from dvpo_lib.rl.rollouts import Rollouts
+from dvpo_lib.rl.support.checkpoints import CheckpointedTrainer
+from dvpo_lib.rl.support.completions import CompletionTable
+from dvpo_lib.rl.support.prompts import PromptStream
+
+
+class RunningTrainer(CheckpointedTrainer):
+    """What a run needs beside its loop; the constructor is `PreparedTrainer`'s.
+
+    Attributes:
+        method: The row of METHODS.
+        prompts: The training prompts.
+        group_size: Completions a prompt.
+        table: The latest completions.
+        ends: Token ids that end a response.
+    """
+
+    method: Method
+    prompts: PromptStream
+    group_size: int
+    table: CompletionTable
+    ends: list[int]
+
+    # ---- optimisers and schedules ----
+
+    def make_ready(self, checkpoint: str | None = None) -> None:
+        """Optimisers and schedule of `total_steps`, once before the first step of a run; read from a checkpoint."""
+        if checkpoint is None and self.lr_scheduler is not None and not self.is_in_train:
+            return
+        self._prepare_for_training(self.total_steps(), None, checkpoint)
+        if self.critic is not None and self.critic_optimizer is None:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.critic)
+            parameters = [p for p in self.critic.parameters() if p.requires_grad]
+            optimizer = kind(parameters, **{**arguments, "lr": self.args.critic.learning_rate})
+            self.critic, self.critic_optimizer = self.accelerator.prepare(self.critic, optimizer)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The schedule of `transformers`, but no step is taken at learning rate 0.
+
+        During warm-up step k has the rate of step k + 1 there; `constant` has a warm-up, too.
+        """
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        given = self.args.lr_scheduler_type
+        if warmup and given == "constant":
+            self.args.lr_scheduler_type = type(given)("constant_with_warmup")
+        try:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            self.args.lr_scheduler_type = given
+        if warmup and isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas = [_without_zero(factor, warmup) for factor in scheduler.lr_lambdas]
+            for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+                group["lr"] = base * factor(0)
+        return scheduler
+
+    @property
+    def policy(self) -> nn.Module:
+        """The policy that is trained."""
+        return self.model
+
+    @property
+    def policy_optimizer(self):
+        """Its optimiser."""
+        return self.optimizer
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps of one pass over the prompts; of the whole run if their number is not known."""
+        if self.prompts.size is None:
+            return self.args.max_steps
+        prompts = self.args.generation_batch_size // self.group_size
+        return self.prompts.size / prompts * self.args.steps_per_iteration
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the run: `max_steps`, or whole iterations that cover `num_train_epochs`.
+
+        Raises:
+            ValueError: If the dataset has no length and `max_steps` is not set.
+        """
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        iterations = self.args.num_train_epochs * self.steps_per_epoch / self.args.steps_per_iteration
+        return math.ceil(iterations - 1e-9) * self.args.steps_per_iteration
+
+    # ---- progress ----
+
+    def _begin(self, checkpoint: str | None, trial) -> float:
+        """Progress, optimisers and, from a checkpoint, everything else as it was; returns the number of completions."""
+        args, steps = self.args, self.total_steps()
+        epochs = math.ceil(steps / self.steps_per_epoch)
+        self._init_training_state(steps, max(1, math.ceil(self.steps_per_epoch)), epochs, checkpoint, trial)
+        self.make_ready(checkpoint)
+        self.pending = None
+        self._metrics["train"].clear()
+        self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=args.device), 0.0
+        self._initial_global_step = self._globalstep_last_logged = self.state.global_step
+        self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
+        if checkpoint is not None:
+            self._load_own_state(Path(checkpoint))
+            self._load_rng_state(checkpoint)
+        return steps / args.steps_per_iteration * args.generation_batch_size
+
+    def _after_step(self, logs: dict[str, float], learning_rate: float, trial, ignore_keys, start: float) -> None:
+        """Callbacks, logs, evaluation and checkpoints after an optimiser step, as in `transformers.Trainer`."""
+        for name, value in logs.items():
+            self.log_metric(name, value)
+        self._tr_loss += logs.get("policy_loss", logs.get("critic_loss", 0.0))
+        norm = logs.get("policy_grad_norm", logs.get("critic_grad_norm"))
+        before = self.state.epoch or 0.0
+        self.state.epoch = self.state.global_step / self.steps_per_epoch
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        rest = (norm, self.model, trial, self.state.epoch, ignore_keys, start)
+        self._maybe_log_save_evaluate(self._tr_loss, *rest, learning_rate=learning_rate)
+        done = self.state.global_step >= self.state.max_steps
+        if int(self.state.epoch + 1e-9) > int(before + 1e-9) or done:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(self._tr_loss, *rest, learning_rate=learning_rate)
+            if not done:
+                self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+
+    # ---- modes and randomness ----
+
+    @property
+    def iteration(self) -> int:
+        """Number of the generation batch that is learned from."""
+        return self.state.global_step // self.args.steps_per_iteration
+
+    def _generator(self, purpose: str, device="cpu") -> torch.Generator:
+        """A generator that depends on (seed, iteration, purpose) alone."""
+        return generator_for(self.args.seed, purpose, self.iteration, device=device)
+
+    @contextmanager
+    def dropout_stream(self) -> Iterator[None]:
+        """Global generators seeded by (seed, step) if an update uses dropout; they are as before afterwards."""
+        if self.args.disable_dropout:
+            yield
+            return
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed_for(self.args.seed, "dropout", self.state.global_step))
+            yield
+
+    @contextmanager
+    def scoring_modes(self) -> Iterator[None]:
+        """Eval mode of all networks, no gradients."""
+        with torch.no_grad(), inference_mode_of(self.model, self.critic, self.reference, self.target_critic):
+            yield
+
+    @contextmanager
+    def reference_policy(self) -> Iterator[nn.Module]:
+        """The reference: a frozen copy, or the policy with its adapters switched off."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with self.accelerator.unwrap_model(self.model).disable_adapter():
+                yield self.model
+
+    def by_micro_batch(self, function: Callable[[Tokens], Tensor | QValues], tokens: Tokens):
+        """(B, T, ...) outputs of a function of tokens, computed a micro-batch at a time; 0 beyond a row's end."""
+        parts = torch.arange(len(tokens), device=tokens.mask.device).split(self.args.per_device_train_batch_size)
+        if len(parts) == 1:
+            with self.accelerator.autocast():
+                return function(tokens)
+        whole: dict[str, Tensor] = {}
+        for rows in parts:
+            with self.accelerator.autocast():
+                found = function(tokens.rows(rows))
+            named = found if isinstance(found, QValues) else None
+            for name, x in (vars(found) if named is not None else {"": found}).items():
+                if x is None:
+                    continue
+                if name not in whole:
+                    whole[name] = x.new_zeros(tokens.mask.shape + x.shape[2:])
+                whole[name][rows, : x.shape[1]] = x
+        return type(named)(**{name: whole.get(name) for name in vars(named)}) if named is not None else whole[""]
+
+    def terminated(self, rollouts: Rollouts) -> Tensor:
+        """(B,) bool, responses that ended by themselves, not by their length."""
+        last = torch.tensor([ids[-1] if ids else -1 for ids in rollouts.completion_ids()])
+        return torch.isin(last, torch.tensor(self.ends))
+
+    # ---- logs ----
+
+    def log_metric(self, name: str, value: float) -> None:
+        """A number that is averaged until the next log, for reward functions, too."""
+        self._metrics["train"][name].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs with the means of all metrics since the last log; None if a metric applied nowhere."""
+        if "loss" in logs or "train_loss" in logs:
+            for name, values in self._metrics["train"].items():
+                known = [value for value in values if not math.isnan(value)]
+                logs[name] = sum(known) / len(known) if known else None
+            self._metrics["train"].clear()
+            if self.args.log_completions and self.is_world_process_zero():
+                folder = Path(self.args.output_dir) / "completions"
+                self.table.write(
+                    folder, self.state.global_step, self.args.num_completions_to_print, self.args.report_to
+                )
+        super().log(logs, start_time)
+
+    @property
+    def _logs(self) -> dict:
+        return self.table.columns
+
+
+def _without_zero(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    return lambda step: factor(step + 1) if step < warmup else factor(step)

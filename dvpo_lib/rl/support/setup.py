@@ -1,0 +1,197 @@
+"""Set-up of a run: TRL's constructor, optimisers and schedules, modes, randomness and logs around the loop."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from dvpo_lib.models.q_critic import PerturbedPolicy
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.methods import METHODS, resolve_settings
+from dvpo_lib.rl.rewards import RewardClassifier, function_names
+from dvpo_lib.rl.support import networks
+from dvpo_lib.rl.support.completions import CompletionTable
+from dvpo_lib.rl.support.prompts import PromptChecks, PromptStream
+from dvpo_lib.rl.support.running import RunningTrainer
+
+
+class PreparedTrainer(RunningTrainer):
+    """Everything around the loop.
+
+    Args:
+        model: Causal LM of `transformers` (trained in place), its name, or a model with adapters of `peft`.
+        reward_funcs: Functions, async functions, sequence classifiers or names of these; one or a list. A reward is a
+            number, a list of numbers (one for each token of the completion), or None if there is none.
+        args: Settings; default: those of `DVPOConfig`.
+        train_dataset: Records with a column `prompt` (text or list of messages); every other column reaches the reward
+            functions by name. A dataset without length needs `max_steps`.
+        eval_dataset: The same, for `evaluate`; or several by name.
+        processing_class: The tokenizer; default: the model's.
+        reward_processing_classes: Tokenizers of the reward models.
+        callbacks, optimizers: As in `transformers.Trainer`; `optimizers` are the policy's.
+        peft_config: Adapters of `peft`, for the policy and, by `args.critic_peft`, for the critic.
+        critic: A pretrained critic; default: a new one by `args.critic`.
+        log_funcs: Reward functions by name that are logged and never learned from (the truth under noise).
+        reply: (record, transcript so far) -> next turn of a user or a tool, None if the dialogue is over. It makes
+            dialogues of completions (see `rollouts.sample_dialogues`); only the policy's own tokens are learned from.
+        accelerator: In place of the one that `args` describe.
+
+    Attributes:
+        actor: What answers prompts: the trained policy, or the base policy with logits perturbed by Q values.
+        reference: Frozen copy of the initial policy; None without KL penalty, and if adapters are switched off instead.
+
+    Raises:
+        ValueError: If settings contradict each other, a record has no prompt, or there is no reward function.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        reward_funcs=None,
+        args: DVPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        callbacks=None,
+        optimizers=(None, None),
+        peft_config=None,
+        critic=None,
+        log_funcs: dict[str, Callable] | None = None,
+        reply: Callable | None = None,
+        accelerator=None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+            args = DVPOConfig(f"{Path(name).name}-DVPO")
+        args = resolve_settings(args)
+        self.method, self.group_size = METHODS[args.method], args.num_generations if METHODS[args.method].groups else 1
+        if args.world_size > 1:
+            raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing: records with a column 'prompt'")
+        model = networks.load_causal_lm(model, args)
+        tokenizer = networks.load_tokenizer(model, args) if processing_class is None else processing_class
+        networks.check_special_tokens(tokenizer, model)
+        checks = PromptChecks(tokenizer, _longest_prompt(model, args), args.chat_template_kwargs)
+        self.prompts = PromptStream(train_dataset, checks, args.seed, args.shuffle_dataset)
+        if args.accelerator_config.dispatch_batches is None:
+            args.accelerator_config.dispatch_batches = False  # records are no tensors: each process reads its own
+        self._set_reward_funcs(reward_funcs, reward_processing_classes, args)
+        self.log_funcs, self.reply = log_funcs or {}, reply
+        self.ends = _end_tokens(tokenizer, model)
+        model = self._build_networks(model, critic, peft_config, args)
+        config = model.config.get_text_config()
+        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+        args.router_aux_loss_coef = coefficient if args.router_aux_loss_coef is None else args.router_aux_loss_coef
+        self.aux_loss_enabled = hasattr(config, "output_router_logits") and args.router_aux_loss_coef != 0.0
+        if not self.aux_loss_enabled:
+            args.router_aux_loss_coef = 0.0
+        self._metrics = {"train": defaultdict(list)}
+        self.table = CompletionTable(args.generation_batch_size)
+        self._warned_of_missing, self._given_accelerator = False, accelerator
+        super().__init__(
+            model,
+            args,
+            data_collator=list,  # records as they are
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        device = self.accelerator.device
+        for network in (self.reference, self.critic, self.target_critic):
+            if network is not None:
+                network.to(device)
+        self._enable_checkpointing()
+        self.trains_policy, self.actor = True, self.model
+        if self.method.offline and args.extraction == "perturbed":
+            self.trains_policy, self.actor = False, PerturbedPolicy(self.model, self.critic, args.perturbation)
+
+    def _set_reward_funcs(self, funcs, tokenizers, args: DVPOConfig) -> None:
+        """Loads reward models and names all reward functions.
+
+        Raises:
+            ValueError: If there are none, or tokenizers or weights do not match them.
+        """
+        funcs = [] if funcs is None else list(funcs) if isinstance(funcs, list | tuple) else [funcs]
+        if not funcs:
+            raise ValueError("No reward source provided: pass `reward_funcs`, one function or several")
+        tokenizers = tokenizers if isinstance(tokenizers, list | tuple) else [tokenizers]
+        tokenizers = [None] * len(funcs) if tokenizers == [None] else list(tokenizers)
+        for name, values in (("reward_processing_classes", tokenizers), ("reward_weights", args.reward_weights)):
+            if values is not None and len(values) != len(funcs):
+                raise ValueError(f"the number of {name} ({len(values)}) must match that of reward_funcs ({len(funcs)})")
+        for i, func in enumerate(funcs):
+            if isinstance(func, str):
+                func = networks.load_classifier(func, args)
+            if isinstance(func, nn.Module):
+                if tokenizers[i] is None:
+                    tokenizers[i] = networks.load_tokenizer(func, args)
+                networks.check_special_tokens(tokenizers[i], func)
+                func.config.get_text_config().pad_token_id = tokenizers[i].pad_token_id  # scores are read before it
+                func.to(args.device)
+                template = args.chat_template_kwargs
+                func = RewardClassifier(func, tokenizers[i], args.per_device_train_batch_size, template)
+            funcs[i] = func
+        self.reward_funcs, self.reward_func_names = funcs, function_names(funcs)
+        self.reward_processing_classes = tokenizers
+
+    def _build_networks(self, model: nn.Module, critic, peft_config, args: DVPOConfig) -> nn.Module:
+        """Critic, reference and target critic, each from the policy as it came; returns the policy."""
+        if peft_config is None:
+            networks.train_in_float32(model)
+        if self.method.critic is not None:
+            own = peft_config or (model.active_peft_config if networks.is_peft_model(model) else None)
+            own = own if args.critic_peft else None
+            self.critic = networks.critic_of(model, critic, args.critic, args, own)
+        if self.method.offline:
+            self.target_critic = networks.frozen_copy(self.critic)
+        self.has_reference = args.beta > 0 or self.method.offline
+        if peft_config is not None:
+            model = networks.with_adapters(model, peft_config)
+        elif self.has_reference and not (networks.is_peft_model(model) and networks.adapters_change_nothing(model)):
+            self.reference = networks.frozen_copy(model)
+        return model
+
+    def _enable_checkpointing(self) -> None:
+        """Gradient checkpointing of policy and critic; it acts in updates only (see `learning_mode_of`)."""
+        if not self.args.activation_checkpointing:
+            return
+        arguments = self.args.activation_checkpointing_kwargs or {"use_reentrant": False}
+        self.args.activation_checkpointing_kwargs = arguments
+        for network in (self.model, getattr(self.critic, "backbone", None)):
+            enable = getattr(network, "activation_checkpointing_enable", None)
+            if enable is not None:
+                enable(activation_checkpointing_kwargs=dict(arguments))
+            if network is not None and networks.is_peft_model(network):
+                network.enable_input_require_grads()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self._given_accelerator is not None:
+            self.accelerator = self._given_accelerator
+
+
+def _longest_prompt(model: nn.Module, args: DVPOConfig) -> int | None:
+    """Tokens that a prompt may have beside a completion; None if the model's positions have no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    if positions <= args.max_completion_length:
+        raise ValueError(
+            f"max_completion_length ({args.max_completion_length}) leaves no room for a prompt in the model's "
+            f"{positions} positions"
+        )
+    return positions - args.max_completion_length
+
+
+def _end_tokens(tokenizer, model: nn.Module) -> list[int]:
+    """All tokens that end a response: the tokenizer's, and those of the model's generation settings."""
+    others = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    others = others if isinstance(others, list | tuple) else [others]
+    return [i for i in dict.fromkeys([tokenizer.eos_token_id, *others]) if i is not None]
