@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic
 
+from dvpo_lib.common.settings_tree import cut_text
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.training_settings import TrainingSettings, with_changes
 from dvpo_lib.tasks.chains import STEP_LETTERS
@@ -25,7 +28,58 @@ SET_BY_THE_CHAIN = {  # settings of a training run that have another place in pa
     "max_completion_length": "the length of the family's problems",
 }
 
+ROW_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+UNREADABLE_NAMES = {"none", "null", "nan", "na", "inf", "infinity", "true", "false"}  # by readers of CSV files
+NONE_MEANS = {"noises": "the row without noise", "critics": "the row of methods without a critic, null"}
+
 Problem = tuple[tuple, str]  # location (keys from the root) and message
+
+
+def unusable_values(values: Mapping[str, Any], tables: Iterable[str]) -> Iterator[Problem]:
+    """Yields values that no settings class could hold, and rows that no file or report could name.
+
+    Args:
+        values: The settings before validation.
+        tables: The sections that are tables of named rows.
+    """
+    for name, value in values.items():
+        if value is None:
+            yield (name,), "this section is empty; {} stands for its defaults"
+        if name in tables and isinstance(value, Mapping):
+            for row in value:
+                if problem := _name_problem(name, row, value[row]):
+                    yield (name, row), problem
+        yield from _unusable(value, (name,))
+
+
+def _unusable(value: Any, location: tuple) -> Iterator[Problem]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _unusable(below, (*location, key))
+    elif isinstance(value, list):
+        for place, below in enumerate(value):
+            yield from _unusable(below, (*location, place))
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        yield location, f"a {type(value).__name__} is no setting: {cut_text(str(value))}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield location, f"should be a finite number, not {value}"
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        yield location, f"holds a lone surrogate: {cut_text(ascii(value))}"
+
+
+def _name_problem(table: str, row: str, value: Any) -> str | None:
+    """Why a row cannot bear its name in files and reports; None if it can."""
+    if not ROW_NAME.fullmatch(row):
+        return "a row is named by at most 40 letters, digits and underscores, the first of them a letter"
+    if row == "none":  # in reports, "without noise" and "no critic"
+        kind = value.get("kind", "none") if isinstance(value, Mapping) else value
+        wanted = {"noises": "none", "critics": None}.get(table)
+        return None if kind in (wanted, None) else f"the name `none` belongs to {NONE_MEANS.get(table, 'no row here')}"
+    if row.lower() in UNREADABLE_NAMES:
+        return f"tables would read the name `{row}` as a missing value, a number or a truth value"
+    if (table, row) == ("critics", "constant"):
+        return "the name `constant` belongs to the baseline without a critic"
+    return None
 
 
 def contradictions(params: Any) -> Iterator[Problem]:
@@ -96,8 +150,8 @@ def _methods(params) -> Iterator[Problem]:
 def _first_line(error: ValueError) -> str:
     if isinstance(error, pydantic.ValidationError):
         first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}"
-    return str(error)
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {cut_text(repr(first['input']))}"
+    return cut_text(str(error), 400)
 
 
 def _critics(params) -> Iterator[Problem]:

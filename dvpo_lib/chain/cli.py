@@ -12,16 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import psutil
-from ruamel.yaml import YAML
 
 from dvpo_lib.chain import profiles, tune
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.runner import run_stage
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
 from dvpo_lib.common.settings_tree import ConfigError
+from dvpo_lib.common.settings_yaml import read_yaml_assignment
 from dvpo_lib.experiments.real.download import (
     GSM8K_SHA256,
     GSM8K_SOURCE,
@@ -193,14 +192,7 @@ def _raise_terminated(signum, frame) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    run_stage(chosen.stage, dict(_read_assignment(text) for text in chosen.parameter))
-
-
-def _read_assignment(text: str) -> tuple[str, Any]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise StageError(f"-p {text}: expected KEY=VALUE")
-    return key, YAML(typ="safe").load(value)
+    run_stage(chosen.stage, dict(read_yaml_assignment(text, "-p") for text in chosen.parameter))
 
 
 def _check(chosen: argparse.Namespace) -> int:

@@ -20,8 +20,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from dvpo_lib.chain.checks import SET_BY_THE_CHAIN, contradictions
-from dvpo_lib.common.settings_tree import ConfigError, did_you_mean, merge_trees, read_yaml, set_dotted, to_builtins
+from dvpo_lib.chain.checks import SET_BY_THE_CHAIN, contradictions, unusable_values
+from dvpo_lib.common.settings_tree import ConfigError, cut_text, did_you_mean, merge_trees, set_dotted, to_builtins
+from dvpo_lib.common.settings_yaml import read_yaml
 from dvpo_lib.experiments.ablation import AblationSettings
 from dvpo_lib.experiments.real.settings import RealSettings
 from dvpo_lib.models.critic import CriticSettings
@@ -149,12 +150,14 @@ def load_params(
     values = set_dotted(to_builtins(tree), changes or {})
 
     def fail(location: tuple, problem: str) -> typing.NoReturn:
-        dotted = ".".join(map(str, location))
+        dotted = cut_text(".".join(map(str, location)))
         raise ConfigError(f"{_place(files, location, changes or {})}: {dotted}: {problem}")
 
     for name in values:
         if name not in SECTIONS:
             fail((name,), f"unknown parameter{did_you_mean(name, SECTIONS)}")
+    for location, problem in unusable_values(values, TABLES):
+        fail(location, problem)
     wanted = _wanted(tracked)
     sections = {}
     for name, rows in wanted.items():
@@ -199,7 +202,7 @@ def _wanted(tracked: Iterable[str] | None) -> dict[str, list[str] | None]:
 def _validate(name: str, value: Any, fail) -> Any:
     kind = SECTIONS[name].annotation()
     try:  # through JSON: strict ("5" is no 5), and yet mappings become settings classes
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps({} if value is None else value), strict=True)
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = tuple(part for part in first["loc"] if not _is_branch(part))
@@ -209,7 +212,8 @@ def _validate(name: str, value: Any, fail) -> Any:
             fail((name, *location), f"unknown parameter{did_you_mean(location[-1], _fields(kind, location[:-1]))}")
         if first["type"] == "missing":
             fail((name, *location), "this setting is missing")
-        fail((name, *location), f"{first['msg'].replace('Input should', 'should')}, not {first['input']!r}")
+        message = cut_text(first["msg"].replace("Input should", "should"))
+        fail((name, *location), f"{message}, not {cut_text(repr(first['input']))}")
 
 
 def _is_branch(part: Any) -> bool:
@@ -236,7 +240,7 @@ def _check_references(values: dict, fail) -> None:
     for pattern, table in REFERENCES.items():
         for location, name in _matches(values, pattern.split(".")):
             if name not in values[table]:
-                fail(location, f"`{name}` is no row of `{table}`{did_you_mean(name, values[table])}")
+                fail(location, f"`{cut_text(name)}` is no row of `{table}`{did_you_mean(name, values[table])}")
 
 
 def _matches(node: Any, parts: list[str], location: tuple = ()) -> list[tuple[tuple, Any]]:

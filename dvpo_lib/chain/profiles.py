@@ -22,7 +22,8 @@ from ruamel.yaml import YAML
 from dvpo_lib.chain.exports import FINDINGS, export_results, insert_findings
 from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root
-from dvpo_lib.common.settings_tree import merge_trees, read_yaml, set_dotted
+from dvpo_lib.common.settings_tree import merge_trees, set_dotted
+from dvpo_lib.common.settings_yaml import read_yaml, read_yaml_assignment
 
 COPIED_FILES = ".synced"  # in a copy: the list of files that came from the project
 
@@ -61,7 +62,7 @@ def run_profile(chosen: argparse.Namespace) -> int:
     """
     root = project_root()
     profile = root / "profiles" / f"{chosen.name}.yaml"
-    changes = {key: YAML(typ="safe").load(value) for key, _, value in (text.partition("=") for text in chosen.set)}
+    changes = dict(read_yaml_assignment(text, "--set") for text in chosen.set)
     load_params(root / "params.yaml", overlaid=profile, changes=changes)
     workdir = (chosen.workdir or Path(tempfile.mkdtemp(prefix=f"dvpo-{chosen.name}-"))).resolve()
     sync_copy(root, workdir, profile, changes)

@@ -6,8 +6,10 @@ that its stage declares, so a failed run leaves earlier results as they were.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -79,15 +81,30 @@ def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
     Raises:
         StageError: If it does not.
     """
-    import papermill
-
     if not Path(notebook).is_file():
         raise StageError(f"{notebook}: no such notebook, though dvc.yaml lists it as a dep")
-    known = papermill.inspect_notebook(notebook)
+    known = declared_parameters(notebook)
     for key in parameters:
         if key not in known:
             names = ", ".join(known) or "none"
             raise StageError(f"{notebook}: unknown parameter {key}; its cell tagged `parameters` has: {names}")
+
+
+def declared_parameters(notebook: str) -> list[str]:
+    """The variables that the cell tagged `parameters` of a notebook sets. Its comments are not read as code.
+
+    Raises:
+        StageError: If the file is no notebook, or the cell is no valid Python.
+    """
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
+        code = ast.parse("".join(tagged[0]["source"])) if tagged else ast.Module([], [])
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+        raise StageError(f"{notebook}: the cell tagged `parameters` cannot be read: {error}") from None
+    assigned = [node for node in code.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    targets = [target for node in assigned for target in getattr(node, "targets", None) or [node.target]]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def check_kernel() -> None:

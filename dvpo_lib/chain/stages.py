@@ -23,7 +23,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from dvpo_lib.chain.params import Params, load_params
-from dvpo_lib.common.settings_tree import ConfigError, read_yaml, set_dotted, to_builtins
+from dvpo_lib.common.settings_tree import ConfigError, set_dotted, to_builtins
+from dvpo_lib.common.settings_yaml import read_yaml
 
 
 class StageError(RuntimeError):

@@ -1,43 +1,20 @@
-"""Trees of settings: YAML 1.2 files, dotted names such as `training.learning_rate`, and trees merged into trees."""
+"""Trees of settings: dotted names such as `training.learning_rate`, and trees merged into trees."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
 
 
 class ConfigError(ValueError):
     """An invalid setting; the message names its key and, if it comes from a file, file and line."""
 
 
-def read_yaml(path: str | Path) -> Any:
-    """Reads a YAML 1.2 file, in which `1e-4` is a number.
-
-    Args:
-        path: A file with a mapping at its top level.
-
-    Returns:
-        ruamel's tree, which keeps comments and line numbers.
-
-    Raises:
-        ConfigError: If the file is missing, is no valid YAML or holds no mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    try:
-        tree = YAML().load(path)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path.name}:{line}: not valid YAML: {error.problem}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path.name}:1: expected a mapping of sections")
-    return tree
+def cut_text(value: Any, limit: int = 200) -> str:
+    """A value as text for a message, cut to a length."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def to_builtins(tree: Any) -> Any:
@@ -85,7 +62,7 @@ def set_dotted(tree: Any, changes: Mapping[str, Any]) -> Any:
         *parents, last = dotted.split(".")
         parent = _descend(tree, parents, dotted, "changes: ")
         if not isinstance(parent, dict):
-            raise ConfigError(f"changes: {dotted}: `{parents[-1]}` has no settings below it")
+            raise ConfigError(f"changes: {cut_text(dotted)}: `{cut_text(parents[-1])}` has no settings below it")
         parent[last] = value
     return tree
 
@@ -123,7 +100,7 @@ def merge_trees(base: Any, top: Mapping[str, Any], *, tables: Iterable[str] = ()
 def _merge(base: Any, top: Mapping[str, Any], tables: tuple[str, ...], only_known: bool, prefix: str) -> Any:
     for key, value in top.items():
         if only_known and key not in base:
-            raise ConfigError(f"{prefix}{key}: there is no such setting{did_you_mean(key, base)}")
+            raise ConfigError(f"{cut_text(f'{prefix}{key}')}: there is no such setting{did_you_mean(key, base)}")
         if not (isinstance(value, Mapping) and isinstance(base.get(key), dict)):
             base[key] = value
             continue
@@ -138,7 +115,7 @@ def _merge(base: Any, top: Mapping[str, Any], tables: tuple[str, ...], only_know
 def _descend(tree: Any, parts: Iterable[str], dotted: str, place: str = "") -> Any:
     for part in parts:
         if not isinstance(tree, Mapping) or part not in tree:
-            raise ConfigError(f"{place}{dotted}: there is no `{part}`{did_you_mean(part, tree)}")
+            raise ConfigError(f"{place}{cut_text(dotted)}: there is no `{cut_text(part)}`{did_you_mean(part, tree)}")
         tree = tree[part]
     return tree
 

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from dvpo_lib.chain import cli
 from dvpo_lib.chain.cli import COMMANDS, EXAMPLES, build_parser, main
 
 
@@ -48,3 +49,32 @@ def test_outside_a_project_the_error_is_one_line(tmp_path, monkeypatch, capsys):
     assert (
         shown.startswith("error: ") and "no dvc.yaml with a params.yaml beside it" in shown and shown.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("x", "expected KEY=VALUE"),
+        ("=1", "expected KEY=VALUE"),
+        ("x=[1", "-p x:1: not valid YAML"),
+        ("x=" + "[" * 3000, "nested deeper than 30 levels"),
+        ("x=2024-01-31", "-p x:1: a date is no setting"),
+        ("x=*a", "aliases are not supported"),
+        ("x=" + "9" * 5000, "too many digits"),
+        ("x=\0", "not valid YAML"),
+        ("y" * 10_000, "expected KEY=VALUE"),
+    ],
+    ids=range(9),
+)
+def test_a_broken_parameter_is_one_short_error(argument, message, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_stage", lambda *_: pytest.fail("the stage ran"))
+    assert main(["run", "critics", "-p", argument]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line and len(line) < 350
+
+
+def test_parameters_are_yaml_1_2(monkeypatch):
+    found = {}
+    monkeypatch.setattr(cli, "run_stage", lambda stage, parameters: found.update(parameters))
+    assert main(["run", "critics", "-p", "x=1e-4", "-p", "y=[a, 'b=c', null]", "-p", "z=k=v"]) == 0
+    assert found == {"x": 1e-4, "y": ["a", "b=c", None], "z": "k=v"}

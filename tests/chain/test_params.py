@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 from conftest import ROOT
@@ -62,6 +63,58 @@ def test_one_error_names_file_line_and_key(tmp_path, change, message):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, TEXT.replace(*change))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+LONG = "x" * 300
+UNUSABLE = {
+    "an emptied section": ("methods:\n  ppo: {critic: scalar}\n", "methods:\n", 10, "methods: this section is empty"),
+    "an emptied value": ("seeds: 4", "seeds:", 2, "seeds: this section is empty"),
+    "a date": ("seeds: 4", "seeds: 2024-01-31", 2, "seeds: a date is no setting"),
+    "a date in a list": ("[none, flip]", "[none, 2024-01-31]", 4, "train_noises: a date is no setting"),
+    "a tag": ("seeds: 4", "seeds: !!python/name:os.system 4", 2, "seeds: tags such as"),
+    "not a number": ("rate: 3e-1", "rate: .nan", 9, "noises.flip.rate: should be a finite number"),
+    "infinity": ("rate: 3e-1", "rate: 1e999", 9, "noises.flip.rate: should be a finite number"),
+    "many digits": ("seed: 1", f"seed: {'9' * 5000}", 1, "seed: this number has too many digits"),
+    "a lone surrogate": ("[none, flip]", '[none, "\\ud800"]', 4, "train_noises.1: holds a lone surrogate"),
+    "a NUL": ("seeds: 4", "seeds: \0", 2, "not valid YAML"),
+    "aliases": ("seeds: 4", "seeds: &a [1]\nseed2: *a", 3, "seed2: aliases are not supported"),
+    "a nested list": ("seeds: 4", "seeds: " + "[" * 3000, 2, "seeds: nested deeper than 30 levels"),
+    "a nested mapping": ("seeds: 4", "seeds: " + "{a: " * 3000, 2, "nested deeper than 30 levels"),
+    "a collection as key": ("seeds: 4", "? [a]\n: 4", 2, "a key should be a text"),
+    "a long value": ("seeds: 4", f"seeds: {'y' * 100_000}", 2, "seeds: should be a valid integer"),
+    "many values": ("seeds: 4", f"seeds: [{'1,' * 20_000}]", 2, "seeds: more than 10,000 values"),
+    "a huge file": ("seeds: 4", f"seeds: {'y' * 1_000_000}", 1, "the file has"),
+    "a path as name": ("  flip:\n", "  ../../x:\n", 7, "noises.../../x: a row is named by"),
+    "an empty name": ("  flip:\n", "  '':\n", 7, "noises.: a row is named by"),
+    "a long name": ("  flip:\n", f"  {LONG}:\n", 7, "a row is named by"),
+    "a dotted name": ("  flip:\n", "  a.b:\n", 7, "noises.a.b: a row is named by"),
+    "a name read as missing": ("  flip:\n", "  NA:\n", 7, "noises.NA: tables would read the name"),
+    "noise named none": ("none: {kind: none}", "none: {kind: flip}", 6, "noises.none: the name `none` belongs to"),
+    "method named none": ("  ppo:", "  none:", 11, "methods.none: the name `none` belongs to"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_what_no_setting_can_be_is_one_short_error_within_a_second(tmp_path, old, new, line, message):
+    assert old in TEXT
+    start = time.process_time()
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, TEXT.replace(old, new))
+    assert time.process_time() - start < 1
+    assert str(error.value).startswith(f"params.yaml:{line}: ") and message in str(error.value)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_aliases_that_explode_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
+    with pytest.raises(ConfigError, match=r"params.yaml:2: a1: aliases are not supported"):
+        load(tmp_path, "\n".join(lines))
+
+
+def test_a_file_that_is_not_utf8_is_named_with_line_and_key(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(TEXT.replace("seeds: 4", "seeds: \u00e9").encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"^params.yaml:2: seeds: not valid UTF-8"):
+        load_params(tmp_path / "params.yaml", TRACKED)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -189,3 +189,22 @@ def test_source_notebook_is_clean(path):
         name: found["inferred_type_name"] for name, found in parameters.items()
     }
     assert parameters["stage"]["default"].strip("\"'") in read_stages(ROOT)
+
+
+def test_comments_of_the_parameters_cell_are_not_read_as_code(tmp_path):
+    source = [
+        "# seed = 1 = 2, an equals sign in a comment\n",
+        "stage = 'a = b'  # a == b\n",
+        "out: str = None\n",
+        "pair = (\n    1,  # x = y\n)\n",
+    ]
+    tagged = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    notebook = tmp_path / "n.ipynb"
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": []}, tagged]}))
+    assert runner.declared_parameters(notebook) == ["stage", "out", "pair"]
+    runner.check_parameters(notebook, {"stage": "x", "pair": 1})
+    with pytest.raises(StageError, match="unknown parameter seed"):
+        runner.check_parameters(notebook, {"seed": 1})
+    notebook.write_text("no notebook")
+    with pytest.raises(StageError, match="cannot be read"):
+        runner.declared_parameters(notebook)

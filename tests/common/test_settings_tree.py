@@ -10,10 +10,10 @@ from dvpo_lib.common.settings_tree import (
     get_dotted,
     merge_trees,
     nest_dotted,
-    read_yaml,
     set_dotted,
     to_builtins,
 )
+from dvpo_lib.common.settings_yaml import read_yaml
 
 
 def test_yaml_is_read_as_version_1_2(tmp_path):

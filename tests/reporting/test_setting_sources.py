@@ -4,7 +4,8 @@ import dataclasses
 
 from conftest import ROOT
 
-from dvpo_lib.common.settings_tree import read_yaml, to_builtins
+from dvpo_lib.common.settings_tree import to_builtins
+from dvpo_lib.common.settings_yaml import read_yaml
 from dvpo_lib.reporting.setting_sources import SETTING_SECTIONS, SETTING_SOURCES, settings_table
 
 
