@@ -20,6 +20,7 @@ from dvpo_lib.functional.quantile_huber import quantile_huber, quantile_huber_at
 from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles, split_tails, tail_count
 
 Weight = Annotated[float, Field(ge=0)]
+ROUNDING = 2e-6  # differences between quantiles that the ratchets ignore, times mean and deviation of the returns
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -168,34 +169,67 @@ def mean_gap(z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor 
     return (gap if w is None else gap * w).mean(0)
 
 
-def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
+def tail_shape(
+    q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None
+) -> Tensor:
     """(..., M) to (...): relu(var_low(q) - var_low(ref)) + relu(var_up(ref) - var_up(q)) (paper; reconstructed).
 
     Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink. At q = ref the
-    gradient is 0. (That of clamp would be 1, and push at every first step.)
+    gradient is 0. (That of clamp would be 1, and push at every first step.) Differences that quantiles equal up to
+    `ROUNDING` can have count as 0.
+
+    Args:
+        q: Monotone quantiles, return units.
+        ref: Monotone quantiles to compare with.
+        lower_mass: Mass of the lower tail.
+        upper_mass: Mass of the upper tail.
+        scale: (2,) by `return_scale`; None: of `ref`.
     """
+    rounding = _rounding(ref, scale)
 
     def variance(x: Tensor) -> Tensor:  # Tensor.var is several times slower on short rows
         return (x - x.mean(-1, keepdim=True)).square().mean(-1)
 
     (low_q, up_q), (low_ref, up_ref) = (map(variance, split_tails(x, lower_mass, upper_mass)) for x in (q, ref))
-    return F.relu(low_q - low_ref) + F.relu(up_ref - up_q)
+    low, up = (2 * rounding * v.sqrt() + rounding**2 for v in (low_ref, up_ref))  # of variances
+    return _above(low_q - low_ref, low) + _above(up_ref - up_q, up)
 
 
-def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float) -> Tensor:
+def tail_curvature(
+    q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None
+) -> Tensor:
     """(..., M) to (...): mean of relu(d2(ref) - d2(q)) over each tail, summed over both (paper; formula reconstructed).
 
     d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, since a mean of d2 telescopes to its end slopes. A heavy lower
     tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference with fewer than 3 quantiles counts as
-    flat.
+    flat. Differences that quantiles equal up to `ROUNDING` can have count as 0: M^2 magnifies them.
+
+    Args:
+        q: Monotone quantiles, return units.
+        ref: Monotone quantiles to compare with.
+        lower_mass: Mass of the lower tail.
+        upper_mass: Mass of the upper tail.
+        scale: (2,) by `return_scale`; None: of `ref`.
     """
+    rounding = 4 * q.shape[-1] ** 2 * _rounding(ref, scale)  # of second differences
 
     def second_differences(x: Tensor) -> Iterator[Tensor]:
         m = x.shape[-1]
         return (t.diff(n=2) * m**2 if m >= 3 else x.new_zeros(1) for t in split_tails(x, lower_mass, upper_mass))
 
     pairs = zip(second_differences(q), second_differences(ref))
-    return sum(F.relu(theirs - own).mean(-1) for own, theirs in pairs)
+    return sum(_above(theirs - own, rounding).mean(-1) for own, theirs in pairs)
+
+
+def _rounding(ref: Tensor, scale: Tensor | None) -> Tensor:
+    """0-dim: the largest difference between quantiles that is no more than rounding, return units."""
+    centre, spread = return_scale(ref) if scale is None else scale.detach().to(ref)
+    return ROUNDING * (centre.abs() + spread)
+
+
+def _above(x: Tensor, threshold: Tensor) -> Tensor:
+    """x if it exceeds the threshold, else 0, with gradient 0."""
+    return torch.where(x > threshold, x, 0.0)
 
 
 def head_consistency(q: Tensor) -> Tensor:
@@ -276,8 +310,8 @@ def critic_loss(
         terms["mean_shift"] = mean_shift(z.mean(-1), g.mean(-1), w, batch_gap)
     shape_average = average if cfg.shape_reference == "sample" else torch.mean
     if cfg.tail_shape:
-        terms["tail_shape"] = shape_average(tail_shape(q, ref, *masses))
+        terms["tail_shape"] = shape_average(tail_shape(q, ref, *masses, scale))
     if cfg.tail_curvature:
-        terms["tail_curvature"] = shape_average(tail_curvature(q, ref, *masses))
+        terms["tail_curvature"] = shape_average(tail_curvature(q, ref, *masses, scale))
     total = terms["quantile_huber"] + sum(getattr(cfg, k) * v for k, v in terms.items() if k != "quantile_huber")
     return total, {k: v.detach() for k, v in terms.items()}

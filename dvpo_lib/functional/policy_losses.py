@@ -5,10 +5,13 @@ Tensors are (B, T). Masked positions may hold anything, NaN included, and get no
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+EXACT_BELOW = 20.0  # largest argument of an exponential that is not extended by its tangent
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -41,10 +44,17 @@ def value_loss(
     return 0.5 * error.mean()
 
 
+def bounded_exp(x: Tensor) -> Tensor:
+    """exp(x) up to `EXACT_BELOW`, its tangent beyond: finite, with a finite gradient of the right sign."""
+    exact = x.clamp(max=EXACT_BELOW).exp()
+    return torch.where(x > EXACT_BELOW, math.exp(EXACT_BELOW) * (1 + x - EXACT_BELOW), exact)
+
+
 def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
     """Per-token estimate of KL(pi || ref) from samples of pi (Schulman 2020), in nats.
 
-    With d = logp - ref_logp: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d.
+    With d = logp - ref_logp: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d, its exponential by `bounded_exp`. In a loss k1
+    penalises nothing: the expectation of its gradient is 0.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -55,7 +65,7 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Literal["k1", "k2", "k3"])
     if kind == "k2":
         return d**2 / 2
     if kind == "k3":
-        return torch.exp(-d) - 1 + d
+        return bounded_exp(-d) - 1 + d
     raise ValueError(f"unknown estimator {kind!r}: k1, k2 or k3")
 
 
@@ -112,7 +122,7 @@ def policy_loss(
     zero = torch.zeros_like(logp)
     log_ratio = torch.where(mask, logp - torch.where(mask, old_logp, zero), zero)
     advantages = torch.where(mask, advantages, zero)
-    ratio = log_ratio.exp()
+    ratio = bounded_exp(log_ratio)
     clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
     loss = aggregate_loss(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
     with torch.no_grad():
