@@ -169,9 +169,7 @@ def mean_gap(z: Tensor, targets: Tensor, mask: Tensor, response_weights: Tensor 
     return (gap if w is None else gap * w).mean(0)
 
 
-def tail_shape(
-    q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None
-) -> Tensor:
+def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None) -> Tensor:
     """(..., M) to (...): relu(var_low(q) - var_low(ref)) + relu(var_up(ref) - var_up(q)) (paper; reconstructed).
 
     Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink. At q = ref the
@@ -195,9 +193,7 @@ def tail_shape(
     return _above(low_q - low_ref, low) + _above(up_ref - up_q, up)
 
 
-def tail_curvature(
-    q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None
-) -> Tensor:
+def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None) -> Tensor:
     """(..., M) to (...): mean of relu(d2(ref) - d2(q)) over each tail, summed over both (paper; formula reconstructed).
 
     d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, since a mean of d2 telescopes to its end slopes. A heavy lower

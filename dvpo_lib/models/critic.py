@@ -1,39 +1,45 @@
-"""Critics: N heads of M quantiles at every response token, on a copy of the policy's backbone.
+"""Critics: N heads of M quantiles at every response token, on a backbone of their own or the policy's.
 
 One head of one quantile is PPO's scalar critic.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.q_losses import QSettings
 from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, quantiles_from_increments
-from dvpo_lib.models.heads import small_head
+from dvpo_lib.models.architectures import PolicyReference, copy_backbone, hidden_states, text_backbone
+from dvpo_lib.models.heads import LightHeads, in_float32, small_head
+from dvpo_lib.models.modes import inference_mode_of
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.models.tokens import Tokens
 
 
 class Critic(nn.Module):
-    """N heads of M quantiles of the return at every completion token, on a copy of the policy's backbone.
+    """N heads of M quantiles of the return at every completion token.
 
-    The value at token t is that of the state before it, so it is read at the previous position. Heads start from
-    independent random weights: equal heads would stay equal.
+    The heads read the hidden states of a backbone: a copy of the policy's, the first layers of it, or the policy
+    itself, whose hidden states then carry no gradient. The value at token t is that of the state before it, so it is
+    read at the previous position. Heads start from independent random weights: equal heads would stay equal.
 
     Args:
-        policy: Causal LM to copy the backbone from.
+        policy: Causal LM to copy the backbone from, or to read.
         heads: N.
         quantiles: M; one head of one quantile is a scalar critic.
         crossing: "rearrange" leaves head outputs free (losses and read-outs sort them), "increments" builds monotone
             heads from positive steps.
         seed: Of the heads' weights.
+        backbone: "own", a copy, or "policy": the policy is neither trained nor saved with the critic.
+        layers: First layers of a backbone of its own to keep; None: all.
+        head: "linear", or "mlp": each head a network with one hidden layer.
+        head_width: Width of that layer.
     """
 
     def __init__(
@@ -43,12 +49,21 @@ class Critic(nn.Module):
         quantiles: int = 1,
         crossing: Literal["rearrange", "increments"] = "rearrange",
         seed: int = 0,
+        *,
+        backbone: Literal["own", "policy"] = "own",
+        layers: int | None = None,
+        head: Literal["linear", "mlp"] = "linear",
+        head_width: int = 64,
     ):
         super().__init__()
-        self.backbone = copy.deepcopy(policy.base_model)
+        self.backbone = copy_backbone(policy, layers) if backbone == "own" else None
+        self.policy = PolicyReference(policy if backbone == "policy" else None)
         self.heads, self.quantiles, self.crossing = heads, quantiles, crossing
         generator = torch.Generator().manual_seed(seed)
-        self.head = small_head(policy, heads * quantiles, generator)
+        if head == "linear":
+            self.head = small_head(policy, heads * quantiles, generator)
+        else:
+            self.head = LightHeads(policy, heads, quantiles, head_width, generator)
         with torch.no_grad():
             # Quantiles start in order and each head in its own place, so that heads differ from the first step on.
             offset = torch.randn(heads, 1, generator=generator) * 0.1 * (heads > 1)
@@ -69,12 +84,19 @@ class Critic(nn.Module):
         self.head.bias.copy_(q.repeat(self.heads))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """(B, T, N, M) head outputs, return units; monotone in M if built from increments."""
-        inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
-        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
-        z = self.head(hidden[:, -tokens.completion_length :].float())
+        """(B, T, N, M) head outputs, float32, return units; monotone in M if built from increments."""
+        z = in_float32(self.head, self._states(tokens)[:, -tokens.completion_length :])
         z = z.unflatten(-1, (self.heads, self.quantiles))
         return quantiles_from_increments(z) if self.crossing == "increments" and self.quantiles > 1 else z
+
+    def _states(self, tokens: Tokens) -> Tensor:
+        """Hidden states up to the last token but one: nothing is read at the last."""
+        inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}
+        if self.backbone is not None:
+            return hidden_states(self.backbone, inputs)
+        policy = self.policy()
+        with torch.no_grad(), inference_mode_of(policy):
+            return hidden_states(text_backbone(policy), inputs)
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -90,6 +112,10 @@ class CriticSettings:
     heads: Annotated[int, Field(ge=1)] = 3  # N, of a quantile critic
     quantiles: Annotated[int, Field(ge=8)] = 200  # M, of a quantile critic and of robust_q's outcome
     crossing: Literal["rearrange", "increments"] = "rearrange"  # sorted afterwards, or built monotone (smooth returns)
+    backbone: Literal["own", "policy"] = "own"  # a copy of the policy's, or its hidden states without gradients
+    layers: Annotated[int, Field(ge=1)] | None = None  # first layers of a backbone of its own to keep; null: all
+    head: Literal["linear", "mlp"] = "linear"  # or networks with one hidden layer, a critic's only
+    head_width: Annotated[int, Field(ge=1)] = 64  # width of that layer
     bootstrap: Literal["poisson", "equal"] = "poisson"  # per-head weights of responses: they keep heads different
     loss: CriticLossSettings = CriticLossSettings()  # the terms of the quantile critic's loss
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
@@ -100,9 +126,18 @@ class CriticSettings:
     reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are clipped; 0: off
     batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
 
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        if self.backbone == "policy" and self.layers is not None:
+            raise ValueError("layers: only a backbone of its own can be cut, not the policy's (backbone: policy)")
+        for name in ("backbone", "head"):
+            if self.kind.endswith("_q") and getattr(self, name) not in ("own", "linear"):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not possible for critics of kind {self.kind}")
+        return self
+
 
 def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic | QCritic:
-    """Builds a critic on a copy of the policy's backbone.
+    """Builds a critic on a copy of the policy's backbone, or on the policy's hidden states.
 
     Args:
         policy: Causal LM of `transformers`.
@@ -117,11 +152,12 @@ def build_critic(policy, cfg: CriticSettings, seed: int) -> Critic | QCritic:
         >>> critic(encode_completions(tokenizer, ["2 + 2 ="], ["4"])).shape  # (B, T, N, M)
         torch.Size([1, 2, 3, 50])
     """
-    if cfg.kind == "scalar":
-        return Critic(policy, seed=seed)
     if cfg.kind.endswith("_q"):
-        return QCritic(policy, cfg.quantiles if cfg.kind == "robust_q" else 0, seed)
-    return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed)
+        return QCritic(policy, cfg.quantiles if cfg.kind == "robust_q" else 0, seed, cfg.layers)
+    parts = dict(backbone=cfg.backbone, layers=cfg.layers, head=cfg.head, head_width=cfg.head_width)
+    if cfg.kind == "scalar":
+        return Critic(policy, seed=seed, **parts)
+    return Critic(policy, cfg.heads, cfg.quantiles, cfg.crossing, seed, **parts)
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:

@@ -21,7 +21,9 @@ from dvpo_lib.functional.critic_losses import critic_loss
 from dvpo_lib.functional.policy_losses import value_loss
 from dvpo_lib.functional.q_losses import QValues, q_loss
 from dvpo_lib.functional.quantiles import ensemble_quantiles, sort_quantiles
+from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.critic import Critic, CriticSettings
+from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
@@ -191,28 +193,29 @@ def fit_critic(
     critic.start_from(targets[tokens.mask])
     generator = generator_for(seed, "critic fitting")
     weights = bootstrap_weights(cfg, len(tokens), generator)
+    train_in_float32(critic)
     optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
     steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
     batches, history, pending = shuffled_batches(len(tokens), cfg.batch_size, generator), [], []
     with_reference = cfg.kind == "quantile" and cfg.loss.uses_reference
-    critic.train()
     for step in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=2):
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
-            with torch.no_grad():
+            with torch.no_grad(), inference_mode_of(critic):
                 old = [sort_quantiles(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
         rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
-        loss, terms = critic_objective(
-            critic(batch),
-            targets[rows, : batch.completion_length],
-            batch.mask,
-            cfg,
-            reference,
-            None if weights is None else weights.to(device)[rows],
-        )
-        optimizer.zero_grad()
-        loss.backward()
+        with learning_mode_of(critic):  # dropout off: it would draw from global generators
+            loss, terms = critic_objective(
+                critic(batch),
+                targets[rows, : batch.completion_length],
+                batch.mask,
+                cfg,
+                reference,
+                None if weights is None else weights.to(device)[rows],
+            )
+            optimizer.zero_grad()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
         optimizer.step()
         history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
@@ -244,7 +247,8 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
     tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))
-        out = critic(batch)
+        with inference_mode_of(critic):
+            out = critic(batch)
         z = (out.v[..., None] if isinstance(out, QValues) else ensemble_quantiles(out)).cpu()
         values += [z[i, mask].numpy() for i, mask in enumerate(batch.mask.cpu())]
     return values

@@ -16,6 +16,8 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dvpo_lib.models.architectures import accepted_inputs, hidden_states_and_head, text_config
+from dvpo_lib.functional.token_chunks import fits_one_chunk, map_token_chunks
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
 MICRO_BATCHES = 3  # per batch of supervised training
@@ -86,27 +88,47 @@ def load_policy(name_or_path: str):
 
 def token_logits(policy, tokens: Tokens) -> Tensor:
     """(B, T, V) logits that predict each completion token, from the position before it."""
-    keep = tokens.completion_length
-    inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}  # nothing is read at the last token
-    return policy(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:]
+    inputs = _forward_inputs(policy, tokens)
+    return policy(**inputs, use_cache=False).logits[:, -tokens.completion_length :]
+
+
+def _forward_inputs(policy, tokens: Tokens) -> dict:
+    """Inputs up to the last token but one: nothing is read at the last."""
+    inputs = {name: x[:, :-1] for name, x in tokens.model_inputs().items()}
+    return accepted_inputs(policy, inputs | dict(logits_to_keep=tokens.completion_length))
 
 
 def token_logprobs(
-    policy, tokens: Tokens, temperature: float = 1.0, learn_entropy: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, entropies) of the completion tokens, both (B, T), in nats.
+    policy, tokens: Tokens, temperature: float = 1.0, with_entropy: bool = False, learn_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(log-probabilities, entropies) of the completion tokens, both (B, T), float32, in nats.
+
+    Logits of a large vocabulary are computed from hidden states, a chunk of tokens at a time, in the backward pass
+    again: no (B, T, V) tensor is made. If a model's logits are no known function of its hidden states, its own logits
+    are read in chunks.
 
     Args:
         policy: Causal LM.
         tokens: B prompts and completions.
         temperature: Of the distribution, as in sampling.
+        with_entropy: Entropies are None if false.
         learn_entropy: Gradients flow through the entropies if true.
     """
-    logp = (token_logits(policy, tokens).float() / temperature).log_softmax(-1)
-    chosen = tokens.input_ids[:, -tokens.completion_length :, None]
-    with torch.set_grad_enabled(torch.is_grad_enabled() and learn_entropy):
-        entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, chosen).squeeze(-1), entropy
+
+    def read_chunk(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        logp = (logits_of(states).float() / temperature).log_softmax(-1)
+        entropy = None
+        if with_entropy or learn_entropy:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learn_entropy):
+                entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, chosen[..., None]).squeeze(-1), entropy
+
+    length, numbers = tokens.completion_length, getattr(text_config(policy), "vocab_size", 0)
+    found = None
+    if not fits_one_chunk(tokens.mask.numel(), max(1, numbers)):
+        found = hidden_states_and_head(policy, _forward_inputs(policy, tokens))
+    states, logits_of = found or (token_logits(policy, tokens), lambda logits: logits)
+    return map_token_chunks(read_chunk, numbers or states.shape[-1], states[:, -length:], tokens.input_ids[:, -length:])
 
 
 def fit_language_model(

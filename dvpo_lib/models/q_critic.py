@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from dvpo_lib.functional.q_losses import QValues
 from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, sort_quantiles
-from dvpo_lib.models.heads import small_head
+from dvpo_lib.models.architectures import accepted_inputs, copy_backbone, hidden_states, text_config
+from dvpo_lib.functional.token_chunks import map_token_chunks
+from dvpo_lib.models.heads import in_float32, small_head
 from dvpo_lib.models.tokens import Tokens
 
 
@@ -24,13 +25,14 @@ class QCritic(nn.Module):
         policy: Causal LM to copy the backbone from.
         quantiles: M of the outcome; 0 for no outcome head.
         seed: Of the heads' weights.
+        layers: First layers of the backbone to keep; None: all.
     """
 
-    def __init__(self, policy, quantiles: int = 0, seed: int = 0):
+    def __init__(self, policy, quantiles: int = 0, seed: int = 0, layers: int | None = None):
         super().__init__()
-        self.backbone = copy.deepcopy(policy.base_model)
+        self.backbone = copy_backbone(policy, layers)
         generator = torch.Generator().manual_seed(seed)
-        self.q = small_head(policy, 2 * policy.config.vocab_size, generator)
+        self.q = small_head(policy, 2 * text_config(policy).vocab_size, generator)
         self.state, self.v = small_head(policy, 2, generator), small_head(policy, 1, generator)
         self.outcome = small_head(policy, quantiles, generator) if quantiles else None
 
@@ -44,19 +46,24 @@ class QCritic(nn.Module):
             self.outcome.bias.copy_(quantile_at_level(x.expand(count, -1), midpoint_levels(count, device=x.device)))
 
     def state_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., width) hidden states to (Q (..., 2, V), V (...))."""
-        hidden = hidden.float()
-        return self.q(hidden).unflatten(-1, (2, -1)) + self.state(hidden)[..., None], self.v(hidden).squeeze(-1)
+        """(..., width) hidden states to (Q (..., 2, V), V (...)), float32."""
+        q = in_float32(self.q, hidden).unflatten(-1, (2, -1))
+        return q + in_float32(self.state, hidden)[..., None], in_float32(self.v, hidden).squeeze(-1)
 
     def forward(self, tokens: Tokens) -> QValues:
-        """Predictions at every completion token."""
+        """Predictions at every completion token, float32."""
         length = tokens.completion_length
-        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state[:, -length - 1 :]
-        q, v = self.state_values(hidden[:, :-1])
-        taken = tokens.input_ids[:, -length:, None, None].expand(*q.shape[:-1], 1)
-        chosen = q.gather(-1, taken).squeeze(-1)
-        outcome = None if self.outcome is None else sort_quantiles(self.outcome(hidden[:, 1:].float()))
-        return QValues(chosen, q.amin(-2).amax(-1), v, (q.logsumexp(-1) - chosen).mean(-1), outcome)
+        hidden = hidden_states(self.backbone, tokens.model_inputs())[:, -length - 1 :]
+        numbers = self.q.out_features
+        values = map_token_chunks(self._values_of_tokens, numbers, hidden[:, :-1], tokens.input_ids[:, -length:])
+        outcome = None if self.outcome is None else sort_quantiles(in_float32(self.outcome, hidden[:, 1:]))
+        return QValues(*values, outcome)
+
+    def _values_of_tokens(self, hidden: Tensor, taken: Tensor) -> tuple[Tensor, ...]:
+        """All that `QValues` holds but the outcome, for tokens `taken` (...) in states `hidden` (..., width)."""
+        q, v = self.state_values(hidden)
+        chosen = q.gather(-1, taken[..., None, None].expand(*q.shape[:-1], 1)).squeeze(-1)
+        return chosen, q.amin(-2).amax(-1), v, (q.logsumexp(-1) - chosen).mean(-1)
 
 
 class PairedCaches(NamedTuple):
@@ -92,7 +99,7 @@ class PerturbedPolicy(nn.Module):
         """Logits (B, 1, V) of the last position. The caches of both networks travel together."""
         own, other = past_key_values or (None, None)
         out = self.policy(past_key_values=own, logits_to_keep=1, **inputs)
-        read = self.critic.backbone(past_key_values=other, **inputs)
+        read = self.critic.backbone(past_key_values=other, **accepted_inputs(self.critic.backbone, inputs))
         q, v = self.critic.state_values(read.last_hidden_state[:, -1:])
         out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
         out.past_key_values = PairedCaches(out.past_key_values, read.past_key_values)

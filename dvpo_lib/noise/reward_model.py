@@ -7,7 +7,6 @@ accuracy is measured on further prompts, used neither in training nor in the sea
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dvpo_lib.common.seeds import generator_for
-from dvpo_lib.models.heads import small_head
+from dvpo_lib.models.architectures import copy_backbone, hidden_states
+from dvpo_lib.models.heads import in_float32, small_head
 from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
 WEIGHTS_FILE = "reward_model.safetensors"
@@ -52,15 +52,15 @@ class RewardModel(nn.Module):
 
     def __init__(self, policy, seed: int = 0):
         super().__init__()
-        self.backbone = copy.deepcopy(policy.base_model)
+        self.backbone = copy_backbone(policy)
         self.head = small_head(policy, 1, torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B,) logits."""
-        hidden = self.backbone(**tokens.model_inputs(), use_cache=False).last_hidden_state  # (B, T, width)
+        hidden = hidden_states(self.backbone, tokens.model_inputs())  # (B, T, width)
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         last = torch.where(tokens.attention_mask.bool(), positions, -1).amax(1)  # (B,) the last real token
-        return self.head(hidden[torch.arange(len(last), device=last.device), last].float()).squeeze(-1)
+        return in_float32(self.head, hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1)
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ def policy_objective(
     """
     average = dict(how=average_of(args), max_length=args.max_completion_length)
     with router_losses(policy, args.router_aux_loss_coef) as balance:
-        logprobs, entropy = token_logprobs(policy, tokens, args.temperature, args.entropy_coef > 0)
+        logprobs, entropy = token_logprobs(policy, tokens, args.temperature, True, args.entropy_coef > 0)
     old, advantages = (cut_rows(x, rows, tokens) for x in (batch.logprobs, batch.advantages))
     if METHODS[args.method].offline:
         loss, stats = awr_loss(logprobs, advantages, tokens.mask, args.awr_temperature, **average)

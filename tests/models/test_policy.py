@@ -45,7 +45,7 @@ def test_rows_cuts_padding_and_changes_nothing(tokenizer, policy):
 
 def test_logprobs_match_a_row_alone_and_ignore_what_padding_holds(tokenizer, policy):
     tokens = encode_completions(tokenizer, PROMPTS, COMPLETIONS)
-    batch, entropy = token_logprobs(policy, tokens)
+    batch, entropy = token_logprobs(policy, tokens, with_entropy=True)
     for i in range(3):
         ids = tokenizer(PROMPTS[i]).input_ids + tokenizer(COMPLETIONS[i]).input_ids + [tokenizer.eos_token_id]
         start = len(tokenizer(PROMPTS[i]).input_ids)
