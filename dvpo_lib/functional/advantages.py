@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
 from dvpo_lib.functional.quantiles import distortion_weights, quantile_at_level
+from dvpo_lib.functional.scales import group_advantages as group_advantages
+from dvpo_lib.functional.scales import masked_whiten as masked_whiten
 
 CHUNK_TOKENS = 64  # tokens that one matrix product covers
 
@@ -236,52 +238,6 @@ def clip_at_quantiles(rewards: Tensor, level: float) -> Tensor:
 def last_token_mask(mask: Tensor) -> Tensor:
     """(B, T) bool, true on each row's last real token."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-
-
-def has_spread(x: Tensor, dim: int) -> Tensor:
-    """Whether numbers along `dim` differ by more than rounding, 8 units in the last place; NaN is skipped.
-
-    Returns:
-        Bool, `dim` kept with size 1.
-    """
-    missing = x.isnan()
-    high = torch.where(missing, -torch.inf, x).amax(dim, keepdim=True)
-    low = torch.where(missing, torch.inf, x).amin(dim, keepdim=True)
-    return high - low > 8 * torch.finfo(x.dtype).eps * torch.maximum(high.abs(), low.abs())
-
-
-def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x - mean) / std over the batch's real tokens (unbiased variance + 1e-8, as in TRL); 0 if masked.
-
-    Exactly 0 everywhere if the real tokens differ by no more than rounding.
-    """
-    values = x[mask]
-    if values.numel() < 2 or not has_spread(values, 0):
-        return torch.zeros_like(x)
-    return _clean((x - values.mean()) * torch.rsqrt(values.var() + 1e-8), mask)
-
-
-def group_advantages(rewards: Tensor, group_size: int, scale: bool = True) -> Tensor:
-    """(B,) rewards to (B,) advantages: R - group mean, over the group's Bessel std + 1e-4 if `scale`.
-
-    With scale GRPO (Shao et al. 2024), without Dr. GRPO (Liu et al. 2025). Groups are runs of `group_size` rows. A
-    missing reward (NaN) is no member of its group and has advantage 0; so has the only reward of a group. Rewards that
-    do not differ by more than rounding have advantage 0 exactly: divided by their own rounding error they would not.
-
-    Raises:
-        ValueError: If B is no multiple of `group_size`.
-    """
-    if len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards do not make groups of {group_size}")
-    groups = rewards.view(-1, group_size)  # (G, group_size)
-    if groups.isnan().any():
-        count = (~groups.isnan()).sum(1, keepdim=True)
-        centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0)
-        std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    else:
-        centred, std = groups - groups.mean(1, keepdim=True), groups.std(1, keepdim=True)
-    centred = torch.where(has_spread(groups, 1), centred, 0.0)
-    return (centred / (std + 1e-4) if scale else centred).flatten()
 
 
 def actor_advantages(

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from dvpo_lib.functional.quantile_huber import quantile_huber, quantile_huber_at
 from dvpo_lib.functional.quantiles import midpoint_levels, sort_quantiles, split_tails, tail_count
+from dvpo_lib.functional.scales import quantile_rounding, return_scale, zero_up_to
 
 Weight = Annotated[float, Field(ge=0)]
-ROUNDING = 2e-6  # differences between quantiles that the ratchets ignore, times mean and deviation of the returns
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -61,21 +61,6 @@ def risk_weights(m: int, rho: float, *, dtype: torch.dtype = torch.float32, devi
 
 
 # ---- terms; q and ref are monotone ----
-
-
-def return_scale(returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(2,) mean and standard deviation (1 if it is 0) of a batch's returns, the unit of the elicitable score.
-
-    Args:
-        returns: (B, T, ...), return units.
-        mask: (B, T), the tokens to include; None for all.
-    """
-    y = returns.detach() if mask is None else returns.detach()[mask]
-    y = y.to(torch.promote_types(y.dtype, torch.float32))
-    centre = y.mean()
-    spread = (y - centre).square().mean().sqrt()
-    rounding = 8 * torch.finfo(centre.dtype).eps * centre.abs()  # equal targets may differ from their own mean by it
-    return torch.stack([centre, torch.where(spread > rounding, spread, 1.0)])
 
 
 def tail_calibration(
@@ -174,7 +159,7 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, sca
 
     Biased variances inside each tail: the lower tail may only contract, the upper tail must not shrink. At q = ref the
     gradient is 0. (That of clamp would be 1, and push at every first step.) Differences that quantiles equal up to
-    `ROUNDING` can have count as 0.
+    rounding can have count as 0.
 
     Args:
         q: Monotone quantiles, return units.
@@ -183,14 +168,14 @@ def tail_shape(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, sca
         upper_mass: Mass of the upper tail.
         scale: (2,) by `return_scale`; None: of `ref`.
     """
-    rounding = _rounding(ref, scale)
+    rounding = quantile_rounding(ref, scale)
 
     def variance(x: Tensor) -> Tensor:  # Tensor.var is several times slower on short rows
         return (x - x.mean(-1, keepdim=True)).square().mean(-1)
 
     (low_q, up_q), (low_ref, up_ref) = (map(variance, split_tails(x, lower_mass, upper_mass)) for x in (q, ref))
     low, up = (2 * rounding * v.sqrt() + rounding**2 for v in (low_ref, up_ref))  # of variances
-    return _above(low_q - low_ref, low) + _above(up_ref - up_q, up)
+    return zero_up_to(low, low_q - low_ref) + zero_up_to(up, up_ref - up_q)
 
 
 def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float, scale: Tensor | None = None) -> Tensor:
@@ -198,7 +183,7 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float,
 
     d2_j = M^2 (q_{j+1} - 2 q_j + q_{j-1}), per element, since a mean of d2 telescopes to its end slopes. A heavy lower
     tail is concave (d2 < 0), a heavy upper tail convex (d2 > 0). A reference with fewer than 3 quantiles counts as
-    flat. Differences that quantiles equal up to `ROUNDING` can have count as 0: M^2 magnifies them.
+    flat. Differences that quantiles equal up to rounding can have count as 0: M^2 magnifies them.
 
     Args:
         q: Monotone quantiles, return units.
@@ -207,25 +192,14 @@ def tail_curvature(q: Tensor, ref: Tensor, lower_mass: float, upper_mass: float,
         upper_mass: Mass of the upper tail.
         scale: (2,) by `return_scale`; None: of `ref`.
     """
-    rounding = 4 * q.shape[-1] ** 2 * _rounding(ref, scale)  # of second differences
+    rounding = 4 * q.shape[-1] ** 2 * quantile_rounding(ref, scale)  # of second differences
 
     def second_differences(x: Tensor) -> Iterator[Tensor]:
         m = x.shape[-1]
         return (t.diff(n=2) * m**2 if m >= 3 else x.new_zeros(1) for t in split_tails(x, lower_mass, upper_mass))
 
     pairs = zip(second_differences(q), second_differences(ref))
-    return sum(_above(theirs - own, rounding).mean(-1) for own, theirs in pairs)
-
-
-def _rounding(ref: Tensor, scale: Tensor | None) -> Tensor:
-    """0-dim: the largest difference between quantiles that is no more than rounding, return units."""
-    centre, spread = return_scale(ref) if scale is None else scale.detach().to(ref)
-    return ROUNDING * (centre.abs() + spread)
-
-
-def _above(x: Tensor, threshold: Tensor) -> Tensor:
-    """x if it exceeds the threshold, else 0, with gradient 0."""
-    return torch.where(x > threshold, x, 0.0)
+    return sum(zero_up_to(rounding, theirs - own).mean(-1) for own, theirs in pairs)
 
 
 def head_consistency(q: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dvpo_lib.models.architectures import accepted_inputs, hidden_states_and_head, text_config
 from dvpo_lib.functional.token_chunks import fits_one_chunk, map_token_chunks
+from dvpo_lib.models.architectures import accepted_inputs, hidden_states_and_head, text_config
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
 MICRO_BATCHES = 3  # per batch of supervised training

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dvpo_lib.functional.q_losses import QValues
 from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, sort_quantiles
-from dvpo_lib.models.architectures import accepted_inputs, copy_backbone, hidden_states, text_config
 from dvpo_lib.functional.token_chunks import map_token_chunks
+from dvpo_lib.models.architectures import accepted_inputs, copy_backbone, hidden_states, text_config
 from dvpo_lib.models.heads import in_float32, small_head
 from dvpo_lib.models.tokens import Tokens
 

@@ -37,8 +37,8 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
     A method without a critic has nothing to bootstrap from, so it always drops responses without reward.
 
     Raises:
-        ValueError: If the method is unknown, the critic is of another kind than the method's, or groups do not fit the
-            batch.
+        ValueError: If the method is unknown, the critic is of another kind than the method's, groups do not fit the
+            batch, or the KL penalty in the loss is k1.
     """
     if args.method not in METHODS:
         raise ValueError(f"unknown method {args.method!r}; there are {', '.join(METHODS)}")
@@ -55,11 +55,18 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
         critic = args.critic or CriticSettings(kind=method.critic, learning_rate=CRITIC_LEARNING_RATE)
         if critic.kind != method.critic:
             raise ValueError(f"method {args.method} needs a {method.critic} critic; critic.kind is {critic.kind!r}")
+    placement = args.kl_placement or method.kl
+    estimator = args.kl_estimator or ("k3" if placement == "loss" else method.estimator)
+    if placement == "loss" and estimator == "k1":
+        raise ValueError(
+            "kl_estimator: k1 in the loss penalises nothing, since the expectation of its gradient is 0; "
+            "use k3 or k2, or kl_placement 'reward'"
+        )
     return changed_settings(
         args,
         critic=critic,
-        kl_placement=args.kl_placement or method.kl,
-        kl_estimator=args.kl_estimator or method.estimator,
+        kl_placement=placement,
+        kl_estimator=estimator,
         missing_rewards=args.missing_rewards if method.critic else "drop",
         old_logprobs=args.old_logprobs or _old_logprobs(args),
         accelerator_config=copy.copy(args.accelerator_config),
@@ -82,7 +89,7 @@ class Method:
         source: Publication, and the choice made if public versions differ.
         aggregate: Average in the policy's loss (see `aggregate_loss`).
         kl: Place of the KL penalty, unless the settings name one.
-        estimator: Estimator of the KL there, unless the settings name one.
+        estimator: Estimator of the KL in the reward, unless the settings name one; in the loss it is k3.
         groups: True for several completions per prompt.
         clip_rewards: True to clip rewards at batch quantiles, in critic pretraining too.
         offline: True to learn from rollouts of the base policy, by advantage-weighted regression.

@@ -9,6 +9,7 @@ import logging
 import torch
 from torch import nn
 
+from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.rl.config import DVPOConfig
@@ -89,20 +90,6 @@ def with_adapters(model: nn.Module, peft_config) -> nn.Module:
     return peft.get_peft_model(model, peft_config)
 
 
-def train_in_float32(model: nn.Module) -> None:
-    """Makes the master weights float32, whatever the file held: at usual learning rates steps vanish in bf16.
-
-    Of a model with adapters only what is trained: its base stays as it is.
-    """
-    half = (torch.float16, torch.bfloat16)
-    if is_peft_model(model):
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype in half:
-                parameter.data = parameter.data.float()
-    elif any(parameter.dtype in half for parameter in model.parameters()):
-        model.float()
-
-
 def frozen_copy(model: nn.Module) -> nn.Module:
     """The model as it is now, for a reference policy or a target critic."""
     return copy.deepcopy(model).eval().requires_grad_(False)
@@ -127,15 +114,14 @@ def critic_of(
         ValueError: If the passed critic is not built as the settings have it.
     """
     if critic is None or not is_peft_model(policy):
-        base = copy.deepcopy(policy).merge_and_unload() if is_peft_model(policy) else policy
-        fresh = build_critic(base, cfg, args.seed)
+        fresh = build_critic(policy, cfg, args.seed)
         if critic is not None and _shapes(critic) != _shapes(fresh):
             raise ValueError(f"the critic that was passed is none of kind {cfg.kind} as args.critic has it")
         critic = fresh if critic is None else critic
     critic.requires_grad_(True)
     if peft_config is None:
         train_in_float32(critic)
-    elif hasattr(critic, "backbone"):
+    elif critic.backbone is not None:
         own = copy.deepcopy(peft_config)
         own.task_type, own.modules_to_save, own.inference_mode = None, None, False
         critic.backbone = with_adapters(critic.backbone, own)

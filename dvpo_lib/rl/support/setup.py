@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.q_critic import PerturbedPolicy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
@@ -144,7 +145,7 @@ class PreparedTrainer(RunningTrainer):
     def _build_networks(self, model: nn.Module, critic, peft_config, args: DVPOConfig) -> nn.Module:
         """Critic, reference and target critic, each from the policy as it came; returns the policy."""
         if peft_config is None:
-            networks.train_in_float32(model)
+            train_in_float32(model)
         if self.method.critic is not None:
             own = peft_config or (model.active_peft_config if networks.is_peft_model(model) else None)
             own = own if args.critic_peft else None
