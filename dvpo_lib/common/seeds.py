@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,3 +26,23 @@ def seed_for(seed: int, *purpose: str | int) -> int:
 def generator_for(seed: int, *purpose: str | int, device="cpu") -> torch.Generator:
     """A torch generator on `device` that starts from `seed_for(seed, *purpose)`."""
     return torch.Generator(device).manual_seed(seed_for(seed, *purpose))
+
+
+def row_uniforms(seed: int, rows: Sequence[int], starts: Sequence[int], count: int) -> np.ndarray:
+    """Uniform numbers of independent streams, one for each row; any part of a stream can be drawn by itself.
+
+    Args:
+        seed: Common to all rows, such as `seed_for(seed, purpose, step)`.
+        rows: Numbers of the streams: a row's numbers depend on `seed` and its own number alone.
+        starts: Index of the first number of each stream.
+        count: Numbers drawn from each.
+
+    Returns:
+        (len(rows), count) float64 in [0, 1).
+    """
+    table = np.empty((len(rows), count))
+    for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        skip = start % 4  # Philox makes four numbers a step
+        stream = np.random.Generator(np.random.Philox(key=(int(row) << 64) | int(seed), counter=start // 4))
+        table[place] = stream.random(skip + count)[skip:]
+    return table

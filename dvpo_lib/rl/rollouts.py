@@ -1,25 +1,26 @@
 """Sampling: single answers, and dialogues turn by turn.
 
-`sample_answers` is batched, with a key/value cache, and stops when every row has ended. `sample_rollouts` is the entry
-point of the trainer: one completion per record, a dialogue if the records have an environment (a user, a tool) that
-replies. As text, a dialogue is all its turns, policy first, with the end of sequence after each finished one.
+`sample_answers` is batched, with the model's cache, and stops when every row has ended. `sample_rollouts` is what
+trainer and tests call: one completion for each record, by `sample_dialogues` if the records have an environment (a
+user, a tool) that replies. Each row has a random stream of its own, so its tokens do not depend on the other rows.
 
-Not supported: serving engines (any source of `Rollouts`, vLLM for one, could replace `sample_answers`), and a cache
-that lives through a whole dialogue: each turn reads the history again.
+Left out: serving engines (whatever returns a `Rollouts`, vLLM say, can stand behind `sample_answers`'s place), and a
+cache that lives through a whole dialogue: each turn reads the history again.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dvpo_lib.models.tokens import Tokens, join_tokens, pad_rows, padding_id
-
-COMPACT_BELOW = 0.9  # share of live rows below which ended rows are dropped; dropping copies the cache
+from dvpo_lib.models.causal_lm import end_tokens, inner_model, position_limit
+from dvpo_lib.models.chat_templates import USER, ChatTemplate, as_messages, begun_answer, chat_template_of, is_messages
+from dvpo_lib.models.tokens import Prompt, Tokens, encode_prompts, join_tokens, pad_rows, padding_id
+from dvpo_lib.rl.support.token_sampling import Sampling, sample_tokens
 
 
 @dataclass
@@ -27,19 +28,19 @@ class Rollouts:
     """Sampled completions.
 
     Attributes:
-        tokens: B prompts and completions.
-        logprobs: (B, T) log-probability of each sampled token under the sampling distribution; 0 at masked positions.
-        prompts: B texts.
-        completions: B texts.
+        tokens: Prompts and completions, B rows.
+        logprobs: (B, T) log-probability of each sampled token under the sampling distribution; 0 where masked.
+        prompts: Texts, or lists of messages.
+        completions: Texts; lists of messages if the prompt is one.
     """
 
     tokens: Tokens
     logprobs: Tensor
-    prompts: list[str]
-    completions: list[str]
+    prompts: list[Prompt]
+    completions: list[Any]
 
     def rows(self, index: Tensor) -> Rollouts:
-        """The rows `index`, without columns that are padding in all of them."""
+        """The rows `index`, with padding that none of them needs cut away."""
         tokens, chosen = self.tokens.rows(index.to(self.tokens.mask.device)), index.tolist()
         logprobs = self.logprobs[index.to(self.logprobs.device), : tokens.completion_length]
         return Rollouts(tokens, logprobs, [self.prompts[i] for i in chosen], [self.completions[i] for i in chosen])
@@ -51,202 +52,207 @@ class Rollouts:
         return [row[kept].tolist() for row, kept in zip(ids.cpu(), real.cpu())]
 
 
-def draw_tokens(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(B,) one token per row of (B, V) log-probabilities, by inverting the distribution function."""
-    upto = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    u = torch.rand(len(upto), 1, dtype=upto.dtype, device=upto.device, generator=generator) * upto[:, -1:]
-    return torch.searchsorted(upto, u, right=True).squeeze(-1).clamp(max=upto.shape[1] - 1)
-
-
 def sample_rollouts(
     policy,
     tokenizer,
     records: Sequence[Mapping],
     max_completion_length: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    reply: Callable[[Mapping, str], str | None] | None = None,
+    seed: int = 0,
+    reply: Callable[[Mapping, Any], Any] | None = None,
+    **options,
 ) -> Rollouts:
-    """Samples one completion per record: an answer, or a dialogue if there is a `reply`.
+    """One completion for each record (a mapping with `prompt`): an answer, or a dialogue if there is a `reply`.
 
     Args:
-        policy: See `sample_answers`.
-        tokenizer: The tokenizer.
-        records: B mappings with `prompt`.
-        max_completion_length: Most tokens of a completion, end of sequence included.
+        policy: Causal LM of `transformers`. It samples in eval mode, under the autocast that it is called in.
+        tokenizer: Its tokenizer.
+        records: With `prompt`, a text or a list of messages.
+        max_completion_length: Tokens at most.
         temperature: Of sampling; 0 is greedy.
-        generator: Random source on the policy's device.
-        reply: See `sample_dialogues`.
+        seed: Of the rows' streams.
+        reply: As of `sample_dialogues`.
+        **options: `rows`, `processors` and `template` of `Sampling`.
+
+    Raises:
+        ValueError: If a record cannot be sampled from; it is named.
     """
     if reply is not None:
-        return sample_dialogues(policy, tokenizer, records, reply, max_completion_length, temperature, generator)
-    prompts = [r["prompt"] for r in records]
-    return sample_answers(policy, tokenizer, prompts, max_completion_length, temperature, generator)
+        return sample_dialogues(policy, tokenizer, records, reply, max_completion_length, temperature, seed, **options)
+    prompts = [record["prompt"] for record in records]
+    return sample_answers(policy, tokenizer, prompts, max_completion_length, temperature, seed, **options)
 
 
 def sample_answers(
     policy,
     tokenizer,
-    prompts: list[str],
+    prompts: Sequence[Prompt],
     max_completion_length: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    **options,
 ) -> Rollouts:
-    """Samples one completion per prompt from the whole vocabulary: no top-k, no top-p.
+    """Samples one completion for each prompt, by default from the whole vocabulary.
 
-    Equal prompts next to each other are read once, and rows that have ended are dropped.
+    Prompts that stand several times one after the other are read once, and rows that have ended are dropped, if the
+    model's cache can be indexed.
 
     Args:
-        policy: Causal LM of `transformers`; its mode (train/eval) stays as it is.
-        tokenizer: The tokenizer.
-        prompts: B texts; repeat one for several completions.
-        max_completion_length: Most tokens of a completion, end of sequence included.
-        temperature: Of sampling; 0 is greedy.
-        generator: Random source on the policy's device.
+        prompts: Texts or lists of messages; repeat one for several completions.
+        **options: As of `sample_rollouts`, which names the other arguments, too.
 
     Returns:
         Rollouts on the policy's device.
     """
-    tokens, logprobs = _sample(
-        policy, tokenizer, _ids(tokenizer, prompts), max_completion_length, temperature, generator
-    )
-    texts = tokenizer.batch_decode(tokens.input_ids[:, -tokens.completion_length :], skip_special_tokens=True)
-    return Rollouts(tokens, logprobs, list(prompts), texts)
+    how = Sampling(max_completion_length, temperature, seed, **options)
+    chat = chat_template_of(tokenizer, **how.template) if any(map(is_messages, prompts)) else None
+    rows = _checked_prompts(policy, tokenizer, prompts, how, chat)
+    ends = end_tokens(policy, tokenizer)
+    tokens, logprobs = sample_tokens(policy, padding_id(tokenizer), ends, rows, how, [0] * len(rows))
+    completions = tokenizer.batch_decode(tokens.input_ids[:, -tokens.completion_length :], skip_special_tokens=True)
+    for i, prompt in enumerate(prompts):
+        if is_messages(prompt):
+            completions[i] = [{"role": "assistant", "content": begun_answer(prompt) + completions[i]}]
+    return Rollouts(tokens, logprobs, list(prompts), completions)
 
 
 def sample_dialogues(
     policy,
     tokenizer,
     records: Sequence[Mapping],
-    reply: Callable[[Mapping, str], str | None],
+    reply: Callable[[Mapping, Any], Any],
     max_completion_length: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    **options,
 ) -> Rollouts:
-    """Samples one dialogue per record, all side by side: the policy's turn, the environment's, and so on.
+    """Samples one dialogue for each record, all side by side: a turn of the policy, the environment's, and so on.
 
-    A dialogue ends if `reply` says so or its tokens are used up. In the second case its last turn may lack the end of
-    sequence, in the tokens and in the text alike.
+    A dialogue ends if `reply` says so, or if its tokens are used up: then its last turn may lack its end, in the tokens
+    and in the text alike. Replies are rendered by the chat template, if the tokenizer has one.
 
     Args:
-        policy: See `sample_answers`.
-        tokenizer: The tokenizer.
-        records: B mappings with `prompt`; equal ones next to each other are read once.
-        reply: (record, transcript so far) -> the environment's next turn; None ends the dialogue.
-        max_completion_length: Most tokens of a dialogue, the environment's and all ends of sequence included.
-        temperature: Of sampling; 0 is greedy.
-        generator: Random source on the policy's device.
+        records: With prompt; equal ones next to each other are read once.
+        reply: (record, completion so far) -> the environment's next turn: a text (the user's), a message, several
+            messages (of tools, say), or None if the dialogue is over. The completion so far is a list of messages if
+            the prompt is one, else a text.
+        **options: As of `sample_rollouts`, which names the other arguments, too.
 
     Returns:
         Rollouts on the policy's device; `logprobs` is 0 on the environment's tokens.
 
     Raises:
-        ValueError: If there are no records, or a reply contains the end of sequence.
+        ValueError: If there are no records, or a reply holds an end of turn.
     """
-    if not records:
-        raise ValueError("there are no records")
-    eos, prompts = tokenizer.eos_token_id, _ids(tokenizer, [r["prompt"] for r in records])
-    ids: list[list[int]] = [[] for _ in records]
-    logprobs: list[list[float]] = [[] for _ in records]
-    texts = [""] * len(records)
-    going = list(range(len(records)))
+    how = Sampling(max_completion_length, temperature, seed, **options)
+    chat = chat_template_of(tokenizer, **how.template)
+    ends = end_tokens(policy, tokenizer)
+    ends = ends if chat is None or chat.turn_end is None else (*ends, chat.turn_end)
+    prompts = _checked_prompts(policy, tokenizer, [record["prompt"] for record in records], how, chat)
+    streams = list(range(len(records)) if how.rows is None else how.rows)
+    dialogues = [_Dialogue(tokenizer, chat, ends, i, record["prompt"]) for i, record in enumerate(records)]
+    going = dialogues
     while going:
-        longest = max(max_completion_length - len(ids[i]) for i in going)
-        said, chances = _sample(
-            policy, tokenizer, [(*prompts[i], *ids[i]) for i in going], longest, temperature, generator
+        own = Sampling(
+            max(max_completion_length - len(d.ids) for d in going),
+            temperature,
+            seed,
+            [streams[d.number] for d in going],
+            how.processors,
         )
-        lengths, own, still = said.mask.sum(1).tolist(), said.input_ids[:, -said.completion_length :].tolist(), []
-        for row, (i, chance) in enumerate(zip(going, chances.tolist(), strict=True)):
-            length = min(lengths[row], max_completion_length - len(ids[i]))
-            spoken = own[row][:length]
-            ids[i] += spoken
-            logprobs[i] += chance[:length]
-            finished = spoken[-1] == eos
-            texts[i] = _joined(texts[i], tokenizer.decode(spoken[:-1] if finished else spoken))
-            if not finished:
+        texts = [(*prompts[d.number], *d.ids) for d in going]
+        said, chances = sample_tokens(policy, padding_id(tokenizer), ends, texts, own, [len(d.ids) for d in going])
+        lengths, spoken, still = said.mask.sum(1).tolist(), said.input_ids[:, -said.completion_length :].tolist(), []
+        for d, length, ids, chance in zip(going, lengths, spoken, chances.tolist(), strict=True):
+            length = min(length, max_completion_length - len(d.ids))
+            if not d.say(ids[:length], chance[:length]):
                 continue
-            texts[i] = _joined(texts[i], tokenizer.eos_token)
-            heard = reply(records[i], texts[i])
+            heard = reply(records[d.number], d.completion())
             if heard is None:
                 continue
-            answer = tokenizer(heard, add_special_tokens=False).input_ids
-            if eos in answer:
-                raise ValueError(f"record {i}: the reply contains the end of sequence: {heard!r}")
-            if len(ids[i]) + len(answer) + 1 >= max_completion_length:  # no room for another turn
-                continue
-            ids[i] += [*answer, eos]
-            logprobs[i] += [0.0] * (len(answer) + 1)
-            texts[i] = _joined(texts[i], heard, tokenizer.eos_token)
-            still.append(i)
+            answer = d.reply_ids(heard)
+            if len(d.ids) + len(answer) < max_completion_length:  # else nothing could be said after it
+                d.hear(heard, answer)
+                still.append(d)
         going = still
-    tokens = join_tokens(prompts, ids, tokenizer).to(policy.device)
-    sampled = pad_rows(logprobs, 0.0, dtype=torch.float32)[0].to(policy.device)
-    return Rollouts(tokens, sampled, [r["prompt"] for r in records], texts)
+    tokens = join_tokens(prompts, [d.ids for d in dialogues], [d.own for d in dialogues], tokenizer)
+    logprobs = pad_rows([d.logprobs for d in dialogues], 0.0, dtype=torch.float32)[0]
+    device = inner_model(policy).device
+    prompts = [record["prompt"] for record in records]
+    return Rollouts(tokens.to(device), logprobs.to(device), prompts, [d.completion() for d in dialogues])
+
+
+def _checked_prompts(
+    policy, tokenizer, prompts: Sequence[Prompt], how: Sampling, chat: ChatTemplate | None
+) -> list[tuple[int, ...]]:
+    """Token ids of prompts that leave room for a completion."""
+    if not prompts:
+        raise ValueError("no records to sample from")
+    rows, limit = [tuple(ids) for ids in encode_prompts(tokenizer, prompts, chat)], position_limit(policy)
+    for i, ids in enumerate(rows):
+        if limit is not None and len(ids) + how.max_completion_length > limit:
+            raise ValueError(
+                f"record {i}: the prompt's {len(ids)} tokens and max_completion_length ({how.max_completion_length}) "
+                f"do not fit into the model's {limit} positions"
+            )
+    return rows
+
+
+@dataclass
+class _Dialogue:
+    """A dialogue so far: its tokens, and its turns as messages and as text."""
+
+    tokenizer: Any
+    chat: ChatTemplate | None
+    ends: Sequence[int]
+    number: int
+    prompt: Prompt
+    ids: list[int] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Mapping] = field(default_factory=list)
+    text: str = ""
+
+    def say(self, ids: list[int], logprobs: list[float]) -> bool:
+        """The policy's turn; whether it has ended."""
+        ended = ids[-1] in self.ends
+        self._extend(ids, logprobs, True)
+        words = ids[:-1] if ended else ids
+        begun = "" if self.turns else begun_answer(self.prompt)
+        content = begun + self.tokenizer.decode(words, skip_special_tokens=True)
+        self.turns.append({"role": "assistant", "content": content})
+        self.text = _joined(self.text, self.tokenizer.decode(words), self.tokenizer.decode(ids[-1:]) if ended else "")
+        return ended
+
+    def reply_ids(self, reply) -> list[int]:
+        """The tokens of a reply, and all up to the policy's next one."""
+        if self.chat is None and not isinstance(reply, str):
+            raise ValueError(f"record {self.number}: a reply must be a text, for the tokenizer has no chat template")
+        contents = [message.get("content") or "" for message in as_messages(reply)]
+        words = [self.tokenizer(x, add_special_tokens=False).input_ids for x in contents if isinstance(x, str)]
+        if any(token in self.ends for ids in words for token in ids):
+            raise ValueError(f"record {self.number}: a reply must not hold the end of sequence: {reply!r}")
+        if self.chat is None:
+            return [*words[0], self.ends[0]]
+        prompt = self.prompt if is_messages(self.prompt) else USER
+        return self.chat.reply_ids(prompt, as_messages(reply), self.turns[:-1])
+
+    def hear(self, reply, ids: list[int]) -> None:
+        """The environment's turn, a reply with its tokens of `reply_ids`."""
+        self._extend(ids, [0.0] * len(ids), False)
+        self.turns += as_messages(reply)
+        if self.chat is None:
+            self.text = _joined(self.text, reply, self.tokenizer.decode(ids[-1:]))
+
+    def completion(self) -> str | list[Mapping]:
+        """All turns: messages if the prompt is a list of messages, else a text."""
+        if is_messages(self.prompt):
+            return list(self.turns)
+        return self.text if self.chat is None else self.tokenizer.decode(self.ids)
+
+    def _extend(self, ids: list[int], logprobs: list[float], own: bool) -> None:
+        self.ids, self.logprobs, self.own = self.ids + ids, self.logprobs + logprobs, self.own + [own] * len(ids)
 
 
 def _joined(*pieces: str) -> str:
-    """Non-empty pieces, separated by spaces."""
     return " ".join(piece for piece in pieces if piece)
-
-
-def _ids(tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of texts."""
-    return [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
-
-
-def _sample(*arguments) -> tuple[Tokens, Tensor]:
-    """Tokens of prompts and completions, and log-probabilities (B, T); arguments as for `_read_and_write`."""
-    sampled = (x.clone() for x in _read_and_write(*arguments))  # inference tensors cannot be learned from
-    ids, attention, completion, logprobs, mask = sampled
-    return Tokens(torch.cat([ids, completion], 1), torch.cat([attention, mask.to(attention)], 1), mask), logprobs
-
-
-@torch.inference_mode()
-def _read_and_write(
-    policy,
-    tokenizer,
-    prompts: Sequence[tuple[int, ...]],
-    max_completion_length: int,
-    temperature: float,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, ...]:
-    """Ids and attention mask of the prompts (B, P); completions, log-probabilities and mask (B, T)."""
-    device, eos, pad = policy.device, tokenizer.eos_token_id, padding_id(tokenizer)
-    runs = [(ids, len(list(run))) for ids, run in itertools.groupby(prompts)]
-    ids, attention = (x.to(device) for x in pad_rows([ids for ids, _ in runs], pad, left=True))
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    out = policy(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1)
-    origin = torch.arange(len(runs), device=device).repeat_interleave(torch.tensor([n for _, n in runs], device=device))
-    ids, attention, cache = ids[origin], attention[origin], out.past_key_values
-    cache.batch_select_indices(origin)
-    logits, positions = out.logits[origin, -1], positions[origin, -1:]
-
-    rows, seen = torch.arange(len(prompts), device=device), attention  # the rows still read, and their attention mask
-    alive = torch.ones_like(rows, dtype=torch.bool)  # rows that have not ended
-    completion = torch.full((len(prompts), max_completion_length), pad, device=device)
-    logprobs = torch.zeros(completion.shape, device=device)
-    mask = torch.zeros(completion.shape, dtype=torch.bool, device=device)
-    for t in range(max_completion_length):
-        logp = (logits.float() / (temperature or 1.0)).log_softmax(-1)
-        token = logp.argmax(-1) if temperature == 0 else draw_tokens(logp, generator)
-        completion[rows, t], mask[rows, t] = torch.where(alive, token, pad), alive
-        logprobs[rows, t] = torch.where(alive, logp.gather(-1, token[:, None]).squeeze(-1), 0.0)
-        alive = alive & (token != eos)
-        left = int(alive.sum())
-        if left == 0 or t + 1 == max_completion_length:
-            break
-        if left < COMPACT_BELOW * len(rows):
-            rows, token, positions, seen = rows[alive], token[alive], positions[alive], seen[alive]
-            cache.batch_select_indices(alive.nonzero().squeeze(-1))
-            alive = alive[alive]
-        positions, seen = positions + 1, torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
-        out = policy(
-            input_ids=token[:, None],
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = out.logits[:, -1]
-    return ids, attention, completion[:, : t + 1], logprobs[:, : t + 1], mask[:, : t + 1]

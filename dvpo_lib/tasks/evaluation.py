@@ -6,7 +6,6 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
@@ -41,9 +40,18 @@ def sample_batches(
     Returns:
         The rollouts of each batch, in the order of the records.
     """
-    generator, length = torch.Generator(policy.device).manual_seed(seed), family.max_completion_length(records)
+    length = family.max_completion_length(records)
     return [
-        sample_rollouts(policy, tokenizer, records[i : i + batch_size], length, temperature, generator, family.reply)
+        sample_rollouts(
+            policy,
+            tokenizer,
+            records[i : i + batch_size],
+            length,
+            temperature,
+            seed,
+            family.reply,
+            rows=range(i, min(i + batch_size, len(records))),
+        )
         for i in range(0, len(records), batch_size)
     ]
 

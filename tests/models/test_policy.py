@@ -62,7 +62,7 @@ def test_logprobs_match_a_row_alone_and_ignore_what_padding_holds(tokenizer, pol
 
 
 def test_sampled_logprobs_are_those_of_a_full_forward(tokenizer, policy):
-    rollouts = sample_answers(policy, tokenizer, PROMPTS * 4, 12, 0.7, torch.Generator().manual_seed(0))
+    rollouts = sample_answers(policy, tokenizer, PROMPTS * 4, 12, 0.7, 0)
     logprobs, _ = token_logprobs(policy, rollouts.tokens, 0.7)
     mask = rollouts.tokens.mask
     torch.testing.assert_close(rollouts.logprobs[mask], logprobs[mask], atol=1e-4, rtol=1e-4)
@@ -70,7 +70,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward(tokenizer, policy):
 
 
 def test_sampling_frequencies_follow_the_policy(tokenizer, policy):
-    rollouts = sample_answers(policy, tokenizer, [PROMPTS[0]] * 4000, 1, 1.0, torch.Generator().manual_seed(0))
+    rollouts = sample_answers(policy, tokenizer, [PROMPTS[0]] * 4000, 1, 1.0, 0)
     with torch.no_grad():
         ids = torch.tensor([tokenizer(PROMPTS[0]).input_ids])
         p = policy(ids).logits[0, -1].softmax(-1)
@@ -81,7 +81,7 @@ def test_sampling_frequencies_follow_the_policy(tokenizer, policy):
 def test_generation_stops_when_all_rows_have_ended(tokenizer, policy):
     eos = tokenizer.eos_token_id
     weight = policy.lm_head.weight
-    rollouts = sample_answers(policy, tokenizer, PROMPTS, 30, 1.0, torch.Generator().manual_seed(1))
+    rollouts = sample_answers(policy, tokenizer, PROMPTS, 30, 1.0, 1)
     ended = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :] == eos
     for row, mask in zip(ended, rollouts.tokens.mask):
         first = row.nonzero()[0].item() if row.any() else len(row) - 1
@@ -118,7 +118,7 @@ def test_no_global_randomness(tokenizer, policy):
     before = torch.get_rng_state()
     build_policy(tokenizer, PolicySettings(hidden_size=32), seed=3)
     Critic(policy, 2, 8, seed=1)
-    sample_answers(policy, tokenizer, PROMPTS, 4, 1.0, torch.Generator().manual_seed(0))
+    sample_answers(policy, tokenizer, PROMPTS, 4, 1.0, 0)
     assert torch.equal(before, torch.get_rng_state())
 
 

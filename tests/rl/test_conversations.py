@@ -55,7 +55,7 @@ def policy(tokenizer, shown):
 
 @pytest.fixture(scope="module")
 def rollouts(tokenizer, policy, records):
-    return sample_dialogues(policy, tokenizer, records, user_reply, 48, 0.9, torch.Generator().manual_seed(0))
+    return sample_dialogues(policy, tokenizer, records, user_reply, 48, 0.9, 0)
 
 
 def segments(mask):
@@ -152,7 +152,7 @@ def test_batched_is_one_by_one(tokenizer, policy, records, length):
 
 
 def test_without_replies_it_is_generate(tokenizer, policy, records):
-    seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    seeds = [3, 3]
     ours = sample_dialogues(policy, tokenizer, records, lambda record, text: None, 20, 1.0, seeds[0])
     theirs = sample_answers(policy, tokenizer, [r["prompt"] for r in records], 20, 1.0, seeds[1])
     assert torch.equal(ours.tokens.input_ids, theirs.tokens.input_ids)
@@ -164,7 +164,7 @@ def test_without_replies_it_is_generate(tokenizer, policy, records):
 def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
     prompts = [r["prompt"] for r in records]
     for reply in (None, user_reply):
-        seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+        seeds = [4, 4]
         ours = sample_rollouts(policy, tokenizer, records, 30, 0.8, seeds[0], reply)
         theirs = (
             sample_answers(policy, tokenizer, prompts, 30, 0.8, seeds[1])
@@ -180,17 +180,14 @@ def test_one_path_serves_answers_and_dialogues(tokenizer, policy, records):
 
 
 def test_equal_seeds_give_equal_dialogues(tokenizer, policy, records):
-    runs = [
-        sample_dialogues(policy, tokenizer, records, user_reply, 40, 1.0, torch.Generator().manual_seed(s))
-        for s in (0, 0, 1)
-    ]
+    runs = [sample_dialogues(policy, tokenizer, records, user_reply, 40, 1.0, s) for s in (0, 0, 1)]
     assert runs[0].completions == runs[1].completions != runs[2].completions
     assert torch.equal(runs[0].tokens.input_ids, runs[1].tokens.input_ids)
 
 
 def test_sampling_leaves_no_trace(tokenizer, policy, records):
     before = torch.get_rng_state()
-    rollouts = sample_dialogues(policy, tokenizer, records[:4], user_reply, 30, 1.0, torch.Generator().manual_seed(0))
+    rollouts = sample_dialogues(policy, tokenizer, records[:4], user_reply, 30, 1.0, 0)
     assert torch.equal(before, torch.get_rng_state())
     assert not rollouts.tokens.input_ids.is_inference() and not rollouts.logprobs.is_inference()
 
