@@ -40,9 +40,11 @@ def row_uniforms(seed: int, rows: Sequence[int], starts: Sequence[int], count: i
     Returns:
         (len(rows), count) float64 in [0, 1).
     """
-    table = np.empty((len(rows), count))
+    table, philox = np.empty((len(rows), count)), np.random.Philox(key=0)
+    generator, state = np.random.Generator(philox), philox.state
     for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        skip = start % 4  # Philox makes four numbers a step
-        stream = np.random.Generator(np.random.Philox(key=(int(row) << 64) | int(seed), counter=start // 4))
-        table[place] = stream.random(skip + count)[skip:]
+        step, skip = divmod(start, 4)  # Philox makes four numbers a step
+        state["state"] = {"key": np.array([seed, row], np.uint64), "counter": np.array([step, 0, 0, 0], np.uint64)}
+        philox.state = state  # far quicker than a new generator
+        table[place] = generator.random(skip + count)[skip:]
     return table

@@ -57,12 +57,13 @@ class Tokens:
 
 def pad_rows(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:
     """(values, 1 where real and 0 where padded), both (B, longest row)."""
-    width = max([1, *map(len, rows)])
-    values, real = torch.full((len(rows), width), fill, dtype=dtype), torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        values[i, where], real[i, where] = torch.tensor(list(row), dtype=dtype), 1
-    return values, real
+    lengths = [len(row) for row in rows]
+    width = max([1, *lengths])
+    gaps = [[fill] * (width - length) for length in lengths]
+    whole = [[*gap, *row] if left else [*row, *gap] for gap, row in zip(gaps, rows, strict=True)]
+    place, length = torch.arange(width), torch.tensor(lengths, dtype=torch.long)[:, None]
+    real = place >= width - length if left else place < length
+    return torch.tensor(whole, dtype=dtype).view(len(rows), width), real.long()
 
 
 def padding_id(tokenizer) -> int:

@@ -10,6 +10,7 @@ cache that lives through a whole dialogue: each turn reads the history again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,7 +148,6 @@ def sample_dialogues(
     how = Sampling(max_completion_length, temperature, seed, **options)
     chat = chat_template_of(tokenizer, **how.template)
     ends = end_tokens(policy, tokenizer)
-    ends = ends if chat is None or chat.turn_end is None else (*ends, chat.turn_end)
     prompts = _checked_prompts(policy, tokenizer, [record["prompt"] for record in records], how, chat)
     streams = list(range(len(records)) if how.rows is None else how.rows)
     dialogues = [_Dialogue(tokenizer, chat, ends, i, record["prompt"]) for i, record in enumerate(records)]
@@ -188,6 +188,12 @@ def _checked_prompts(
     """Token ids of prompts that leave room for a completion."""
     if not prompts:
         raise ValueError("no records to sample from")
+    if chat is not None and chat.turn_end not in (None, *end_tokens(policy, tokenizer)):
+        warnings.warn(
+            f"the chat template ends turns by {tokenizer.convert_ids_to_tokens(chat.turn_end)!r}, which ends no "
+            "response: add it to model.generation_config.eos_token_id",
+            stacklevel=3,
+        )
     rows, limit = [tuple(ids) for ids in encode_prompts(tokenizer, prompts, chat)], position_limit(policy)
     for i, ids in enumerate(rows):
         if limit is not None and len(ids) + how.max_completion_length > limit:

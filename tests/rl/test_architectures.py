@@ -1,13 +1,12 @@
 """The sampler on tiny random models of many architectures: log-probabilities, padding, caches, modes, positions."""
 
-import contextlib
 import warnings
 
 import pytest
 import torch
 import transformers as hf
 
-from dvpo_lib.models.causal_lm import CachedReader, end_tokens, forward_inputs, position_limit
+from dvpo_lib.models.causal_lm import forward_inputs
 from dvpo_lib.rl.rollouts import sample_answers
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
