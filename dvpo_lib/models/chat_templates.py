@@ -7,6 +7,7 @@ the template. Tokenizers without a template have no conversations: their dialogu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 Message = Mapping[str, Any]
@@ -50,12 +51,18 @@ class ChatTemplate:
 
     def __init__(self, tokenizer, **template):
         self.tokenizer, self.template = tokenizer, template
-        special = set(tokenizer.all_special_ids) | {
-            i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        special = set(self.tokenizer.all_special_ids) | {
+            i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special
         }
         closing = self._ids(self._render([*USER, {"role": "assistant", "content": ANSWER}]).rpartition(ANSWER)[2])
-        self.turn_end = next((i for i in closing if i in special), None)
-        self.openings = [found for role in ("user", "tool") if (found := self._opening_of(role))]
+        return next((i for i in closing if i in special), None)
+
+    @cached_property
+    def openings(self) -> list[list[int]]:
+        return [found for role in ("user", "tool") if (found := self._opening_of(role))]
 
     def prompt_text(self, prompt: Sequence[Message]) -> str:
         """The prompt up to the policy's first token. The policy goes on with an assistant's last message."""

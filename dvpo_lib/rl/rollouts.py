@@ -187,7 +187,7 @@ def _checked_prompts(
 ) -> list[tuple[int, ...]]:
     """Token ids of prompts that leave room for a completion."""
     if not prompts:
-        raise ValueError("no records to sample from")
+        raise ValueError("there are no records")
     if chat is not None and chat.turn_end not in (None, *end_tokens(policy, tokenizer)):
         warnings.warn(
             f"the chat template ends turns by {tokenizer.convert_ids_to_tokens(chat.turn_end)!r}, which ends no "
@@ -233,11 +233,11 @@ class _Dialogue:
     def reply_ids(self, reply) -> list[int]:
         """The tokens of a reply, and all up to the policy's next one."""
         if self.chat is None and not isinstance(reply, str):
-            raise ValueError(f"record {self.number}: a reply must be a text, for the tokenizer has no chat template")
+            raise ValueError(f"record {self.number}: the reply is no text, and the tokenizer has no chat template")
         contents = [message.get("content") or "" for message in as_messages(reply)]
         words = [self.tokenizer(x, add_special_tokens=False).input_ids for x in contents if isinstance(x, str)]
         if any(token in self.ends for ids in words for token in ids):
-            raise ValueError(f"record {self.number}: a reply must not hold the end of sequence: {reply!r}")
+            raise ValueError(f"record {self.number}: the reply contains the end of sequence: {reply!r}")
         if self.chat is None:
             return [*words[0], self.ends[0]]
         prompt = self.prompt if is_messages(self.prompt) else USER

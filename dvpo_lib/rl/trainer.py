@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
 from dvpo_lib.models.critic_training import monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
@@ -27,7 +28,6 @@ from dvpo_lib.rl.estimators import Experience, advantages_of, bootstrap_of, impo
 from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
 from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.rl.support.evaluation import evaluate_prompts
-from dvpo_lib.rl.support.prompts import as_conversations, is_conversation
 from dvpo_lib.rl.support.setup import PreparedTrainer
 from dvpo_lib.rl.updates import Batch, NotFiniteError, TrainingDiverged, check_weights, update_critic, update_policy
 
@@ -156,14 +156,14 @@ class DVPOTrainer(PreparedTrainer):
             rollouts = sample_rollouts(
                 self.actor if policy is None else policy,
                 self.processing_class,
-                [{**record, "prompt": self.prompts.checks.text(record["prompt"])} for record in records],
+                records,
                 self.args.max_completion_length,
                 self.args.temperature,
-                self._generator(purpose, self.accelerator.device),
+                seed_for(self.args.seed, purpose, self.iteration),
                 self.reply,
+                processors=self.filters,
+                template=self.prompts.checks.template,
             )
-            if any(is_conversation(record["prompt"]) for record in records):
-                as_conversations(rollouts, [record["prompt"] for record in records])
         if not rollouts.logprobs.isfinite().all():
             raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
         names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "completion"))

@@ -225,7 +225,7 @@ def test_a_reply_must_not_hold_an_end_of_a_turn():
     tokenizer = tokenizer_of("ChatML")
     whole = [*rendered(tokenizer, [ASK], add_generation_prompt=True), *tokenizer("4<|im_end|>").input_ids]
     policy = Reciter(tokenizer, whole)
-    with pytest.raises(ValueError, match="record 0: a reply must not hold the end of sequence"):
+    with pytest.raises(ValueError, match="record 0: the reply contains the end of sequence"):
         sample_dialogues(policy, tokenizer, [{"prompt": [ASK]}], lambda *_: "a<|im_end|>b", 50, 0.0)
 
 

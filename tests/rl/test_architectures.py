@@ -6,8 +6,10 @@ import pytest
 import torch
 import transformers as hf
 
-from dvpo_lib.models.causal_lm import forward_inputs
-from dvpo_lib.rl.rollouts import sample_answers
+from dvpo_lib.models.causal_lm import CachedReader, forward_inputs, position_limit
+from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.rl.rollouts import sample_answers, sample_rollouts
+from dvpo_lib.rl.support.token_sampling import sampling_filters
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?"] * 3 + ["math 3 ?", "science 3 a +1 b +2 c +3 ?", "math 3 ?"]
@@ -131,3 +133,135 @@ def test_greedy_is_deterministic_and_the_most_likely(name, tokenizer):
     with torch.no_grad():
         best = model(input_ids=ids[None]).logits[0, -1].argmax()
     assert first.completion_ids()[-1][0] == best
+
+
+@pytest.mark.parametrize("name", ["Mamba2", "Lfm2", "Qwen3Next", "Mistral"])
+def test_a_cache_with_a_state_is_indexed_whole(name, tokenizer):
+    model = model_of(name, tokenizer).eval()
+    ids = torch.tensor([tokenizer("math 3 a +1 ?").input_ids, tokenizer("math 7 b *2 ?").input_ids])
+    token, order = torch.tensor([7, 9, 8]), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        reader = CachedReader(model)
+        reader.start(ids, torch.ones_like(ids))
+        assert reader.can_select()
+        reader.select(order)
+        found = reader.step(token, torch.ones(3, ids.shape[1] + 1, dtype=torch.long))
+        whole = torch.cat([ids[order], token[:, None]], 1)
+        expected = model(input_ids=whole).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_are_read_again_if_a_cache_cannot_be_indexed(tokenizer, monkeypatch):
+    model = model_of("Llama", tokenizer)
+    usual = sample_answers(model, tokenizer, PROMPTS, 12, seed=3)
+    monkeypatch.setattr("dvpo_lib.models.causal_lm._selector", lambda cache: None)
+    again = sample_answers(model, tokenizer, PROMPTS, 12, seed=3)
+    assert again.completion_ids() == usual.completion_ids()
+    torch.testing.assert_close(again.logprobs, usual.logprobs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Qwen3Moe"])
+def test_gradient_checkpointing_and_mode_change_nothing(name, tokenizer):
+    model = model_of(name, tokenizer).eval()
+    usual = sample_answers(model, tokenizer, PROMPTS, 12, seed=4)
+    modes = [module.training for module in model.modules()]
+    assert not any(modes)
+    model.activation_checkpointing_enable()
+    model.train()  # dropout of GPT-2 would show
+    model.lm_head.eval()
+    again = sample_answers(model, tokenizer, PROMPTS, 12, seed=4)
+    assert again.completion_ids() == usual.completion_ids() and torch.equal(again.logprobs, usual.logprobs)
+    assert model.training and not model.lm_head.training
+    model.activation_checkpointing_disable()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mamba2"])
+def test_sampler_and_forward_agree_under_the_same_autocast(name, tokenizer):
+    model = model_of(name, tokenizer).eval()
+    full = sample_answers(model, tokenizer, PROMPTS, 12, seed=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = sample_answers(model, tokenizer, PROMPTS, 12, seed=5)
+        logits = model(**forward_inputs(model, **half.tokens.model_inputs())).logits.float()
+        loss = logits.sum()  # the weights that the sampler cast do not cut the graph
+    loss.backward()
+    assert all(p.grad is not None for p in model.lm_head.parameters())
+    model.zero_grad()
+    length = half.tokens.completion_length
+    logp = logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, half.tokens.input_ids[:, -length:, None]).squeeze(-1)
+    mask = half.tokens.mask
+    assert (half.logprobs - logp)[mask].abs().mean() < 0.05
+    assert not torch.equal(half.logprobs, full.logprobs)
+
+
+def test_a_text_beyond_the_models_positions_is_an_error(tokenizer):
+    long = "math 3 " + "a +1 " * 20 + "?"
+    length = len(tokenizer(long).input_ids)
+    for name in ARCHITECTURES:
+        model = model_of(name, tokenizer)
+        limit = position_limit(model)
+        assert limit == (None if name in ("Mamba", "Mamba2") else 64)
+        if limit is None:
+            continue
+        for reply in (None, lambda *_: None):
+            records = [{"prompt": PROMPTS[0]}, {"prompt": long}]
+            with pytest.raises(ValueError, match=f"record 1: the prompt's {length} tokens .* the model's 64 positions"):
+                sample_rollouts(model, tokenizer, records, 64 - length + 1, reply=reply)
+            sample_rollouts(model, tokenizer, records, 64 - length, reply=reply)
+
+
+def test_rows_are_independent_of_batch_and_length_limit(tokenizer):
+    """Half the rows alone, another order, a longer limit: equal tokens, in dialogues too."""
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_attention_heads=2), seed=0)
+    records = [{"prompt": prompt} for prompt in PROMPTS * 4]
+
+    def reply(record, text):
+        return "science 3" if text.count("science") < 3 else None
+
+    for answer in (None, reply):
+        whole = sample_rollouts(policy, tokenizer, records, 90, seed=6, reply=answer).completion_ids()
+        assert max(map(len, whole)) > 64 and (answer or len({len(ids) for ids in whole}) > 5)
+        rows = list(range(1, 24, 2))[::-1]
+        half = sample_rollouts(policy, tokenizer, [records[i] for i in rows], 90, seed=6, reply=answer, rows=rows)
+        assert half.completion_ids() == [whole[i] for i in rows]
+        other = sample_rollouts(policy, tokenizer, records, 90, seed=7, reply=answer).completion_ids()
+        assert sum(a == b for a, b in zip(whole, other)) < 6
+    longer = sample_rollouts(policy, tokenizer, records, 100, seed=6).completion_ids()
+    shorter = sample_rollouts(policy, tokenizer, records, 90, seed=6).completion_ids()
+    assert [ids[:90] for ids in longer] == shorter
+
+
+def test_equal_prompts_have_different_streams(tokenizer):
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_attention_heads=2), seed=0)
+    found = sample_answers(policy, tokenizer, [PROMPTS[0]] * 8, 12)
+    assert len({tuple(ids) for ids in found.completion_ids()}) == 8
+
+
+def test_filters_cut_the_sampling_distribution(tokenizer):
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_attention_heads=2), seed=0)
+    greedy = sample_answers(policy, tokenizer, PROMPTS, 12, 0.0)
+    for filters in (sampling_filters(top_k=1), sampling_filters(top_p=1e-6), sampling_filters(min_p=1.0)):
+        found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, processors=filters)
+        assert found.completion_ids() == greedy.completion_ids()
+        assert (found.logprobs[found.tokens.mask] == 0).all()  # the one token that is left
+    assert sampling_filters() == []
+    found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, processors=sampling_filters(repetition_penalty=1e9))
+    alone = sample_answers(
+        policy, tokenizer, PROMPTS[3:4], 12, 1.0, rows=[3], processors=sampling_filters(repetition_penalty=1e9)
+    )
+    assert alone.completion_ids() == found.completion_ids()[3:4]  # padding is no text
+
+
+def test_wrapped_models_are_read_as_what_they_wrap(tokenizer):
+    model = model_of("Mamba2", tokenizer)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def forward(self, *args, **kwargs):
+            return self.module(*args, **kwargs)
+
+    assert position_limit(Wrapper()) is None
+    usual, wrapped = (sample_answers(m, tokenizer, PROMPTS, 8, seed=8) for m in (model, Wrapper()))
+    assert torch.equal(wrapped.logprobs, usual.logprobs)

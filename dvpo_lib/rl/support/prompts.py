@@ -9,27 +9,10 @@ from typing import Any
 import torch
 
 from dvpo_lib.common.seeds import generator_for
+from dvpo_lib.models.chat_templates import chat_template_of, is_messages
+from dvpo_lib.models.tokens import check_text, encode_prompts
 
 Record = Mapping[str, Any]
-
-
-def is_conversation(prompt) -> bool:
-    """Whether a prompt is a list of messages, not a text."""
-    return isinstance(prompt, list | tuple) and all(isinstance(message, Mapping) for message in prompt)
-
-
-def as_conversations(rollouts, prompts: Sequence) -> None:
-    """Replaces texts by messages, in place: a prompt's own, and a completion's one message of the assistant."""
-    rollouts.prompts = list(prompts)
-    rollouts.completions = [
-        [{"role": "assistant", "content": _begun(prompt) + text}] if is_conversation(prompt) else text
-        for prompt, text in zip(prompts, rollouts.completions, strict=True)
-    ]
-
-
-def _begun(prompt) -> str:
-    """The assistant's words at the end of a prompt, which its completion goes on with."""
-    return prompt[-1]["content"] if prompt[-1].get("role") == "assistant" else ""
 
 
 class PromptChecks:
@@ -43,6 +26,7 @@ class PromptChecks:
 
     def __init__(self, tokenizer, longest: int | None, template: dict | None = None):
         self.tokenizer, self.longest, self.template = tokenizer, longest, template or {}
+        self.chat = chat_template_of(tokenizer, **self.template)
 
     def check(self, record: Record, number: int) -> None:
         """Raises:
@@ -51,35 +35,26 @@ class PromptChecks:
         if "prompt" not in record:
             raise ValueError(f"record {number} has no column 'prompt'; it has {sorted(record)}")
         prompt = record["prompt"]
-        if not isinstance(prompt, str) and not is_conversation(prompt):
-            raise ValueError(f"record {number}: prompt {prompt!r} is neither a text nor a list of messages")
-        if not prompt:
+        if prompt in ("", []):
             raise ValueError(f"record {number}: the prompt is empty")
+        if not isinstance(prompt, str) and not is_messages(prompt):
+            raise ValueError(f"record {number}: prompt {prompt!r} is neither a text nor a list of messages")
+        if is_messages(prompt) and self.chat is None:
+            raise ValueError(f"record {number}: the prompt has messages, but the tokenizer has no chat template")
+        pieces = [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]
+        for piece in pieces:
+            check_text(piece, f"record {number}: the prompt")
         if self.longest is None:
             return
-        pieces = [prompt] if isinstance(prompt, str) else [str(message) for message in prompt]
+        pieces = [prompt] if isinstance(prompt, str) else [repr(message) for message in prompt]
         if sum(len(piece.encode()) for piece in pieces) + 32 * len(pieces) < self.longest:
             return  # a token has at least a byte
-        tokens = len(self._ids(prompt))
+        tokens = len(encode_prompts(self.tokenizer, [prompt], self.chat)[0])
         if tokens > self.longest:
             raise ValueError(
                 f"record {number}: the prompt's {tokens} tokens and max_completion_length do not fit into the model's "
                 f"positions; a prompt may have {self.longest} tokens"
             )
-
-    def text(self, prompt) -> str:
-        """The prompt as the policy reads it: a text as it is, messages by the tokenizer's chat template.
-
-        An assistant's last message is one that the completion goes on with.
-        """
-        if isinstance(prompt, str):
-            return prompt
-        goes_on = prompt[-1].get("role") == "assistant"
-        how = dict(continue_final_message=True) if goes_on else dict(add_generation_prompt=True)
-        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, **how, **self.template)
-
-    def _ids(self, prompt) -> list[int]:
-        return self.tokenizer(self.text(prompt), add_special_tokens=isinstance(prompt, str)).input_ids
 
 
 class PromptStream:

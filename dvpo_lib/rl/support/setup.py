@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from dvpo_lib.models.architectures import train_in_float32
+from dvpo_lib.models.causal_lm import end_tokens, position_limit
 from dvpo_lib.models.q_critic import PerturbedPolicy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
@@ -17,6 +18,7 @@ from dvpo_lib.rl.support import networks
 from dvpo_lib.rl.support.completions import CompletionTable
 from dvpo_lib.rl.support.prompts import PromptChecks, PromptStream
 from dvpo_lib.rl.support.running import RunningTrainer
+from dvpo_lib.rl.support.token_sampling import sampling_filters
 
 
 class PreparedTrainer(RunningTrainer):
@@ -83,7 +85,8 @@ class PreparedTrainer(RunningTrainer):
             args.accelerator_config.dispatch_batches = False  # records are no tensors: each process reads its own
         self._set_reward_funcs(reward_funcs, reward_processing_classes, args)
         self.log_funcs, self.reply = log_funcs or {}, reply
-        self.ends = _end_tokens(tokenizer, model)
+        self.ends = end_tokens(model, tokenizer)
+        self.filters = sampling_filters(args.top_p, args.top_k, args.min_p, args.repetition_penalty)
         model = self._build_networks(model, critic, peft_config, args)
         config = model.config.get_text_config()
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
@@ -180,8 +183,8 @@ class PreparedTrainer(RunningTrainer):
 
 def _longest_prompt(model: nn.Module, args: DVPOConfig) -> int | None:
     """Tokens that a prompt may have beside a completion; None if the model's positions have no limit."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None or positions <= 0:
+    positions = position_limit(model)
+    if positions is None:
         return None
     if positions <= args.max_completion_length:
         raise ValueError(
@@ -189,10 +192,3 @@ def _longest_prompt(model: nn.Module, args: DVPOConfig) -> int | None:
             f"{positions} positions"
         )
     return positions - args.max_completion_length
-
-
-def _end_tokens(tokenizer, model: nn.Module) -> list[int]:
-    """All tokens that end a response: the tokenizer's, and those of the model's generation settings."""
-    others = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    others = others if isinstance(others, list | tuple) else [others]
-    return [i for i in dict.fromkeys([tokenizer.eos_token_id, *others]) if i is not None]

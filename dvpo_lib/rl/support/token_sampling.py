@@ -49,11 +49,11 @@ def sampling_filters(
 
     found: list[Callable] = []
     if repetition_penalty != 1.0:
-        found.append(generation.RepetitionPenaltyLogitsProcessor(repetition_penalty))
+        found.append(generation.RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
     if top_k:
         found.append(generation.TopKLogitsWarper(top_k))
     if top_p < 1.0:
-        found.append(generation.TopPLogitsWarper(top_p))
+        found.append(generation.TopPLogitsWarper(float(top_p)))
     if min_p:
         found.append(generation.MinPLogitsWarper(min_p))
     return found
