@@ -149,7 +149,7 @@ def test_rollouts_beyond_the_end_change_no_update(tokenizer, method):
     """Padding, prompts and masked positions may hold anything: NaN in log-probabilities, values, advantages there."""
     results = []
     for poison in (False, True):
-        t = trainer(tokenizer, method, seed=1)
+        t = trainer(tokenizer, method, max_completion_length=32)
         rollouts, columns = t.sample()
         assert not rollouts.tokens.mask.all()
         x = t.build_experience(rollouts, Scores(torch.tensor(arm(None, rollouts.completions)), {}))
