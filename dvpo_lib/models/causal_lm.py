@@ -6,11 +6,12 @@ Architectures with key/value caches, state-space models, hybrids of both and mul
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from dvpo_lib.models.architectures import accepted_inputs, text_config
 
 CACHES = ("past_key_values", "cache_params")  # names that forwards have for their cache
 IGNORE_PADDING = ("rwkv",)  # model types that take an attention mask and do not use it
@@ -40,7 +41,7 @@ def end_tokens(model, tokenizer) -> tuple[int, ...]:
     """
     model = None if model is None else inner_model(model)
     config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = None if config is None else text_config(model)
     found = [tokenizer.eos_token_id]
     for source in (getattr(model, "generation_config", None), config, text):
         ids = getattr(source, "eos_token_id", None)
@@ -53,36 +54,21 @@ def end_tokens(model, tokenizer) -> tuple[int, ...]:
 
 def position_limit(model) -> int | None:
     """Tokens of prompt and completion that a model has positions for; None if it has no limit."""
-    config = getattr(inner_model(model), "config", None)
-    if config is None:
-        return None
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    model = inner_model(model)
+    limit = getattr(text_config(model), "max_position_embeddings", None) if hasattr(model, "config") else None
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def ignores_padding(model) -> bool:
     """Whether a model reads padding like text, so that only prompts of one length can be read together."""
-    names = accepted_arguments(model)
-    kind = getattr(getattr(inner_model(model), "config", None), "model_type", None)
-    return kind in IGNORE_PADDING or (names is not None and "attention_mask" not in names)
-
-
-def accepted_arguments(model) -> frozenset[str] | None:
-    """Names of the arguments of a model's forward; None if it hands all of them on.
-
-    `transformers` models swallow unknown names silently, so their further keyword arguments do not count.
-    """
     inner = inner_model(model)
-    parameters = inspect.signature(inner.forward).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters) and not hasattr(inner, "config"):
-        return None
-    return frozenset(p.name for p in parameters)
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    return kind in IGNORE_PADDING or not accepted_inputs(inner, {"attention_mask": None})
 
 
-def forward_inputs(model, **inputs) -> dict:
-    """The inputs that a model's forward takes; `position_ids`, `logits_to_keep` and the like are dropped if not."""
-    names = accepted_arguments(model)
-    return inputs if names is None else {name: x for name, x in inputs.items() if name in names}
+def cache_argument(model) -> str | None:
+    """The name that a model's forward has for its cache; None if it has none."""
+    return next(iter(accepted_inputs(inner_model(model), dict.fromkeys(CACHES))), None)
 
 
 class CachedReader:
@@ -98,8 +84,7 @@ class CachedReader:
     """
 
     def __init__(self, model: nn.Module):
-        self.model, self.names = model, accepted_arguments(model)
-        self.cache_name = next((name for name in CACHES if self.names is None or name in self.names), None)
+        self.model, self.inner, self.cache_name = model, inner_model(model), cache_argument(model)
         self.cache = self._text = self._positions = None
 
     def start(self, ids: Tensor, attention: Tensor) -> Tensor:
@@ -135,7 +120,7 @@ class CachedReader:
             inputs[self.cache_name] = self.cache
             if self.cache_name != "past_key_values":
                 del inputs["attention_mask"]  # a state has read the padding already
-        out = self.model(**{name: x for name, x in inputs.items() if self.names is None or name in self.names})
+        out = self.model(**accepted_inputs(self.inner, inputs))
         self.cache = getattr(out, self.cache_name, None) if self.cache_name else None
         if self.cache is not None:
             self._text = None

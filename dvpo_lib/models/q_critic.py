@@ -11,6 +11,7 @@ from dvpo_lib.functional.q_losses import QValues
 from dvpo_lib.functional.quantiles import midpoint_levels, quantile_at_level, sort_quantiles
 from dvpo_lib.functional.token_chunks import map_token_chunks
 from dvpo_lib.models.architectures import accepted_inputs, copy_backbone, hidden_states, text_config
+from dvpo_lib.models.causal_lm import cache_argument
 from dvpo_lib.models.heads import in_float32, small_head
 from dvpo_lib.models.tokens import Tokens
 
@@ -95,12 +96,14 @@ class PerturbedPolicy(nn.Module):
     def device(self):
         return self.policy.device
 
-    def forward(self, past_key_values=None, logits_to_keep: int = 1, **inputs):
+    def forward(self, logits_to_keep: int = 1, **inputs):
         """Logits (B, 1, V) of the last position. The caches of both networks travel together."""
-        own, other = past_key_values or (None, None)
-        out = self.policy(past_key_values=own, logits_to_keep=1, **inputs)
-        read = self.critic.backbone(past_key_values=other, **accepted_inputs(self.critic.backbone, inputs))
+        name = cache_argument(self.policy)
+        own, other = ({name: cache} for cache in inputs.pop(name, None) or (None, None)) if name else ({}, {})
+        out = self.policy(logits_to_keep=1, **own, **inputs)
+        read = self.critic.backbone(**other, **accepted_inputs(self.critic.backbone, inputs))
         q, v = self.critic.state_values(read.last_hidden_state[:, -1:])
         out.logits = out.logits + self.strength * (q.amin(-2) - v[..., None])
-        out.past_key_values = PairedCaches(out.past_key_values, read.past_key_values)
+        if name is not None:
+            out[name] = PairedCaches(out[name], read[name])
         return out

@@ -6,8 +6,10 @@ import pytest
 import torch
 import transformers as hf
 
-from dvpo_lib.models.causal_lm import CachedReader, forward_inputs, position_limit
+from dvpo_lib.models.architectures import accepted_inputs
+from dvpo_lib.models.causal_lm import CachedReader, position_limit
 from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.rl.rollouts import sample_answers, sample_rollouts
 from dvpo_lib.rl.support.token_sampling import sampling_filters
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -90,9 +92,7 @@ def forward_logprobs(model, ids, start):
     """Log-probabilities of a row's tokens from `start` on, by one forward of this row alone."""
     model.eval()
     with torch.no_grad():
-        logits = model(**forward_inputs(model, input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])).logits[
-            0
-        ]
+        logits = model(ids[None]).logits[0]
     return logits.float().log_softmax(-1)[start - 1 : -1].gather(1, ids[start:, None]).squeeze(1)
 
 
@@ -181,7 +181,7 @@ def test_sampler_and_forward_agree_under_the_same_autocast(name, tokenizer):
     full = sample_answers(model, tokenizer, PROMPTS, 12, seed=5)
     with torch.autocast("cpu", torch.bfloat16):
         half = sample_answers(model, tokenizer, PROMPTS, 12, seed=5)
-        logits = model(**forward_inputs(model, **half.tokens.model_inputs())).logits.float()
+        logits = model(**accepted_inputs(model, half.tokens.model_inputs())).logits.float()
         loss = logits.sum()  # the weights that the sampler cast do not cut the graph
     loss.backward()
     assert all(p.grad is not None for p in model.lm_head.parameters())
@@ -265,3 +265,21 @@ def test_wrapped_models_are_read_as_what_they_wrap(tokenizer):
     assert position_limit(Wrapper()) is None
     usual, wrapped = (sample_answers(m, tokenizer, PROMPTS, 8, seed=8) for m in (model, Wrapper()))
     assert torch.equal(wrapped.logprobs, usual.logprobs)
+
+
+@pytest.mark.parametrize("name", ["Mamba2", "Lfm2"])
+def test_perturbed_policies_carry_both_states(name, tokenizer):
+    model = model_of(name, tokenizer).eval()
+    actor = PerturbedPolicy(model, QCritic(model, seed=0), 2.0)
+    rollouts = sample_answers(actor, tokenizer, PROMPTS, 6, seed=9)
+    usual = sample_answers(model, tokenizer, PROMPTS, 6, seed=9)
+    assert not torch.equal(rollouts.logprobs, usual.logprobs)
+    for i in range(len(PROMPTS)):
+        ids = rollouts.tokens.input_ids[i][rollouts.tokens.attention_mask[i].bool()]
+        start = len(ids) - len(rollouts.completion_ids()[i])
+        with torch.no_grad():
+            logp = [
+                actor(input_ids=ids[None, :t]).logits[0, -1].log_softmax(-1)[ids[t]] for t in range(start, len(ids))
+            ]
+        found = rollouts.logprobs[i, rollouts.tokens.mask[i]]
+        torch.testing.assert_close(found, torch.stack(logp), atol=1e-4, rtol=1e-4)
