@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import gzip
 import json
 import os
 import subprocess
@@ -105,7 +108,10 @@ ANSWERS = {
 
 def write(path: Path, records: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(write(path.with_suffix(""), records).read_bytes()))
+        path.with_suffix("").unlink()
+    elif path.suffix == ".parquet":
         datasets.Dataset.from_list(records).to_parquet(str(path))
     elif path.suffix == ".csv":
         flat = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in r.items()} for r in records]
@@ -195,7 +201,122 @@ def test_limit_and_records_without_an_answer(tmp_path, caplog):
         load_problems("light_r1", "train", write(tmp_path / "none.json", more))
 
 
+# ---- values as they are written ----
+
+WRITTEN = ["12345.678", "0.1", "1.50", "-0.0", "1e-7", "123456789012345678901234567890", "18", "2024-01-31"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+def test_numbers_and_dates_pass_as_they_are_written(tmp_path, ending):
+    """Numbers beside texts, integers beside floats: no column is given a common type."""
+    file = tmp_path / f"test{ending}"
+    literals = [w if w != "2024-01-31" else f'"{w}"' for w in WRITTEN]
+    if ending == ".csv":
+        raw = "problem,answer\n" + "".join(f"p,{w}\n" for w in WRITTEN)
+    else:
+        records = [f'{{"problem": "p", "answer": {w}}}' for w in literals]
+        raw = f"[{', '.join(records)}]" if ending == ".json" else "\n".join(records)
+    file.write_bytes(gzip.compress(raw.encode()) if ending.endswith("gz") else raw.encode())
+    assert load_problems("math500", "test", file)["answer"] == WRITTEN
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_words_that_look_like_missing_values_are_words(tmp_path, ending):
+    words = ["None", "null", "NA", "nan", "N/A", "true"]
+    file = write(tmp_path / f"test{ending}", [{"problem": word, "answer": word} for word in words])
+    data = load_problems("math500", "test", file)
+    assert data["answer"] == words and [prompt.split()[0] for prompt in data["prompt"]] == words
+
+
+def test_columns_of_parquet_keep_their_types(tmp_path):
+    days = [datetime.date(2024, 1, 31), datetime.date(1999, 12, 1)]
+    columns = {
+        "floats": ([12345.678, 18.0], ["12345.678", "18.0"]),
+        "integers": ([2**62, 7], [str(2**62), "7"]),
+        "dates": (days, ["2024-01-31", "1999-12-01"]),
+        "times": (pd.to_datetime(days), ["2024-01-31", "1999-12-01"]),
+        "decimals": ([decimal.Decimal("1.50"), decimal.Decimal("2.25")], ["1.50", "2.25"]),
+        "categories": (pd.Categorical(["a", "b"]), ["a", "b"]),
+    }
+    for name, (values, answers) in columns.items():
+        pd.DataFrame({"problem": "p", "answer": values}).to_parquet(tmp_path / f"{name}.parquet")
+        assert load_problems("math500", "test", tmp_path / f"{name}.parquet")["answer"] == answers, name
+
+
+@pytest.mark.parametrize("number", ["1.0", "1", '"1"', '"1.0"', '"B"'])
+def test_the_number_of_an_option_may_be_a_float(tmp_path, number):
+    record = json.dumps(RECORDS["mmlu"][0]).replace('"answer": 1', f'"answer": {number}')
+    (tmp_path / "test.jsonl").write_text(record)
+    assert load_problems("mmlu", "test", tmp_path / "test.jsonl")["answer"] == ["B"]
+
+
+@pytest.mark.parametrize("number", ["1.5", "true", '"1.5"', "1e400", "null"])
+def test_other_numbers_of_options_are_refused(tmp_path, number):
+    record = json.dumps(RECORDS["mmlu"][0]).replace('"answer": 1', f'"answer": {number}')
+    (tmp_path / "test.jsonl").write_text(record)
+    with pytest.raises(SourceError, match="record 1: column `answer`: 0 to 3"):
+        load_problems("mmlu", "test", tmp_path / "test.jsonl")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv"])
+def test_a_column_that_only_later_records_have_is_read(tmp_path, ending):
+    first = [{"question": f"q{i}", "subject": "astronomy", "choices": ["a", "b"], "answer": 1} for i in range(20_000)]
+    last = {"question": "last", "type": "astronomy", "choices": ["a", "b"], "answer": 0, "extra": {"x": [1]}}
+    if ending == ".csv":
+        first, last = first[:2], {**last, "subject": "astronomy"}
+    data = load_problems("mmlu", "test", write(tmp_path / f"test{ending}", [*first, last]))
+    assert len(data) == len(first) + 1 and data["answer"][-1] == "A"
+
+
 # ---- folders ----
+
+
+def test_copies_of_jupyter_and_hidden_files_are_no_data(tmp_path):
+    one, two = RECORDS["gsm8k"]
+    write(tmp_path / "train.jsonl", [one])
+    for copy in (
+        ".ipynb_checkpoints/train-checkpoint.jsonl",
+        ".train.jsonl",
+        ".cache/train.parquet",
+        "__MACOSX/train.csv",
+    ):
+        write(tmp_path / copy, [two])
+    assert load_problems("gsm8k", "train", tmp_path)["answer"] == ["1303"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training.jsonl", "testing.jsonl"),
+        ("GsmTrain.jsonl", "GsmTest.jsonl"),
+        ("trainset.jsonl", "testset.jsonl"),
+        ("train_test_split/train.jsonl", "train_test_split/test.jsonl"),
+        ("TRAIN/a.jsonl", "TEST/a.jsonl"),
+        ("train/latest.jsonl", "test/latest.jsonl"),
+    ],
+)
+def test_training_and_test_files_are_not_read_together(tmp_path, train, test):
+    one, two = RECORDS["gsm8k"]
+    write(tmp_path / train, [one])
+    write(tmp_path / test, [two])
+    assert load_problems("gsm8k", "train", tmp_path)["answer"] == ["1303"]
+    assert load_problems("gsm8k", "test", tmp_path)["answer"] == ["-4"]
+
+
+def test_a_file_of_several_splits_has_to_be_given_by_its_path(tmp_path):
+    file = write(tmp_path / "train_and_test.jsonl", RECORDS["gsm8k"])
+    with pytest.raises(SourceError, match="of the split test or train"):
+        load_problems("gsm8k", "train", tmp_path)
+    assert len(load_problems("gsm8k", "train", file)) == 2
+
+
+def test_folders_of_save_to_disk_are_read(tmp_path):
+    one, two = (datasets.Dataset.from_list([record]) for record in RECORDS["gsm8k"])
+    one.save_to_disk(str(tmp_path / "one"))
+    assert load_problems("gsm8k", "train", tmp_path / "one")["answer"] == ["1303"]
+    datasets.DatasetDict(train=one, test=two).save_to_disk(str(tmp_path / "both"))
+    assert load_problems("gsm8k", "train", tmp_path / "both")["answer"] == ["1303"]
+    assert load_problems("gsm8k", "test", tmp_path / "both")["answer"] == ["-4"]
 
 
 def test_the_files_of_a_split_are_found(tmp_path):
@@ -265,6 +386,9 @@ def test_a_bad_record_is_named(tmp_path, name, change, message):
     assert str(caught.value).startswith(f"{file}: record 2: {message}") and "\n" not in str(caught.value)
 
 
+GOOD = '{"question": "q", "answer": "#### 1"}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -280,6 +404,38 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     with pytest.raises(SourceError) as caught:
         load_problems("gsm8k", "train", file)
     assert str(caught.value).startswith(f"{file}: {message}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        (".jsonl", GOOD + '{"question": ' + "[" * 2000, "record 2: nested deeper than 100 levels"),
+        (".jsonl", GOOD + "[" * 20_000 + "]" * 20_000, "record 2: nested deeper than 100 levels"),
+        (".json", "[" * 20_000 + "]" * 20_000, "nested deeper than 100 levels"),
+        (".jsonl", GOOD + '{"question": "q", "question": "r"}', "record 2: the key 'question' is given twice"),
+        (".jsonl", GOOD + "[1]", "record 2: an object is expected, not '[1]'"),
+        (".jsonl", GOOD + '{"question": ' + "9" * 5000 + "}", "record 2: "),
+        (
+            ".jsonl",
+            GOOD + '{"question": "\\ud800", "answer": "#### 1"}',
+            "record 2: column `problem or answer`: holds a",
+        ),
+        (".csv", "question,answer\nq,#### 1\nq\n", "record 2: 1 values for 2 columns"),
+        (".csv", 'question,answer\nq,#### 1\n"q,#### 1\n', "record 2: not valid CSV"),
+        (".csv", "question,question\nq,#### 1\n", "the column 'question' is given twice"),
+        (".json", '{"question": "q"', "not valid JSON"),
+        (".json", "3", "a list of records is expected"),
+        (".jsonl.gz", "no gzip", "cannot be read: BadGzipFile"),
+    ],
+    ids=range(13),
+)
+def test_hostile_files_are_one_clear_error(tmp_path, ending, content, message):
+    file = tmp_path / f"train{ending}"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(SourceError) as caught:
+        load_problems("gsm8k", "train", file)
+    assert str(caught.value).startswith(f"{file}: {message}") and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_wrong_names_and_paths(tmp_path):

@@ -31,6 +31,7 @@ from dvpo_lib.tasks.published.files import (
     rows,
     text,
     texts,
+    whole_number,
 )
 from dvpo_lib.tasks.published.formulas.reader import is_whole
 from dvpo_lib.tasks.published.statements import not_whole
@@ -116,9 +117,10 @@ def mmlu(record: dict, _) -> Iterator[tuple[str, str]]:
     listed, answer = options(record, "choices", 4), record["answer"]
     if isinstance(answer, str) and answer.strip() in tuple(LETTERS):
         answer = LETTERS.index(answer.strip())
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(listed):
+    place = whole_number(answer)
+    if place is None or not 0 <= place < len(listed):
         raise BadRecord("answer", f"0 to {len(listed) - 1} (or a letter) is expected, not {answer!r}")
-    yield choice(text(record, "question"), listed), LETTERS[answer]
+    yield choice(text(record, "question"), listed), LETTERS[place]
 
 
 def supergpqa(record: dict, _) -> Iterator[tuple[str, str]]:
@@ -189,20 +191,22 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
     """Problems with their answers.
 
     Args:
-        name: a key of SOURCES. split: one of its splits.
-        path: a file, or a folder that is searched for files of the split, in the hub's format (parquet, JSON lines,
-            JSON or CSV with the hub's columns); without it the hub is asked. Of a folder, the files whose path names
-            the split are read; if no path names any split, all of them. A file is read whole, whatever its name.
-        tokenizer: a tokenizer of `transformers`; with a chat template, a prompt is one message of the user, ready for
-            the reply. Tokenize it without adding special tokens if the template writes them itself.
-        limit: the first so many problems.
+        name: A key of SOURCES.
+        split: One of its splits.
+        path: A file, a folder of `Dataset.save_to_disk`, or a folder that is searched for files of the split, with the
+            hub's columns in parquet, JSON lines, JSON or CSV (also with .gz). Without it the hub is asked. Of a folder,
+            the files whose name or folder names the split are read; if none names any split, all of them. A file is
+            read whole, whatever its name. Values pass as the file has them.
+        tokenizer: A tokenizer of `transformers`. With a chat template, a prompt is one message of the user, ready for
+            the reply; tokenize it without adding special tokens if the template writes them itself.
+        limit: Read the first so many problems.
 
     Returns:
         `datasets.Dataset` with text columns prompt, answer, verify and source.
 
     Raises:
-        SourceError: an unknown name or split; data that cannot be had (what was tried, and how to use a local copy); a
-            missing column; a bad record (file, record, column); no problem at all.
+        SourceError: If the name or the split is unknown, the data cannot be had (with a way to use a local copy), a
+            column is missing, a record is bad (named by file, record and column), or there is no problem at all.
     """
     if name not in SOURCES:
         raise SourceError(f"there is no source {name!r}; there are: {', '.join(SOURCES)}")
@@ -229,7 +233,7 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
             if limit is not None and len(problems) >= limit:
                 break
             with named(label, number):
-                found = list(source.convert(record, known))
+                found = [tuple(map(valid_text, pair)) for pair in source.convert(record, known)]
             problems += found
             empty += not found
     if not problems:
@@ -245,17 +249,33 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
     return Dataset.from_list(table, Features({c: Value("string") for c in ("prompt", "answer", "verify", "source")}))
 
 
+def valid_text(part: str) -> str:
+    """The text itself.
+
+    Raises:
+        BadRecord: If it holds a lone surrogate, which no file and no tokenizer can take.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in part):
+        raise BadRecord("problem or answer", f"holds a lone surrogate: {ascii(part)[:60]}")
+    return part
+
+
 def note_texts(name: str, answers: list[str]) -> None:
     """Warns of right answers that are not read whole as formulas, with their number and the first of them."""
     texts = not_whole(answers, is_whole)
     if texts:
         first = "; ".join(repr(text[:60]) for text in dict.fromkeys(texts[:40]))[:300]
-        log.warning("%s: %d of %d right answers are not read whole as formulas and are compared as texts: %s",
-                    name, len(texts), len(answers), first)  # fmt: skip
+        log.warning(
+            "%s: %d of %d right answers are not read whole as formulas and are compared as texts: %s",
+            name,
+            len(texts),
+            len(answers),
+            first,
+        )
 
 
 def as_prompt(tokenizer, problem: str) -> str:
-    """A problem as a prompt: by the tokenizer's chat template, or where it has none as plain text and a line feed."""
+    """A problem as a prompt: by the tokenizer's chat template, or, without one, as plain text with a line feed."""
     if getattr(tokenizer, "chat_template", None) is None:
         return f"{problem}\n"
     messages = [{"role": "user", "content": problem}]

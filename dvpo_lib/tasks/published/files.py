@@ -1,23 +1,41 @@
 """What a published data set is, and where its records come from: the Hugging Face hub, or files in the hub's format.
 
-Parquet, JSON lines, JSON and CSV are read. What a record says is the business of `sources`.
+Parquet, JSON lines, JSON, CSV (each of the last three also with .gz) and folders of `Dataset.save_to_disk` are read.
+Values pass as the file has them: text formats are read record by record, so no column is given a common type, and a
+number keeps its spelling. The conversion of records is in `datasets` and `acts`.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import itertools
-import json
+import datetime
+import decimal
+import gzip
+import math
+import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-NO_RECORDS = {"dataset_info.json", "dataset_infos.json", "state.json", "schema.json"}  # about the data, beside it
+from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.common.text_records import TEXT_FORMATS, transposed_columns
+
+FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+NO_RECORDS = {  # about the data, beside it
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "schema.json",
+}
+SPLIT_WORDS = {  # words of a path that name a split
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+}
 
 
 class SourceError(ValueError):
@@ -41,8 +59,8 @@ class Source:
         columns: {column: the names under which it is accepted, the hub's first}.
         family: "math", "science" or "dialogue".
         verify: the kind of its answers: "math", "choice" or "slots".
-        convert: (record, known) -> (problem, answer) pairs, none where the record holds no problem; raises BadRecord.
-        survey: (record, known) adds to `known` what must be known of all records before the first is converted.
+        convert: (record, known) -> (problem, answer) pairs, none if the record holds no problem; raises BadRecord.
+        survey: (record, known) adds to `known` what the conversion needs to know of all records.
     """
 
     hub: str
@@ -69,18 +87,18 @@ def named(label: str, number: int):
 
 
 def checked(label: str, table: Iterable[dict], source: Source) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) with the source's own names of the columns; SourceError where one is missing."""
-    records = iter(table)
-    for number in itertools.count(1):
-        try:
-            record = next(records)
-        except StopIteration:
-            return
-        except UnicodeDecodeError:
-            raise SourceError(f"{label}: record {number}: not valid UTF-8") from None
+    """Records with the source's own names of the columns.
+
+    Yields:
+        (number from 1, record).
+
+    Raises:
+        SourceError: If a column is missing in a record.
+    """
+    for number, record in enumerate(table, start=1):
         renamed = {}
         for column, names in source.columns.items():
-            present = [n for n in names if n in record]
+            present = [name for name in names if name in record]
             if not present:
                 raise SourceError(
                     f"{label}: record {number}: column `{column}` is missing; there are: {', '.join(map(str, record))}"
@@ -93,20 +111,34 @@ def checked(label: str, table: Iterable[dict], source: Source) -> Iterator[tuple
 
 
 def text(record: dict, column: str) -> str:
-    """A text that is not empty; a number becomes its text (in CSV files, answers are numbers)."""
+    """A text that is not empty. A number or a date becomes its text, as the file has it."""
     value = record[column]
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
-        value = f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)
+    elif isinstance(value, datetime.datetime) and value.time() == datetime.time.min and value.tzinfo is None:
+        value = str(value.date())  # pandas keeps dates as times at midnight
+    elif isinstance(value, (datetime.date, datetime.time)):
+        value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise BadRecord(column, f"a text that is not empty is expected, not {str(value)[:60]!r}")
     return value.strip()
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number, also as 1.0 or as text ("1", "1.0"); None if the value is none."""
+    if isinstance(value, str):
+        value = value.strip()
+        value = float(value) if re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        return None
+    return int(value)
 
 
 def texts(record: dict, column: str) -> list[str]:
     """A list of texts; in CSV files, a list as JSON or Python writes it."""
     value = record[column]
     if isinstance(value, str):
-        for read in (json.loads, ast.literal_eval):
+        for read in (parse_json, ast.literal_eval):
             try:
                 value = read(value)
                 break
@@ -120,14 +152,10 @@ def texts(record: dict, column: str) -> list[str]:
 def rows(value: Any, column: str) -> list[dict]:
     """Records inside a record: a list of objects, or, as the hub keeps them, an object of lists."""
     if isinstance(value, str):  # in CSV files
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = parse_json(value)
     if isinstance(value, dict):
-        lists = list(value.values())
-        if lists and all(isinstance(v, list) and len(v) == len(lists[0]) for v in lists):
-            return [dict(zip(value, row)) for row in zip(*lists)]
+        value = transposed_columns(value) or value
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise BadRecord(column, f"a list of records is expected, not {str(value)[:60]!r}")
     return value
@@ -154,55 +182,92 @@ def from_hub(name: str, source: Source, split: str):
 
 
 def files(path: Path, source: Source, split: str) -> list[Path]:
-    """The files of a split: the path itself, or those inside it; see `sources.load`."""
-    kinds = ", ".join(FORMATS)
+    """The files of a split, and folders of `save_to_disk`: the path itself, or those inside it.
+
+    The split of a file is what its name says, or else the closest folder above it that names one. Hidden files, such as
+    copies of Jupyter, are no data.
+    """
+    kinds = ", ".join(name for name in FORMATS if not name.endswith(".gz"))
     if path.is_file():
-        if path.suffix not in FORMATS:
+        if not path.name.endswith(FORMATS):
             raise SourceError(f"{path}: {kinds} can be read, not {path.suffix or 'a file without an ending'}")
         return [path]
     if not path.is_dir():
         raise SourceError(f"{path}: there is no such file or folder")
     folder = path / source.config if source.config and (path / source.config).is_dir() else path
-    found = sorted(f for f in folder.rglob("*") if f.suffix in FORMATS and f.name not in NO_RECORDS and f.is_file())
+    found = sorted(data_files(folder))
     if not found:
         raise SourceError(f"{folder}: holds no file that can be read ({kinds})")
-
-    def naming(words: Iterable[str]) -> list[Path]:
-        pattern = re.compile(rf"(?<![a-z])(?:{'|'.join(words)})(?![a-z])")
-        return [f for f in found if pattern.search(str(f.relative_to(folder).with_suffix("")).lower())]
-
-    own = naming(source.splits[split])
-    if not own and naming(["train", "test", "validation", "dev"]):
-        listed = ", ".join(str(f.relative_to(path)) for f in found[:8])
+    named_by = {file: split_of(file.relative_to(folder), source) for file in found}
+    if own := [file for file in found if named_by[file] == split]:
+        return own
+    if any(named_by.values()):
+        listed = ", ".join(str(file.relative_to(path)) for file in found[:8])
         raise SourceError(f"{folder}: holds no file of the split {split!r}; there are: {listed}")
-    return own or found
+    return found
 
 
-def from_file(file: Path):
-    """The records of a file as a `datasets.Dataset` in memory; nothing is cached, and no network is asked."""
-    from datasets import Dataset
+def data_files(folder: Path) -> Iterator[Path]:
+    """The files with records below a folder, and the folders that `Dataset.save_to_disk` has written."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        if {"state.json", "dataset_info.json"} <= set(names):
+            folders.clear()
+            yield Path(parent)
+            continue
+        for name in names:
+            if name.endswith(FORMATS) and not name.startswith(".") and name not in NO_RECORDS:
+                yield Path(parent, name)
 
-    read = {"parquet": Dataset.from_parquet, "json": Dataset.from_json, "csv": Dataset.from_csv}[FORMATS[file.suffix]]
-    with tempfile.TemporaryDirectory() as scratch:
+
+def split_of(path: Path, source: Source) -> str | None:
+    """The split of a file, by its path inside the folder of the data set; None if no part names one.
+
+    Raises:
+        SourceError: If a name is that of several splits.
+    """
+    for part in reversed(path.parts):
+        named = set()
+        for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part):
+            word = re.sub(r"(?<=.)(set|split|data|file)s?$", "", word.lower())
+            own = {name for name, words in source.splits.items() if word in words}
+            named |= own or {name for name, words in SPLIT_WORDS.items() if word in words}
+        if len(named) > 1:
+            raise SourceError(
+                f"{path}: is this file of the split {' or '.join(sorted(named))}? Rename it, or give its path"
+            )
+        if named:
+            return named.pop()
+    return None
+
+
+def from_file(file: Path) -> list[dict] | Any:
+    """The records of a file, or of a folder of `save_to_disk`. Nothing is cached, and no network is asked.
+
+    Raises:
+        SourceError: If it cannot be read or is empty; of text formats, the message names the first bad record.
+    """
+    try:
+        if file.is_dir():
+            from datasets import load_from_disk
+
+            table = load_from_disk(str(file), keep_in_memory=True)
+        elif file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.ParquetFile(file).read().to_pylist()
+        else:
+            with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+                table = stream.read()
+    except Exception as error:  # of pyarrow, gzip, the file system
+        reason = str(error).strip().splitlines()
+        problem = f"{type(error).__name__}: {reason[0][:200] if reason else ''}"
+        raise SourceError(f"{file}: cannot be read: {problem}") from None
+    if isinstance(table, bytes):
         try:
-            table = read(str(file), cache_dir=scratch, keep_in_memory=True)
-        except Exception as error:  # of pyarrow and pandas; StopIteration where the file is empty
-            raise SourceError(f"{file}: {why(file, error.__cause__ or error)}") from None
+            table = TEXT_FORMATS[file.name.removesuffix(".gz").rpartition(".")[2]](table)
+        except ValueError as error:
+            raise SourceError(f"{file}: {error}") from None
     if not len(table):
         raise SourceError(f"{file}: the file is empty")
     return table
-
-
-def why(file: Path, error: BaseException) -> str:
-    """What is wrong with a file that `datasets` cannot read: of JSON lines, the first bad record."""
-    if file.stat().st_size == 0:
-        return "the file is empty"
-    if file.suffix == ".jsonl":
-        with open(file, "rb") as lines:
-            for number, line in enumerate((line for line in lines if line.strip()), start=1):
-                try:
-                    json.loads(line.decode("utf-8"))
-                except ValueError as problem:  # a wrong encoding included
-                    return f"record {number}: not valid JSON: {problem}"
-    reason = str(error).strip().splitlines()
-    return f"cannot be read: {type(error).__name__}: {reason[0][:200] if reason else ''}"
