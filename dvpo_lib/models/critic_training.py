@@ -7,7 +7,7 @@ critic that predicts the distribution of the final reward at every token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from dvpo_lib.functional.policy_losses import value_loss
 from dvpo_lib.functional.q_losses import QValues, q_loss
 from dvpo_lib.functional.quantiles import ensemble_quantiles, sort_quantiles
 from dvpo_lib.models.architectures import train_in_float32
+from dvpo_lib.models.causal_lm import end_tokens
+from dvpo_lib.models.chat_templates import is_messages
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
 from dvpo_lib.models.q_critic import QCritic
@@ -99,7 +101,9 @@ class CriticTable:
     rewards: Tensor
 
 
-def encode_table(table, processing_class, max_completion_length: int | None = None) -> CriticTable:
+def encode_table(
+    table, processing_class, max_completion_length: int | None = None, ends: Sequence[int] | None = None
+) -> CriticTable:
     """Encodes a table with columns prompt, completion, reward. Records with reward None are left out.
 
     Args:
@@ -107,10 +111,12 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
             texts.
         processing_class: The tokenizer.
         max_completion_length: Tokens to keep of a completion; None for all.
+        ends: Tokens that end a turn, by `end_tokens`; None: the tokenizer's.
 
     Raises:
         ValueError: If a column is missing, no record has a reward, or a record (named by its index) has an empty
-            prompt, a prompt or completion other than a text, or a reward other than a finite number or None.
+            prompt, a prompt or completion that is neither a text nor a list of messages, or a reward that is neither a
+            finite number nor None.
     """
     if len(table) == 0:
         raise ValueError("the table is empty")
@@ -127,15 +133,21 @@ def encode_table(table, processing_class, max_completion_length: int | None = No
         if reward is not None and (not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward)):
             raise ValueError(f"record {i}: reward {reward!r} is not a finite number")
         for name, text in zip(("prompt", "completion"), texts):
-            if not isinstance(text, str):
-                raise ValueError(f"record {i}: {name} {text!r} is not a text")
-    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows), max_completion_length)
+            if not isinstance(text, str) and not is_messages(text):
+                raise ValueError(f"record {i}: {name} {text!r} is neither a text nor a list of messages")
+    completions = table_completions(rows)
+    tokens = encode_completions(processing_class, rows["prompt"], completions, max_completion_length, ends)
     given = [i for i, reward in enumerate(rewards) if reward is not None]
     if not given:
         raise ValueError("the table has no record with a reward")
     if len(given) < len(rewards):
         tokens, rewards = tokens.rows(torch.tensor(given)), [rewards[i] for i in given]
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
+
+
+def _ends_of(critic: Critic | QCritic, processing_class) -> tuple[int, ...]:
+    """Tokens that end a turn of the policy whose backbone the critic has."""
+    return end_tokens(critic.policy() if critic.backbone is None else critic.backbone, processing_class)
 
 
 def _read(record: Mapping, column: str, place: int):
@@ -186,7 +198,11 @@ def fit_critic(
         >>> history = fit_critic(critic, logs, tokenizer, CriticSettings(batch_size=1), seed=0)
         >>> history[-1]["loss"]
     """
-    data = table if isinstance(table, CriticTable) else encode_table(table, processing_class)
+    data = (
+        table
+        if isinstance(table, CriticTable)
+        else encode_table(table, processing_class, ends=_ends_of(critic, processing_class))
+    )
     device = next(critic.parameters()).device
     tokens, rewards = data.tokens.to(device), clip_at_quantiles(data.rewards, cfg.reward_clip).to(device)
     targets = return_targets(rewards, tokens.mask, gamma)
@@ -243,7 +259,8 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
         >>> quantiles.mean(1)  # expected reward before each token
     """
     rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
-    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows))
+    ends = _ends_of(critic, processing_class)
+    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows), ends=ends)
     tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))

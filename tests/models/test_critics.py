@@ -152,8 +152,8 @@ def test_one_array_a_response_whatever_the_batch(tokenizer, policy):
         (dict(reward=float("nan")), "record 2: reward nan"),
         (dict(reward=float("inf")), "record 2: reward inf"),
         (dict(reward="1"), "record 2: reward '1'"),
-        (dict(completion=None), "record 2: completion None is not a text"),
-        (dict(prompt=3), "record 2: prompt 3 is not a text"),
+        (dict(completion=None), "record 2: completion None is neither a text nor a list of messages"),
+        (dict(prompt=3), "record 2: prompt 3 is neither a text nor a list of messages"),
         (dict(prompt=""), "record 2: the prompt is empty"),
     ],
 )

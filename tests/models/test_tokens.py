@@ -4,70 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from chat_families import FAMILIES, tokenizer_of
+from tiny_models import tiny_model
+from tokenizers import processors
 
 from dvpo_lib.models.causal_lm import end_tokens
 from dvpo_lib.models.chat_templates import ChatTemplate
+from dvpo_lib.models.critic import Critic, CriticSettings
+from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
 from dvpo_lib.models.tokens import encode_completions, encode_prompts
 from dvpo_lib.rl.rollouts import sample_answers, sample_dialogues, sample_rollouts
 
-ROLES = "{% for m in messages %}"
-CHATML = (
-    ROLES + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-THINKING = CHATML.replace(  # earlier thoughts are forgotten, as in Qwen3
-    "{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
-)
-LLAMA3 = (
-    "{{ bos_token }}" + ROLES + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}"
-    "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}" + ROLES + "<start_of_turn>"
-    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first if loop.first else '' }}{{ m.content | trim }}"
-    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}" + ROLES + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.content }} [/TOOL_RESULTS]"
-    "{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
-    "{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
-)
-FAMILIES = {  # template, beginning and end of sequence, other special tokens, the end of a turn
-    "ChatML": (CHATML, None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
-    "thinking ChatML": (THINKING, None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
-    "Llama 3": (
-        LLAMA3,
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        "<|eot_id|>",
-    ),
-    "Gemma": (GEMMA, "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
-    "Mistral": (MISTRAL, "<s>", "</s>", ["[INST]", "[/INST]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"], "</s>"),
-}
 each_family = pytest.mark.parametrize("family", list(FAMILIES))
 SYSTEM, ASK = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two plus two?"}
 WORDS = ["Let me ask a tool.", "It says four.", " 4, of course "]
 HEARD = [{"role": "tool", "content": "4"}, {"role": "user", "content": "Sure?"}]
-
-
-def tokenizer_of(family):
-    """Byte-level tokenizer with the special tokens and the template of a family; it puts BOS before texts."""
-    template, bos, eos, special, _ = FAMILIES[family]
-    alphabet = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([*special, eos, *([bos] if bos else []), "<pad>"])
-    if bos:
-        core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token="<pad>")
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 class Reciter(torch.nn.Module):
@@ -342,3 +293,25 @@ def test_a_tokenizer_without_end_and_padding_is_an_error():
     policy.generation_config.eos_token_id = 3
     with pytest.raises(ValueError, match="neither a padding token nor an end of sequence"):
         sample_answers(policy, tokenizer, ["a"], 5)
+
+
+def test_critics_read_tables_as_their_backbones_model_ends_turns():
+    """A turn closed by an end of the model's own is closed; in conversations the policy's tokens alone have values."""
+    tokenizer = tokenizer_of("Llama 3")
+    eot = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    critic = Critic(
+        tiny_model("Llama", vocab_size=len(tokenizer), eos_token_id=[2, eot], max_position_embeddings=512), 1, 8, seed=0
+    )
+    tokenizer_without = tokenizer_of("Llama 3")
+    tokenizer_without.chat_template = None
+    words = [text.strip() for text in WORDS]
+    prompt, completion = conversation("Llama 3", words)
+    rows = [{"prompt": "2+2=", "completion": "4<|eot_id|>", "reward": 1.0}]
+    assert [len(values) for values in predict_values(critic, rows, tokenizer_without)] == [2]
+    cfg = CriticSettings(pretrain_epochs=1, heads=1, quantiles=8)
+    assert len(fit_critic(critic, rows, tokenizer_without, cfg, seed=0)) > 0
+    talk = [{"prompt": prompt, "completion": completion, "reward": 1.0}]
+    assert [len(values) for values in predict_values(critic, talk, tokenizer)] == [sum(len(text) + 1 for text in words)]
+    assert torch.equal(
+        encode_table(talk, tokenizer).tokens.mask, encode_completions(tokenizer, [prompt], [completion]).mask
+    )

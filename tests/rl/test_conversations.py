@@ -1,15 +1,20 @@
 """Dialogues sampled turn by turn: whose token is whose, log-probabilities, bounds, and losses that see no user."""
 
 import copy
+import math
+from itertools import groupby
 
 import pytest
 import torch
+from chat_families import tokenizer_of
 from conftest import run_settings
 from test_trainer import update_on
+from tiny_models import tiny_model
 
 from dvpo_lib.functional.advantages import generalised_advantages, quantile_targets
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss
 from dvpo_lib.functional.policy_losses import policy_loss, value_loss
+from dvpo_lib.models.chat_templates import ChatTemplate
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, token_logprobs
 from dvpo_lib.models.tokens import encode_completions
@@ -382,3 +387,48 @@ def test_supervised_training_does_not_teach_the_users_words(tokenizer, shown):
     cfg = PolicySettings(hidden_size=32, steps=1, batch_size=1)
     expected = -logprobs[tokens.mask].mean().item()
     assert fit_language_model(policy, tokens, cfg, seed=0)[0] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- chat models ----
+
+
+@pytest.mark.parametrize("method", ["grpo", "dvpo"])
+@pytest.mark.parametrize("family", ["ChatML", "Llama 3", "Gemma", "Mistral"])
+def test_training_on_conversations_with_replies_by_the_template(family, method):
+    """Reward functions see messages; the tools' words are in no mask; limits and ends are those of the model."""
+    tokenizer = tokenizer_of(family)
+    model = tiny_model("Llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.generation_config.eos_token_id = [ChatTemplate(tokenizer).turn_end, *range(40, 80)]  # short turns
+    seen, heard = [], []
+
+    def reply(record, completion):
+        assert record["prompt"] == [{"role": "user", "content": "Two plus two?"}]
+        assert [m["role"] for m in completion] == ["assistant", "tool"] * (len(completion) // 2) + ["assistant"]
+        heard.append(completion)
+        return {"role": "tool", "content": "4"} if len(completion) < 5 else None
+
+    def reward(prompts, completions, completion_ids, **columns):
+        seen.extend(completions)
+        return [float(len(ids) % 7) for ids in completion_ids]
+
+    args = run_settings(
+        method=method,
+        max_steps=2,
+        generation_batch_size=8,
+        num_generations=4,
+        max_completion_length=200,
+        learning_rate=1e-3,
+    )
+    data = [{"prompt": [{"role": "user", "content": "Two plus two?"}]}] * 4
+    t = DVPOTrainer(model, reward, args, data, processing_class=tokenizer, reply=reply)
+    rollouts, _ = t.sample()
+    assert max(segments(mask) for mask in rollouts.tokens.mask) == 3
+    assert t.terminated(rollouts).all()
+    for row, (completion, ids) in enumerate(zip(rollouts.completions, rollouts.completion_ids())):
+        pairs = groupby(zip(rollouts.tokens.mask[row].tolist(), ids), key=lambda pair: pair[0])
+        turns = [[token for _, token in run] for own, run in pairs if own]
+        said = [message["content"] for message in completion if message["role"] == "assistant"]
+        assert [tokenizer.decode(turn[:-1], skip_special_tokens=True) for turn in turns] == said
+    logs = t.step()
+    assert heard and all(isinstance(c, list) and c[0]["role"] == "assistant" for c in seen)
+    assert math.isfinite(logs["reward"])
