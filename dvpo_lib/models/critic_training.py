@@ -16,13 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dvpo_lib.common.seeds import generator_for
+from dvpo_lib.common.tables import number_problem, plain_number, short_repr, table_columns
 from dvpo_lib.functional.advantages import clip_at_quantiles
 from dvpo_lib.functional.critic_losses import critic_loss
 from dvpo_lib.functional.policy_losses import value_loss
 from dvpo_lib.functional.q_losses import QValues, q_loss
 from dvpo_lib.functional.quantiles import ensemble_quantiles, sort_quantiles
 from dvpo_lib.models.architectures import train_in_float32
-from dvpo_lib.models.causal_lm import end_tokens
+from dvpo_lib.models.causal_lm import end_tokens, position_limit
 from dvpo_lib.models.chat_templates import is_messages
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
@@ -102,41 +103,33 @@ class CriticTable:
 
 
 def encode_table(
-    table, processing_class, max_completion_length: int | None = None, ends: Sequence[int] | None = None
+    table,
+    processing_class,
+    max_completion_length: int | None = None,
+    ends: Sequence[int] | None = None,
+    positions: int | None = None,
 ) -> CriticTable:
     """Encodes a table with columns prompt, completion, reward. Records with reward None are left out.
 
     Args:
-        table: `datasets.Dataset` or list of records. A column `completion_ids` (token ids as sampled) replaces the
-            texts.
+        table: `datasets.Dataset`, data frame of pandas, list of records, or lists by column name. A column
+            `completion_ids` (token ids as sampled) replaces the texts of the records that have it.
         processing_class: The tokenizer.
         max_completion_length: Tokens to keep of a completion; None for all.
         ends: Tokens that end a turn, by `end_tokens`; None: the tokenizer's.
+        positions: Tokens of prompt and completion that the model has positions for; None for no limit.
 
     Raises:
         ValueError: If a column is missing, no record has a reward, or a record (named by its index) has an empty
-            prompt, a prompt or completion that is neither a text nor a list of messages, or a reward that is neither a
-            finite number nor None.
+            prompt, a prompt or completion that is neither a text nor messages, more tokens than positions, or a reward
+            other than None or a number that float32 can hold.
     """
-    if len(table) == 0:
-        raise ValueError("the table is empty")
-    rows = (
-        table[:]
-        if hasattr(table, "column_names")
-        else {k: [_read(r, k, i) for i, r in enumerate(table)] for k in table[0]}
-    )
-    for column in ("prompt", "completion", "reward"):
-        if column not in rows:
-            raise ValueError(f"the table has no column {column!r}; it has {sorted(rows)}")
-    rewards = list(rows["reward"])
-    for i, (reward, *texts) in enumerate(zip(rewards, rows["prompt"], rows["completion"])):
-        if reward is not None and (not isinstance(reward, (int, float, np.number)) or not np.isfinite(reward)):
-            raise ValueError(f"record {i}: reward {reward!r} is not a finite number")
-        for name, text in zip(("prompt", "completion"), texts):
-            if not isinstance(text, str) and not is_messages(text):
-                raise ValueError(f"record {i}: {name} {text!r} is neither a text nor a list of messages")
-    completions = table_completions(rows)
-    tokens = encode_completions(processing_class, rows["prompt"], completions, max_completion_length, ends)
+    rows = table_columns(table, ("prompt", "completion", "reward"), ("completion_ids",))
+    rewards = [plain_number(reward) for reward in rows["reward"]]
+    for i, reward in enumerate(rewards):
+        if reward is not None and (problem := number_problem(reward)):
+            raise ValueError(f"record {i}: reward {short_repr(reward)} {problem}")
+    tokens = _encode_rows(rows, processing_class, max_completion_length, ends, positions)
     given = [i for i, reward in enumerate(rewards) if reward is not None]
     if not given:
         raise ValueError("the table has no record with a reward")
@@ -145,20 +138,48 @@ def encode_table(
     return CriticTable(tokens, torch.tensor(rewards, dtype=torch.float32))
 
 
-def _ends_of(critic: Critic | QCritic, processing_class) -> tuple[int, ...]:
-    """Tokens that end a turn of the policy whose backbone the critic has."""
-    return end_tokens(critic.policy() if critic.backbone is None else critic.backbone, processing_class)
+def _encode_rows(
+    rows: Mapping[str, list],
+    processing_class,
+    longest: int | None,
+    ends: Sequence[int] | None = None,
+    positions: int | None = None,
+) -> Tokens:
+    completions = table_completions(rows)
+    for i, (prompt, completion) in enumerate(zip(rows["prompt"], completions, strict=True)):
+        for name, text in (("prompt", prompt), ("completion", completion)):
+            known = isinstance(text, str) or is_messages(text)
+            if not known and (name == "prompt" or completion is rows["completion"][i]):
+                raise ValueError(f"record {i}: {name} {short_repr(text)} is neither a text nor a list of messages")
+    tokens = encode_completions(processing_class, rows["prompt"], completions, longest, ends)
+    check_positions(tokens, positions)
+    return tokens
 
 
-def _read(record: Mapping, column: str, place: int):
-    """A record's value in a column of the first record."""
-    if column not in record:
-        raise ValueError(f"record {place} has no column {column!r}; it has {sorted(record)}")
-    return record[column]
+def _network_read_by(critic: Critic | QCritic):
+    """The network whose hidden states a critic's heads read."""
+    return critic.policy() if critic.backbone is None else critic.backbone
+
+
+def _limits_of(critic: Critic | QCritic, processing_class) -> dict:
+    network = _network_read_by(critic)
+    return dict(ends=end_tokens(network, processing_class), positions=position_limit(network))
+
+
+def check_positions(tokens: Tokens, positions: int | None) -> None:
+    """Checks that a model has a position for every token of prompt and completion.
+
+    Raises:
+        ValueError: If it has not; the message names the record by its index.
+    """
+    lengths = tokens.attention_mask.sum(1)
+    if positions is not None and (lengths > positions).any():
+        i = int((lengths > positions).nonzero()[0])
+        raise ValueError(f"record {i}: {int(lengths[i])} tokens do not fit into the model's {positions} positions")
 
 
 def table_completions(rows: Mapping[str, list]) -> list[str | list[int]]:
-    """Completions of a table by column: token ids if it has them, else texts."""
+    """Completions of a table by column: token ids if a record has them, else its text."""
     ids = rows.get("completion_ids", [None] * len(rows["completion"]))
     return [text if own is None else own for own, text in zip(ids, rows["completion"], strict=True)]
 
@@ -179,7 +200,8 @@ def fit_critic(
 
     Args:
         critic: Critic of `build_critic`.
-        table: `datasets.Dataset` or list of records with prompt, completion and reward, or an encoded `CriticTable`.
+        table: `datasets.Dataset`, data frame, list of records or lists by column, with prompt, completion and reward;
+            or an encoded `CriticTable`.
         processing_class: The tokenizer.
         cfg: Settings of the critic: loss, learning rate, batch size, epochs.
         seed: Of the order of batches and of the bootstrap.
@@ -198,11 +220,10 @@ def fit_critic(
         >>> history = fit_critic(critic, logs, tokenizer, CriticSettings(batch_size=1), seed=0)
         >>> history[-1]["loss"]
     """
-    data = (
-        table
-        if isinstance(table, CriticTable)
-        else encode_table(table, processing_class, ends=_ends_of(critic, processing_class))
-    )
+    data = table
+    if not isinstance(table, CriticTable):
+        data = encode_table(table, processing_class, **_limits_of(critic, processing_class))
+    check_positions(data.tokens, position_limit(_network_read_by(critic)))
     device = next(critic.parameters()).device
     tokens, rewards = data.tokens.to(device), clip_at_quantiles(data.rewards, cfg.reward_clip).to(device)
     targets = return_targets(rewards, tokens.mask, gamma)
@@ -245,8 +266,8 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
 
     Args:
         critic: A fitted critic.
-        table: `datasets.Dataset` or list of records with prompt and completion (or completion_ids, which are
-            preferred).
+        table: `datasets.Dataset`, data frame, list of records or lists by column, with prompt and completion (or
+            completion_ids, which are preferred).
         processing_class: The tokenizer.
         batch_size: Responses per forward pass.
 
@@ -254,13 +275,15 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
         One array (T_i, M) of monotone quantiles per response, the mean over heads. M = 1 for a scalar critic and for
         the V of a Q critic. In a dialogue only the policy's own tokens have a row.
 
+    Raises:
+        ValueError: If the table cannot be encoded (see `encode_table`).
+
     Example:
         >>> [quantiles] = predict_values(critic, [{"prompt": "2 + 2 =", "completion": "4"}], tokenizer)
         >>> quantiles.mean(1)  # expected reward before each token
     """
-    rows = table[:] if hasattr(table, "column_names") else {k: [r[k] for r in table] for k in table[0]}
-    ends = _ends_of(critic, processing_class)
-    tokens = encode_completions(processing_class, rows["prompt"], table_completions(rows), ends=ends)
+    rows = table_columns(table, ("prompt", "completion"), ("completion_ids",))
+    tokens = _encode_rows(rows, processing_class, None, **_limits_of(critic, processing_class))
     tokens, values = tokens.to(next(critic.parameters()).device), []
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))

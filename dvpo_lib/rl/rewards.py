@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dvpo_lib.common.tables import FLOAT32_MAX, number_problem, short_repr
 from dvpo_lib.models.modes import inference_mode_of
 from dvpo_lib.models.tokens import pad_rows
 
@@ -81,6 +82,9 @@ def score_completions(
             table = pad_rows([*by_token, [0.0] * longest], 0.0, dtype=torch.float32)[0][:-1]  # (B, T)
             process = (0.0 if process is None else process) + weights[place] * table
     total = np.where(np.isnan(each).all(0), np.nan, np.nansum(each * weights[:, None], 0))
+    if (beyond := np.flatnonzero(np.abs(total) > FLOAT32_MAX)).size:
+        place = _record(int(beyond[0]), getattr(state, "global_step", 0), prompts)
+        raise RewardError(f"the sum {total[beyond[0]]:g} of the rewards for {place} does not fit into float32")
     by_function = {name: torch.tensor(row, dtype=torch.float32) for name, row in zip(reward_funcs, each, strict=True)}
     return Scores(torch.tensor(total, dtype=torch.float32), by_function, process)
 
@@ -210,10 +214,13 @@ def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward
     """
     name, step = function_names([func])[0], getattr(state, "global_step", 0)
     try:
+        if isinstance(returned, Mapping | Set | str | bytes):  # of no order, or no rewards
+            raise TypeError
         values = _plain(returned) if isinstance(returned, Tensor | np.ndarray) else [_plain(x) for x in returned]
         values = list(values)
     except TypeError:
-        raise RewardError(f"reward function {name} returned {returned!r} at step {step}, no list of rewards") from None
+        shown = repr(returned)[:200]
+        raise RewardError(f"reward function {name} returned {shown} at step {step}, no list of rewards") from None
     if len(values) != len(prompts):
         raise RewardError(
             f"reward function {name} returned {len(values)} rewards for {len(prompts)} completions at step {step}"
@@ -221,11 +228,10 @@ def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward
     for i, value in enumerate(values):
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         for number in numbers:
-            if not isinstance(number, int | float) or not np.isfinite(number):
-                raise RewardError(
-                    f"reward function {name} returned {number!r} for {_record(i, step, prompts)}; "
-                    "use None for a missing reward"
-                )
+            if problem := number_problem(number):
+                hint = ": it does not fit into float32" if "float32" in problem else "; use None for a missing reward"
+                place = _record(i, step, prompts)
+                raise RewardError(f"reward function {name} returned {short_repr(number)} for {place}{hint}")
         if isinstance(value, list):
             tokens = None if completion_ids is None else len(completion_ids[i])
             if len(value) != tokens:

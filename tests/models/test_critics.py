@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -240,3 +241,72 @@ def test_a_critic_leaves_the_policy_alone(tokenizer, policy):
     before = copy.deepcopy(policy.state_dict())
     fitted(policy, tokenizer)
     assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
+
+
+LOGS = [
+    {"prompt": "math 7 ?", "completion": "answer 3", "reward": 1.0},
+    {"prompt": "math 3 ?", "completion": "answer 8", "reward": None, "completion_ids": [5, 6, 7]},
+    {"prompt": "math 7 ?", "completion": "answer 7", "reward": 0.0},
+]
+
+
+def test_tables_of_any_kind_are_encoded_alike(tokenizer, policy):
+    """A later record's extra column counts, and a missing reward of a data frame is a missing reward."""
+    by_column = {c: [r.get(c) for r in LOGS] for c in ("prompt", "completion", "reward", "completion_ids")}
+    frame = pd.DataFrame(LOGS, index=[5, 5, 7])
+    tables = [LOGS, by_column, frame, Dataset.from_list([LOGS[1], LOGS[0], LOGS[2]]).select([1, 0, 2])]
+    tables.append({name: pd.Series(values, dtype=object) for name, values in by_column.items()})
+    first = encode_table(LOGS, tokenizer)
+    assert len(first.rewards) == 2 and first.rewards.tolist() == [1, 0]
+    for table in tables[1:]:
+        found = encode_table(table, tokenizer)
+        assert torch.equal(found.tokens.input_ids, first.tokens.input_ids), type(table)
+        assert found.rewards.tolist() == [1, 0]
+    critic = build_critic(policy, CriticSettings(heads=1, quantiles=8), 0)
+    for table in tables:
+        values = predict_values(critic, table, tokenizer)
+        assert [len(v) for v in values] == [3, 3, 3], type(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": 1e39}, r"record 2: reward 1e\+39 does not fit into float32"),
+        ({"reward": 10**400}, "record 2: reward an integer of 1329 bits does not fit into float32"),
+        ({"reward": float("nan")}, "record 2: reward nan is not a finite number"),
+        ({"reward": [1.0]}, r"record 2: reward \[1.0\] is not a number"),
+        ({"prompt": "a \ud800"}, "record 2: .*lone surrogate"),
+        ({"completion": "a \ud800"}, "record 2: .*lone surrogate"),
+        ({"completion": "math " * 50_000}, "record 2: .* do not fit into the model's .* positions"),
+        ({"prompt": "math " * 50_000}, "record 2: .* do not fit into the model's .* positions"),
+    ],
+    ids=range(8),
+)
+def test_logs_that_no_critic_can_learn_from_are_refused_by_record(tokenizer, policy, change, message):
+    critic = build_critic(policy, CriticSettings(heads=1, quantiles=8), 0)
+    logs = [*LOGS[:2], {**LOGS[2], **change}]
+    for table in (logs, pd.DataFrame(logs, dtype=object) if "reward" not in change else logs):
+        with pytest.raises(ValueError, match=message):
+            fit_critic(critic, table, tokenizer, CriticSettings(batch_size=1), seed=0)
+    if "reward" not in change:
+        with pytest.raises(ValueError, match=message):
+            predict_values(critic, logs, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([], "the table is empty"),
+        ({}, "the table is empty"),
+        ({"prompt": ["a"], "completion": ["b", "c"]}, "different lengths"),
+        (["text"], "record 0 is no mapping"),
+        ("text", "a table of records is expected, not str"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "record 1 has no column 'completion'"),
+        (pd.DataFrame({"prompt": ["a"]}), "no column 'completion'"),
+    ],
+    ids=range(7),
+)
+def test_other_tables_are_refused(tokenizer, policy, table, message):
+    critic = build_critic(policy, CriticSettings(heads=1, quantiles=8), 0)
+    with pytest.raises(ValueError, match=message):
+        predict_values(critic, table, tokenizer)

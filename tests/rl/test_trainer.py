@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 
+import pandas as pd
 import pytest
 import torch
 from conftest import run_settings
@@ -387,6 +388,69 @@ def test_clear_errors_of_the_constructor(tokenizer):
         trainer(tokenizer, "grpo", num_generations=5)
     with pytest.raises(ValueError, match="needs a scalar critic"):
         trainer(tokenizer, "ppo", critic=CriticSettings())
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"prompt": "math 1 ?"}, {"question": "x"}], "record 1 has no column 'prompt'"),
+        ([{"prompt": "math 1 ?"}, "text"], "record 1 is no mapping"),
+        ([{"prompt": "math 1 ?"}, {"prompt": ""}], "record 1: the prompt is empty"),
+        ([{"prompt": "math 1 ?"}, {"prompt": None}], "record 1: prompt 'None' is neither"),
+        ([{"prompt": "math 1 ?"}, {"prompt": "math \ud800"}], "record 1: the prompt holds a lone surrogate"),
+        ([{"prompt": "math 1 ?"}, {"prompt": "math " * 50_000}], "record 1: the prompt's 50000 tokens .* do not fit"),
+        ([], "no records"),
+        (pd.DataFrame({"question": ["x"]}), "record 0 has no column 'prompt'"),
+    ],
+    ids=range(8),
+)
+def test_records_that_cannot_be_prompts_are_refused_before_training(tokenizer, records, message):
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+    with pytest.raises(ValueError, match=message):
+        DVPOTrainer(policy, arm, config(), records, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("functions", [None, [], (), [3], [{"a": arm}]], ids=str)
+def test_no_reward_function_is_a_clear_error(tokenizer, functions):
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+    with pytest.raises(ValueError, match="No reward source provided|is no function"):
+        DVPOTrainer(policy, functions, config(), PROMPTS, processing_class=tokenizer)
+
+
+def test_answers_beyond_the_models_positions_are_refused_before_training(tokenizer):
+    with pytest.raises(ValueError, match="max_completion_length"):
+        trainer(tokenizer, max_completion_length=100_000)
+
+
+def test_a_data_frame_trains_like_the_list_of_its_records(tokenizer):
+    records = [{**record, "weight": i} for i, record in enumerate(PROMPTS)]
+    seen, weights = [], []
+    for data in (records, pd.DataFrame(records, index=range(5, 15))):
+        policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+
+        def watch(prompts, completions, weight, answer, **columns):
+            seen.append((prompts, weight, answer))
+            return arm(prompts, completions)
+
+        t = DVPOTrainer(policy, watch, config("ppo"), data, processing_class=tokenizer)
+        t.step()
+        weights.append(copy.deepcopy(policy.state_dict()))
+    assert seen[0] == seen[1] and type(seen[1][1][0]) is int
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+
+
+@pytest.mark.parametrize("method", ["dvpo", "ppo", "grpo", "cql"])
+def test_no_truth_value_of_a_network_is_taken(tokenizer, monkeypatch, method):
+    """A compiled module hands `len` on to a module that has none, so its truth value is an error."""
+
+    def refuse(self):
+        raise TypeError(f"the truth value of a {type(self).__name__} was taken")
+
+    monkeypatch.setattr(torch.nn.Module, "__bool__", refuse, raising=False)
+    monkeypatch.setattr(torch.nn.ModuleList, "__bool__", lambda self: True, raising=False)
+    monkeypatch.setattr(torch.nn.ModuleDict, "__bool__", lambda self: True, raising=False)
+    t = trainer(tokenizer, method)
+    assert math.isfinite(t.step()["reward"])
 
 
 @pytest.mark.parametrize("method, estimator", [("grpo", "k3"), ("grpo", "k2"), ("cql", "k3")])

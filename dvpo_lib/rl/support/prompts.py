@@ -32,13 +32,15 @@ class PromptChecks:
         """Raises:
         ValueError: If the record has no prompt, an empty one, or one that leaves no room for a completion.
         """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"record {number} is no mapping of columns but {str(record)[:80]!r}")
         if "prompt" not in record:
             raise ValueError(f"record {number} has no column 'prompt'; it has {sorted(record)}")
         prompt = record["prompt"]
         if prompt in ("", []):
             raise ValueError(f"record {number}: the prompt is empty")
         if not isinstance(prompt, str) and not is_messages(prompt):
-            raise ValueError(f"record {number}: prompt {prompt!r} is neither a text nor a list of messages")
+            raise ValueError(f"record {number}: prompt {str(prompt)[:80]!r} is neither a text nor a list of messages")
         if is_messages(prompt) and self.chat is None:
             raise ValueError(f"record {number}: the prompt has messages, but the tokenizer has no chat template")
         pieces = [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]

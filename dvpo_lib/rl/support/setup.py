@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dvpo_lib.common.tables import frame_records, is_data_frame
 from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.causal_lm import end_tokens, position_limit
 from dvpo_lib.models.q_critic import PerturbedPolicy
@@ -29,8 +30,8 @@ class PreparedTrainer(RunningTrainer):
         reward_funcs: Functions, async functions, sequence classifiers or names of these; one or a list. A reward is a
             number, a list of numbers (one for each token of the completion), or None if there is none.
         args: Settings; default: those of `DVPOConfig`.
-        train_dataset: Records with a column `prompt` (text or list of messages); every other column reaches the reward
-            functions by name. A dataset without length needs `max_steps`.
+        train_dataset: Records (a list, a data set, a data frame of pandas) with a column `prompt` (text or list of
+            messages); every other column reaches the reward functions by name. Without length it needs `max_steps`.
         eval_dataset: The same, for `evaluate`; or several by name.
         processing_class: The tokenizer; default: the model's.
         reward_processing_classes: Tokenizers of the reward models.
@@ -76,6 +77,9 @@ class PreparedTrainer(RunningTrainer):
             raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
         if train_dataset is None:
             raise ValueError("train_dataset is missing: records with a column 'prompt'")
+        train_dataset, eval_dataset = (
+            frame_records(data) if is_data_frame(data) else data for data in (train_dataset, eval_dataset)
+        )
         model = networks.load_causal_lm(model, args)
         tokenizer = networks.load_tokenizer(model, args) if processing_class is None else processing_class
         networks.check_special_tokens(tokenizer, model)
@@ -141,6 +145,8 @@ class PreparedTrainer(RunningTrainer):
                 func.to(args.device)
                 template = args.chat_template_kwargs
                 func = RewardClassifier(func, tokenizers[i], args.per_device_train_batch_size, template)
+            if not callable(func):
+                raise ValueError(f"reward_funcs[{i}] is no function but {str(func)[:80]!r}")
             funcs[i] = func
         self.reward_funcs, self.reward_func_names = funcs, function_names(funcs)
         self.reward_processing_classes = tokenizers

@@ -13,7 +13,6 @@ thread and inside any worker of joblib, and end with the process (or the `MathRe
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
@@ -24,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dvpo_lib.common.jsonl import parse_json
 from dvpo_lib.tasks.published.answers import LAST, conclusion, same_text
 from dvpo_lib.tasks.published.formulas.reader import is_whole
 from dvpo_lib.tasks.published.math_workers import Pool, Worker
@@ -241,7 +241,7 @@ def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str]
     rewards = []
     for i, (a, completion) in enumerate(_pairs(completions, answer)):
         try:
-            truth = {slot_name(slot): set(map(slot_value, values)) for slot, values in json.loads(a).items()}
+            truth = {slot_name(slot): set(map(slot_value, values)) for slot, values in parse_json(a).items()}
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"record {i}: `answer` should be a JSON object of slots, not {a[:80]!r}") from None
         found = given_slots(completion)
@@ -262,6 +262,7 @@ def answer_reward(
     Raises:
         ValueError: an unknown kind, named with its record; else as the functions it calls.
     """
+    prompts, completions, answer, verify = map(list, (prompts, completions, answer, verify))  # series of pandas too
     pairs = list(_pairs(completions, answer))
     rewards = [0.0] * len(pairs)
     for i, kind in enumerate(verify):
