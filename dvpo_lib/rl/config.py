@@ -136,6 +136,8 @@ class DVPOConfig(TrainingArguments):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # where it would run anyway; `transformers` asks for the word
         own = {name: value for name, value in vars(self).items() if name in NESTED and not isinstance(value, str)}
         for name in own:  # the base class parses JSON, and knows no settings objects
             setattr(self, name, None)

@@ -71,6 +71,7 @@ class RunningTrainer(CheckpointedTrainer):
             scheduler.lr_lambdas = [_without_zero(factor, warmup) for factor in scheduler.lr_lambdas]
             for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
                 group["lr"] = base * factor(0)
+            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
         return scheduler
 
     @property
@@ -196,8 +197,10 @@ class RunningTrainer(CheckpointedTrainer):
 
     def terminated(self, rollouts: Rollouts) -> Tensor:
         """(B,) bool, responses that ended by themselves, not by their length."""
-        last = torch.tensor([ids[-1] if ids else -1 for ids in rollouts.completion_ids()])
-        return torch.isin(last, torch.tensor(self.ends))
+        tokens = rollouts.tokens
+        ids, real = (x[:, -tokens.completion_length :].cpu() for x in (tokens.input_ids, tokens.attention_mask))
+        last = ids.gather(1, (real.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
+        return torch.isin(last, torch.tensor(self.ends)) & real.any(1)
 
     # ---- logs ----
 

@@ -1,0 +1,215 @@
+"""Numbers and modes: float32 master weights, one precision for all networks, checkpointing without dropout, warm-up,
+gradient scale, and runs that end as soon as a number is not finite."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import run_settings
+from test_trainer import arm, config, networks, quiet_trainer, records_of, trainer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from dvpo_lib.models.critic import CriticSettings, build_critic
+from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
+from dvpo_lib.models.policy import PolicySettings, build_policy, token_logprobs
+from dvpo_lib.rl import updates
+from dvpo_lib.rl.estimators import importance_weights
+from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.updates import TrainingDiverged
+from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(TaskSettings())
+
+
+def small_policy(tokenizer):
+    return build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+
+
+def gpt2(tokenizer, dropout=0.3):
+    rates = dict(resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    ends = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, **rates, **ends)
+        )
+
+
+# ---- precision ----
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "cql"])
+def test_every_weight_of_a_bf16_checkpoint_moves_at_a_small_learning_rate(tokenizer, method):
+    """In bf16 97 % of the weights would stay as they are."""
+    t = quiet_trainer(small_policy(tokenizer).bfloat16(), arm, config(method, learning_rate=1e-6), tokenizer)
+    before = [p.clone() for p in t.policy.parameters()]
+    assert {p.dtype for m in networks(t) for p in m.parameters()} == {torch.float32}
+    t.train()
+    same = sum((a == b).sum().item() for a, b in zip(before, t.policy.parameters()))
+    assert same < 0.2 * sum(p.numel() for p in before)
+
+
+@pytest.mark.parametrize("method", ["dvpo", "ppo", "grpo", "rfqi"])
+def test_equal_weights_have_ratio_zero_under_autocast(tokenizer, method):
+    """Reference, old log-probabilities and those of the update are of one precision; values are float32."""
+    t = trainer(tokenizer, method, bf16=True, beta=0.1, old_logprobs=None)
+    assert t.args.old_logprobs == "truncated"
+    t.make_ready()
+    batch = t.collect_batch()
+    assert (batch.logprobs[batch.tokens.mask] == batch.reference_logprobs[batch.tokens.mask]).all()
+    rows = torch.arange(16)
+    part = batch.tokens.rows(rows)
+    with t.accelerator.autocast(), learning_mode_of(t.policy):
+        now = token_logprobs(t.policy, part, t.args.temperature)[0]
+    old = batch.logprobs[rows, : part.completion_length]
+    torch.testing.assert_close(now[part.mask], old[part.mask], atol=1e-6, rtol=0)
+    values = t.by_micro_batch(t.critic, batch.tokens) if t.critic is not None else None
+    for x in [values] if isinstance(values, torch.Tensor) else vars(values).values() if values is not None else []:
+        assert x is None or x.dtype == torch.float32
+    assert torch.isfinite(torch.tensor(t.step()["policy_loss"]))
+
+
+def test_importance_weights_are_truncated_at_the_cap(tokenizer):
+    t = trainer(tokenizer, "grpo", old_logprobs="truncated", importance_sampling_cap=1.5)
+    sampled, mask = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[True, True, False]])
+    rollouts, columns = t.sample()
+    x = t.build_experience(rollouts, t.score(rollouts, columns))
+    tokens = replace(x.tokens, mask=mask, input_ids=x.tokens.input_ids[:1], attention_mask=x.tokens.attention_mask[:1])
+    x = replace(x, tokens=tokens, logprobs=torch.tensor([[-0.1, -1.1, 9.0]]), sampled_logprobs=sampled)
+    want = torch.tensor([[1.5, 0.9048374, 1.0]])
+    torch.testing.assert_close(importance_weights(x, t.args), want)
+
+
+# ---- modes ----
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("method", ["dvpo", "grpo"])
+def test_checkpointing_works_in_either_mode_and_changes_no_result(tokenizer, method, mode):
+    """The sampler reads a cache, updates compute activations twice; dropout is off; the mode comes back."""
+    results = []
+    for checkpointing in (False, True):
+        policy = getattr(gpt2(tokenizer), mode)()
+        t = quiet_trainer(policy, arm, config(method, gradient_checkpointing=checkpointing), tokenizer)
+        calls = []
+        for module in policy.modules():
+            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+                own = module._gradient_checkpointing_func
+                counted = lambda *a, own=own, calls=calls, **k: calls.append(1) or own(*a, **k)  # noqa: E731
+                module._gradient_checkpointing_func = counted
+        t.step()
+        assert bool(calls) == checkpointing
+        assert all(module.training == (mode == "train") for module in policy.modules())
+        results.append([p.clone() for m in networks(t) for p in m.parameters()])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_modes_are_contexts(tokenizer):
+    policy = gpt2(tokenizer).train()
+    policy.transformer.h[0].eval()
+    flags = [module.training for module in policy.modules()]
+    with inference_mode_of(policy, None):
+        assert not any(module.training for module in policy.modules())
+    policy.gradient_checkpointing_enable()
+    with learning_mode_of(policy):
+        dropouts = [module for module in policy.modules() if isinstance(module, torch.nn.Dropout)]
+        assert dropouts and not any(module.training for module in dropouts)
+        assert all(block.training for block in policy.transformer.h)
+    with learning_mode_of(policy, dropout=True):
+        assert all(module.training for module in policy.modules())
+    assert [module.training for module in policy.modules()] == flags
+
+
+# ---- schedules and scale ----
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_warm_up_rises_to_the_rate_and_no_step_is_at_zero(tokenizer, kind):
+    """Three iterations of 4 optimiser steps, the first one of which is warm-up."""
+    t = trainer(tokenizer, "grpo", lr_scheduler_type=kind, warmup_steps=1, logging_steps=1)
+    t.train()
+    rates = [logs["learning_rate"] / t.args.learning_rate for logs in t.state.log_history if "learning_rate" in logs]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0]) and min(rates) > 0
+    assert (rates[-1] == 1) == (kind == "constant")
+
+
+@pytest.mark.parametrize("how", ["accelerator", "attribute"])
+def test_accelerates_own_accumulation_scales_no_gradient(tokenizer, how):
+    norms = []
+    for steps in (1, 8):
+        more = dict(accelerator=Accelerator(gradient_accumulation_steps=steps)) if how == "accelerator" else {}
+        changes = (
+            dict(accelerator_config={"gradient_accumulation_kwargs": {"num_steps": 1}}) if how != "accelerator" else {}
+        )
+        t = quiet_trainer(small_policy(tokenizer), arm, config("ppo", **changes), tokenizer, **more)
+        if how == "settings":
+            t.accelerator.gradient_accumulation_steps = steps
+        logs = t.step()
+        norms.append((logs["policy_grad_norm"], logs["critic_grad_norm"]))
+    assert norms[0] == pytest.approx(norms[1])
+
+
+# ---- divergence ----
+
+
+@pytest.mark.parametrize("method, rate", [("grpo", 1e4), ("dr_grpo", 1e4), ("ppo", 1e4), ("dvpo", 1e4)])
+def test_a_diverging_run_ends_with_method_seed_and_step(tokenizer, method, rate):
+    """At the latest the log-probabilities of the next rollouts are not finite; weights are finite still."""
+    t = trainer(tokenizer, method, learning_rate=rate, max_steps=20, seed=3, kl_placement="loss", kl_estimator="k3")
+    try:
+        t.train()
+    except TrainingDiverged as error:
+        assert f"{method}, seed 3, step " in str(error)
+    assert all(p.isfinite().all() for p in t.policy.parameters())
+
+
+@pytest.mark.parametrize("where", ["weights", "rollout", "loss", "critic"])
+def test_what_is_not_finite_is_named_before_it_spoils_weights(tokenizer, where, monkeypatch):
+    t = trainer(tokenizer, "ppo", seed=2)
+    t.make_ready()
+    if where == "weights":
+        with torch.no_grad():
+            t.policy.lm_head.weight[0, 0] = float("nan")
+    batch = None if where == "weights" else t.collect_batch()
+    before = copy.deepcopy(t.policy.state_dict())
+    name = {"rollout": "policy_loss", "loss": "policy_loss", "critic": "critic_objective"}.get(where)
+    if name is not None:
+        real = getattr(updates, name)
+
+        def spoilt(*arguments, **others):
+            loss, terms = real(*arguments, **others)
+            return loss * float("inf"), terms
+
+        monkeypatch.setattr(updates, name, spoilt)
+    with pytest.raises(TrainingDiverged, match="ppo, seed 2, step 0: .* (not finite|is (nan|-?inf))"):
+        if batch is None:
+            t.collect_batch()
+        else:
+            t.update(batch, torch.arange(16))
+    assert all(torch.equal(v, before[k]) or where == "weights" for k, v in t.policy.state_dict().items())
+
+
+def test_settings_are_checked_by_name():
+    for changes, message in [
+        (dict(beta=float("nan")), "beta"),
+        (dict(lam=1.5), "lam"),
+        (dict(old_logprobs="none"), "old_logprobs"),
+        (dict(generation_kwargs={"penalty": 1}), "generation_kwargs: penalty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run_settings(**changes)
+
+
+def test_default_critics_learn_at_the_rate_of_real_backbones(tokenizer):
+    args = run_settings(method="ppo")
+    t = quiet_trainer(small_policy(tokenizer), arm, args, tokenizer)
+    assert t.args.critic == CriticSettings(kind="scalar", learning_rate=5e-6)
+    own = build_critic(t.policy, CriticSettings(kind="scalar"), 0)
+    assert quiet_trainer(small_policy(tokenizer), arm, args, tokenizer, critic=own).critic is own
+    assert METHODS["ppo"].critic == "scalar" and records_of(t) == []
