@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-VOCABULARY, LENGTH, SAMPLED_TOGETHER = 50_000, 256, 16
+VOCABULARY, LENGTH = 50_000, 256
+WORKERS = 2  # cases side by side: memory does not depend on other load
 CASES = [  # (method, responses of an iteration, responses of a micro-batch)
     (method, responses, micro_batch)
     for method in ("grpo", "dvpo")
@@ -46,8 +48,8 @@ def word_tokenizer(words: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
 
-def first_letters(completions, **columns) -> list[float]:
-    """A reward that differs between responses: the share of words with an even number."""
+def parity_of_twos(completions, **columns) -> list[float]:
+    """A reward that differs between responses."""
     return [float(text.count("2") % 2) for text in completions]
 
 
@@ -77,13 +79,12 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=responses // micro_batch,
         max_completion_length=length,
-        sampling_batch_size=SAMPLED_TOGETHER,
         beta=0.04,
         report_to="none",
         use_cpu=True,
     )
     prompts = [{"prompt": f"w{i} w{i + 1} w{i + 2}"} for i in range(responses)]
-    trainer = DVPOTrainer(build_policy(tokenizer, size, 0), first_letters, args, prompts, processing_class=tokenizer)
+    trainer = DVPOTrainer(build_policy(tokenizer, size, 0), parity_of_twos, args, prompts, processing_class=tokenizer)
     trainer.make_ready()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
@@ -101,7 +102,7 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
 def measure_case(method: str, responses: int, micro_batch: int, words: int = VOCABULARY, length: int = LENGTH) -> dict:
     """`measure_iteration` in a process of its own, one thread, with memory given back to the system at once."""
     arguments = [str(x) for x in (method, responses, micro_batch, words, length)]
-    own = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    own = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
     command = [sys.executable, "-m", "benchmarks.memory", "--case", *arguments]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
     if done.returncode:
@@ -120,10 +121,10 @@ def main(arguments: list[str] | None = None) -> None:
         method, *numbers = given.case
         print(json.dumps(measure_iteration(method, *map(int, numbers))))
         return
-    rows = []
-    for case in CASES:
-        rows.append(measure_case(*case))
-        print(rows[-1], flush=True)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        rows = list(pool.map(lambda case: measure_case(*case), CASES))
+    for row in rows:
+        print(row)
     given.out.write_text(json.dumps({"vocabulary": VOCABULARY, "tokens": LENGTH, "cases": rows}, indent=1) + "\n")
 
 
