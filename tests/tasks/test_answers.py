@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from dvpo_lib.tasks.published.answers import boxed, conclusion
+from dvpo_lib.tasks.published.answers import boxed_answer, judged_text
 from dvpo_lib.tasks.published.datasets import load_problems
 from dvpo_lib.tasks.published.formulas.equality import same_answer
-from dvpo_lib.tasks.published.formulas.reader import is_whole, read_formula
-from dvpo_lib.tasks.published.formulas.spelling import as_text, respell
-from dvpo_lib.tasks.published.formulas.tokens import Unread
-from dvpo_lib.tasks.published.formulas.units import without_unit
+from dvpo_lib.tasks.published.formulas.reader import is_formula, read_formula
+from dvpo_lib.tasks.published.formulas.spelling import comparable_text, respell_formula
+from dvpo_lib.tasks.published.formulas.tokens import UnreadFormula
+from dvpo_lib.tasks.published.formulas.units import split_unit
 from dvpo_lib.tasks.published.options import chosen_letter
 from dvpo_lib.tasks.published.slots import given_slots
-from dvpo_lib.tasks.published.statements import answer_of, right_answer
+from dvpo_lib.tasks.published.statements import extract_answer, extract_right_answer
 from dvpo_lib.tasks.published.verify import MathReward, answer_reward
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "answer_cases.jsonl").open(encoding="utf-8")]
@@ -68,9 +68,9 @@ REST = [r"\foo", r"\blob{3}", "_7", r"\pmod{5}", r",\ldots", r"\equiv 1", " more
 @pytest.mark.parametrize("rest", REST)
 def test_a_formula_with_a_rest_that_is_not_understood_is_a_text(rest):
     for formula in WHOLE:
-        assert is_whole(formula)
+        assert is_formula(formula)
         text = formula + rest
-        assert not is_whole(text), text
+        assert not is_formula(text), text
         assert not same_answer(formula, text) and not same_answer(text, formula) and same_answer(text, f" {text} ")
 
 
@@ -92,30 +92,36 @@ def test_reading_is_cheap_and_bounded():
         "1,2" * 400,
     ]
     started = time.process_time()
-    assert [text[:9] for text in hostile if is_whole(text)] == []
+    assert [text[:9] for text in hostile if is_formula(text)] == []
     assert time.process_time() - started < 1
-    with pytest.raises(Unread, match="nested too deeply"):
+    with pytest.raises(UnreadFormula, match="nested too deeply"):
         read_formula("(" * 60 + "1" + ")" * 60)
     for cut in ("2+", r"\frac{1}", r"\begin", r"\sqrt[3", "x^", "|x", r"\left(", r"\sum_{k=1}"):
-        with pytest.raises(Unread):
+        with pytest.raises(UnreadFormula):
             read_formula(cut)
 
 
 def test_one_spelling():
     same = [r"\dfrac{1}{2}", r"\tfrac12", "½", r"\frac 1 2", r"\left.\frac{1}{2}\right."]
-    assert {respell(text).replace(" ", "") for text in same} == {r"\frac{1}{2}"}
-    assert as_text(r"\text{ Monday.}") == as_text("monday") and as_text(r"\pmod{8}") == as_text(r"\pmod 8")
-    assert without_unit("8 km/h") == ("8", "km/h") and without_unit("8 square metres") == ("8", "m^2")
-    assert without_unit("2m") == ("2m", "") and without_unit("8 or more") == ("8 or more", "")
+    assert {respell_formula(text).replace(" ", "") for text in same} == {r"\frac{1}{2}"}
+    assert comparable_text(r"\text{ Monday.}") == comparable_text("monday") and comparable_text(
+        r"\pmod{8}"
+    ) == comparable_text(r"\pmod 8")
+    assert split_unit("8 km/h") == ("8", "km/h") and split_unit("8 square metres") == ("8", "m^2")
+    assert split_unit("2m") == ("2m", "") and split_unit("8 or more") == ("8 or more", "")
 
 
 # ---- where an answer stands ----
 
 
 def test_what_is_judged():
-    assert conclusion("<think>5</think> 6") == " 6" and conclusion("<think>5") == conclusion("<answer>5") == ""
-    assert boxed(r"\boxed{1} and \boxed{2}") == "1, 2" and boxed(r"\boxed{1} \boxed{1}") == "1"
-    assert boxed(r"\boxed{1} so \boxed{2}") == "2" and boxed(r"\boxed{1}, \boxed{") == "" and boxed("1") is None
+    assert judged_text("<think>5</think> 6") == " 6" and judged_text("<think>5") == judged_text("<answer>5") == ""
+    assert boxed_answer(r"\boxed{1} and \boxed{2}") == "1, 2" and boxed_answer(r"\boxed{1} \boxed{1}") == "1"
+    assert (
+        boxed_answer(r"\boxed{1} so \boxed{2}") == "2"
+        and boxed_answer(r"\boxed{1}, \boxed{") == ""
+        and boxed_answer("1") is None
+    )
 
 
 HOSTILE = ["$" * 4000, "$a " * 1300, r"\(" * 2000, "answer is " * 400, "answer is " + "(" * 3900, "1," * 2000,
@@ -129,7 +135,7 @@ HOSTILE = ["$" * 4000, "$a " * 1300, r"\(" * 2000, "answer is " * 400, "answer i
 def test_finding_an_answer_takes_little_time(before):
     for text in HOSTILE:
         started = time.process_time()
-        answer_of(conclusion(before + text), is_whole), chosen_letter(before + text), given_slots(before + text)
+        extract_answer(judged_text(before + text), is_formula), chosen_letter(before + text), given_slots(before + text)
         assert time.process_time() - started < 2, text[:20]
 
 
@@ -142,8 +148,8 @@ def test_no_text_raises():
     draw = random.Random(0)
     for _ in range(1500):
         text = "".join(draw.choices(bits, k=draw.randint(1, 20)))
-        chosen_letter(text), given_slots(text), right_answer(text, is_whole)
-        given = answer_of(conclusion(text), is_whole)
+        chosen_letter(text), given_slots(text), extract_right_answer(text, is_formula)
+        given = extract_answer(judged_text(text), is_formula)
         assert not same_answer("7.25", given), text
 
 
@@ -169,7 +175,7 @@ def raised(text: str) -> str:
 def test_answers_of_gsm8k_raised_and_respelled():
     lines = (HERE / "gsm8k" / "test.jsonl").open(encoding="utf-8")
     answers = sorted({json.loads(line)["answer"].rpartition("####")[2].strip().replace(",", "") for line in lines})
-    assert len(answers) > 300 and all(map(is_whole, answers))
+    assert len(answers) > 300 and all(map(is_formula, answers))
     answers = answers[::3]
     for spell in ("{:}", "${:}$", "\\${:}", " {:} ", "{:}.00", "{:} dollars", "\\text{{{:}}}", "x = {:}"):
         said = [f"So \\boxed{{{spell.format(answer)}}}." for answer in answers]

@@ -20,7 +20,7 @@ from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 from dvpo_lib.tasks.published import datasets as sources
 from dvpo_lib.tasks.published import files as source_files
 from dvpo_lib.tasks.published import verify
-from dvpo_lib.tasks.published.acts import ACTS
+from dvpo_lib.tasks.published.acts import DIALOGUE_ACTS
 from dvpo_lib.tasks.published.datasets import SOURCES, load_problems
 from dvpo_lib.tasks.published.files import SourceError
 
@@ -157,7 +157,7 @@ def test_hub_form_of_dialogues(tmp_path):
 
     turns = []
     for turn in DIALOGUE["turns"]:
-        acts = [a | {"act": ACTS.index(a["act"])} for frame in turn["frames"] for a in frame["actions"]]
+        acts = [a | {"act": DIALOGUE_ACTS.index(a["act"])} for frame in turn["frames"] for a in frame["actions"]]
         turns.append(
             {
                 "speaker": int(turn["speaker"] == "SYSTEM"),

@@ -136,7 +136,8 @@ def test_hostile_answers_get_nothing_and_take_nothing_from_others(reward):
 
 
 def test_memory_is_limited():
-    code = "from dvpo_lib.tasks.published import math_workers; math_workers.limits(1, 2**28); x = bytearray(2**28)"
+    limit = "from dvpo_lib.tasks.published import math_workers; math_workers.limit_worker_resources(1, 2**28)"
+    code = f"{limit}; x = bytearray(2**28)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "MemoryError" in done.stderr
 

@@ -1,7 +1,7 @@
-"""Dialogues of the schema-guided data set: their turns and acts, and what the user has given at each turn.
+"""Dialogues of the schema-guided data set (SGD): turns, dialogue acts, and the slots that the user has given so far.
 
-turns(record)          (speaker, text, [(act, slot, values)]) of each turn
-sgd(record, known)     (problem, answer) for each turn of the assistant
+dialogue_turns(record)          (speaker, text, [(act, slot, values)]) of each turn
+sgd_problems(record, known)     (problem, answer) for each turn of the assistant
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dvpo_lib.tasks.published.files import BadRecord, rows, texts
 
-ACTS = (  # the hub's numbers of dialogue acts: positions in this list
+DIALOGUE_ACTS = (  # the hub numbers dialogue acts by their position in this list
     "AFFIRM",
     "AFFIRM_INTENT",
     "CONFIRM",
@@ -33,7 +33,7 @@ ACTS = (  # the hub's numbers of dialogue acts: positions in this list
 )
 
 
-def turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[str]]]]]:
+def dialogue_turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[str]]]]]:
     """The turns of a dialogue: speaker ("USER" or "SYSTEM"), text, acts (act, slot, values).
 
     Read from frames with `actions` (the published files, the hub) or from `acts` (a flat list of [act, slot, values]).
@@ -51,7 +51,7 @@ def turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[st
                 actions = [a for frame in rows(turn["frames"], "turns") for a in rows(frame["actions"], "turns")]
                 acts = [
                     (
-                        ACTS[a["act"]] if isinstance(a["act"], int) else a["act"],
+                        DIALOGUE_ACTS[a["act"]] if isinstance(a["act"], int) else a["act"],
                         a.get("slot") or "",
                         [*(a.get("values") or ()), *(a.get("canonical_values") or ())],
                     )
@@ -62,34 +62,34 @@ def turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str, list[st
         yield speaker, said.strip(), acts
 
 
-def services(record: dict) -> list[str]:
-    """The names of the services that a dialogue is about."""
+def _dialogue_services(record: dict) -> list[str]:
+    """The services of a dialogue, by name."""
     value = record["services"]
     return [value] if isinstance(value, str) and not value.startswith("[") else texts(record, "services")
 
 
-def note_slots(record: dict, known: dict[str, set[str]]) -> None:
-    """Adds to {service: slots} what the user gives in a dialogue: the schema, as far as the data shows it."""
-    acts = [act for speaker, _, acts in turns(record) if speaker == "USER" for act in acts]
+def collect_service_slots(record: dict, known: dict[str, set[str]]) -> None:
+    """Adds the slots that the user gives in a dialogue to `known`, {service: slots}: the schema seen in the data."""
+    acts = [act for speaker, _, acts in dialogue_turns(record) if speaker == "USER" for act in acts]
     given = {slot for act, slot, _ in acts if act == "INFORM"}
-    for service in services(record):
+    for service in _dialogue_services(record):
         known.setdefault(service, set()).update(given)
 
 
-def sgd(record: dict, known: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """A problem for each turn of the assistant: which slots has the user given so far, and with what values?
+def sgd_problems(record: dict, known: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """A problem for each turn of the assistant: the slots that the user has given so far, with their values.
 
-    The answer is JSON, {slot: [accepted values]}: of each slot the value that the user gave last (acts INFORM), as he
-    said it and in its canonical form. Values that the assistant offers and the user accepts are not asked for.
+    The answer is JSON, {slot: [accepted values]}. It holds the last value the user gave for each slot (act INFORM), as
+    spoken and in canonical form. Values that the assistant offers and the user accepts are not asked for.
     """
-    names = sorted(set().union(*(known[service] for service in services(record))))
+    names = sorted(set().union(*(known[service] for service in _dialogue_services(record))))
     history, given, heard = [], {}, False
-    for speaker, said, acts in turns(record):
+    for speaker, said, acts in dialogue_turns(record):
         if speaker == "SYSTEM" and heard and given:
             yield (
                 "\n".join(
                     [
-                        f"A user talks to an assistant ({', '.join(services(record))}).",
+                        f"A user talks to an assistant ({', '.join(_dialogue_services(record))}).",
                         "",
                         *history,
                         "",

@@ -1,7 +1,7 @@
-"""What of a completion is judged: its conclusion, and the boxes in it.
+"""The part of a completion that is judged: its conclusion, and the boxes in it.
 
-Pure functions of text, each a single pass or a bounded pattern: completions come from a policy that is rewarded for
-them, and may be made to be slow to read.
+Every function is a single pass or a bounded pattern. Completions come from a policy that is rewarded for them, and it
+may learn to write text that is slow to read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LAST = 4000  # characters of a completion that are looked at, counted from its end
+JUDGED_CHARACTERS = 4000  # characters at the end of a completion that are read
 
 
-def text_of(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a completion: itself, or the last message of a conversation ([{role, content}], as TRL passes it).
+def _completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a completion, or of the last message of a conversation ([{role, content}], as TRL passes it).
 
     Raises:
-        TypeError: neither of the two.
+        TypeError: If the completion is neither a text nor a list of messages.
     """
     if isinstance(completion, str):
         return completion
@@ -30,17 +30,17 @@ def text_of(completion: str | Sequence[Mapping[str, Any]]) -> str:
     return content
 
 
-def conclusion(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str:
+def judged_text(completion: str | Sequence[Mapping[str, Any]], last: int = JUDGED_CHARACTERS) -> str:
     """The part of a completion that is judged.
 
     Args:
         completion: a text, or a list of messages.
-        last: the characters that are looked at, counted from the end.
+        last: the number of characters read, counted from the end.
 
     Returns:
-        What the last `<answer>` holds, else what follows the last `</think>`; "" while one of the two is still open.
+        The content of the last `<answer>`, else the text after the last `</think>`. "" if either tag is still open.
     """
-    text = text_of(completion).rpartition("</think>")[2]
+    text = _completion_text(completion).rpartition("</think>")[2]
     if "<think>" in text:
         return ""
     end = text.rfind("</answer>")
@@ -60,12 +60,14 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 _MATH_SIGNS = re.compile(r"\\+$|\\(?:text|quad|qquad|left|right|[()\[\],;:! ])|[${}\s.,;:+&*_()]")
 _LABEL = re.compile(r"[A-Za-z][\w\\{}()]{0,12}\s{0,4}=\s{0,4}$")
 _PART = re.compile(r"\b[Pp]arts?\b|\((?:[a-h]|[ivx]{1,4}|\d)\)")  # (a), part (ii)
-_TURNS = set("no not wait but yet wrong instead should actually rather check hmm so thus hence therefore answer final "
-             "was gives get means then".split())  # fmt: skip
+_TURNS = set(
+    "no not wait but yet wrong instead should actually rather check hmm so thus hence therefore answer final "
+    "was gives get means then".split()
+)
 
 
-def scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
-    """Every closed box, and where the last open one starts (-1: there is none). One pass over the text."""
+def scan_boxes(text: str) -> tuple[list[tuple[int, int, str]], int]:
+    """All closed boxes, and the position of the last box left open (-1 if there is none), in one pass over the text."""
     openings = {m.end() - 1: m.start() for m in _BOX.finditer(text)}
     found, stack = [], []
     for i in (m.start() for m in re.finditer(r"[{}]", text)):
@@ -82,30 +84,30 @@ def scanned(text: str) -> tuple[list[tuple[int, int, str]], int]:
     return found, max((openings[i] for i in stack if i in openings), default=-1)
 
 
-def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Every `\boxed{...}` (and `\fbox{...}`) with balanced braces: start, end, content."""
-    return scanned(text)[0]
+def find_boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""The start, end and content of every `\boxed{...}` (or `\fbox{...}`) with balanced braces."""
+    return scan_boxes(text)[0]
 
 
-def is_cut(text: str) -> bool:
-    """Whether the last box is never closed, as where a completion ends too early."""
-    found, opened = scanned(text)
+def ends_in_open_box(text: str) -> bool:
+    """Whether the last box is never closed, for example if the completion was cut off."""
+    found, opened = scan_boxes(text)
     return opened > (found[-1][0] if found else -1)
 
 
-def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds.
+def boxed_answer(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}`.
 
-    Several side by side are one list: `\boxed{1} and \boxed{2}`, `$a=\boxed{1}$, $b=\boxed{2}$`. So a completion cannot
-    hedge. Boxes of one content are one.
+    Boxes side by side are read as one list: `\boxed{1} and \boxed{2}`, `$a=\boxed{1}$, $b=\boxed{2}$`, so that a
+    completion cannot hedge. Boxes with the same content count once.
 
     Args:
         text: a completion, or a right answer.
 
     Returns:
-        The content, "1, 2" for several. None if there is no box, "" if the last one is never closed.
+        The content; "1, 2" for several boxes. None if there is no box, "" if the last one is never closed.
     """
-    found, opened = scanned(text)
+    found, opened = scan_boxes(text)
     if opened > (found[-1][0] if found else -1):
         return ""
     if not found:
@@ -120,7 +122,7 @@ def boxed(text: str) -> str | None:
 
 
 def _side_by_side(between: str) -> bool:
-    """Whether what stands between two boxes joins them, rather than turns from the one to the other."""
+    """Whether the text between two boxes joins them, rather than replaces the first by the second."""
     if len(between) > 60:
         return False
     words = _MATH_SIGNS.sub(" ", _LABEL.sub(" ", _PART.sub(" ", between))).split()
@@ -128,13 +130,13 @@ def _side_by_side(between: str) -> bool:
     return not words or bool(joins and not _TURNS & {word.casefold() for word in words})
 
 
-def plain(answer: str) -> str:
-    r"""An answer without what never matters: its box, dollar signs, outer white space, a final full stop."""
-    inside = boxed(answer)
+def bare_answer(answer: str) -> str:
+    r"""An answer without its box, dollar signs, outer white space and final full stop."""
+    inside = boxed_answer(answer)
     answer = (inside or answer).replace("\\$", "").replace("$", "")
     return re.sub(r"\\[()\[\]](?![\dA-Za-z]*pt)", " ", answer).strip().removesuffix(".").strip()
 
 
-def same_text(a: str, b: str) -> bool:
-    """Whether two answers are the same text, white space aside; between digits it counts (3 1/4 is not 31/4)."""
+def same_answer_text(a: str, b: str) -> bool:
+    """Whether two answers are the same text. White space counts only between digits (3 1/4 is not 31/4)."""
     return _SPACE.sub("", a) == _SPACE.sub("", b) != ""

@@ -17,8 +17,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from dvpo_lib.tasks.published.acts import note_slots, sgd
-from dvpo_lib.tasks.published.answers import boxed
+from dvpo_lib.tasks.published.acts import collect_service_slots, sgd_problems
+from dvpo_lib.tasks.published.answers import boxed_answer
 from dvpo_lib.tasks.published.files import (
     BadRecord,
     Source,
@@ -33,8 +33,8 @@ from dvpo_lib.tasks.published.files import (
     texts,
     whole_number,
 )
-from dvpo_lib.tasks.published.formulas.reader import is_whole
-from dvpo_lib.tasks.published.statements import not_whole
+from dvpo_lib.tasks.published.formulas.reader import is_formula
+from dvpo_lib.tasks.published.statements import answers_compared_as_text
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def light_r1(record: dict, _) -> Iterator[tuple[str, str]]:
     for speaker in ("user", "assistant"):
         if not said.get(speaker, "").strip():
             raise BadRecord("conversations", f"nothing is said by the {speaker}")
-    answer = boxed(said["assistant"].rpartition("</think>")[2]) or boxed(said["assistant"])
+    answer = boxed_answer(said["assistant"].rpartition("</think>")[2]) or boxed_answer(said["assistant"])
     if answer and answer.strip():
         problem = said["user"].strip()
         yield problem if "\\boxed" in problem else f"{problem}\n\n{BOXED}", answer.strip()
@@ -176,10 +176,10 @@ SOURCES = {
         {"services": ("services", "service"), "turns": ("turns",)},
         "dialogue",
         "slots",
-        sgd,
+        sgd_problems,
         config="dialogues",
         revision="refs/convert/parquet",
-        survey=note_slots,
+        survey=collect_service_slots,
     ),
 }
 
@@ -262,7 +262,7 @@ def valid_text(part: str) -> str:
 
 def note_texts(name: str, answers: list[str]) -> None:
     """Warns of right answers that are not read whole as formulas, with their number and the first of them."""
-    texts = not_whole(answers, is_whole)
+    texts = answers_compared_as_text(answers, is_formula)
     if texts:
         first = "; ".join(repr(text[:60]) for text in dict.fromkeys(texts[:40]))[:300]
         log.warning(

@@ -1,10 +1,9 @@
-"""Formulas compared in processes of their own, each with limits on processor time and memory.
+"""Worker processes that compare formulas, each with limits on processor time and memory.
 
-No answer can hang or crash the caller.
-
-A worker (`serve`) reads questions from its standard input and writes verdicts to its standard output; `Worker` is the
-caller's end of it, `Pool` those of one process. Limits count processor time, not time on the clock, so that a busy
-machine gives the same verdicts. For POSIX systems.
+No answer can hang or crash the caller. A worker (`run_math_worker`) reads questions from its standard input and writes
+verdicts to its standard output. `MathWorker` is the caller's end of one worker, `MathWorkerPool` holds all workers of a
+process. Limits count processor time, not time on the clock, so that a busy machine gives the same verdicts. For POSIX
+systems.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from typing import Any
 
 START_SECONDS = 120  # on the clock, for a worker to import SymPy
 PATIENCE = 10  # seconds on the clock for each second of processor time that an answer may take, on a busy machine
-RECYCLE = 500  # answers after which a worker is replaced: what SymPy keeps of them would count against the memory limit
+RECYCLE_AFTER = 500  # answers until a worker is replaced: SymPy's caches would count against the memory limit
 
 
 # ---- the worker's side ----
 
 
-def is_right(answer: str, given: str) -> bool:
-    """Whether a given answer is equal to the right one, without any limit; to be called in a worker."""
+def _is_right(answer: str, given: str) -> bool:
+    """Whether a given answer equals the right one. There is no time limit: call it in a worker."""
     from dvpo_lib.tasks.published.formulas.equality import same_answer
 
     return same_answer(answer, given)
 
 
-def serve(seconds: float, memory: int) -> None:
-    """A worker: reads one JSON line for each answer from standard input, writes one for each to standard output.
+def run_math_worker(seconds: float, memory: int) -> None:
+    """The main loop of a worker: reads a JSON line per answer from standard input, writes one to standard output.
 
     Args:
-        seconds: processor time for one answer, after which the operating system ends the process.
+        seconds: processor time for one answer; the operating system ends the process after that.
         memory: bytes of address space.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")  # a stray print in a library must not look like a reply
@@ -53,27 +52,27 @@ def serve(seconds: float, memory: int) -> None:
         replies.flush()
 
     try:
-        is_right("\\frac{1}{2}", "\\sqrt{2} + x")  # imports SymPy, compiles the regular expressions
-        is_right("[1, 2)", "1 \\le x^2")
+        _is_right("\\frac{1}{2}", "\\sqrt{2} + x")  # imports SymPy, compiles the regular expressions
+        _is_right("[1, 2)", "1 \\le x^2")
     except ImportError as error:
         reply(error=f"SymPy cannot be imported: {error}; `make install` brings what is missing")
         return
     logging.disable()
-    limit = limits(seconds, memory)
+    limit = limit_worker_resources(seconds, memory)
     reply(ready=True)
     os.dup2(nowhere, 2)
     for done, line in enumerate(sys.stdin, start=1):
         limit(seconds)
         try:
-            right = is_right(*json.loads(line))
+            right = _is_right(*json.loads(line))
         except Exception:  # of SymPy, MemoryError and RecursionError included
             right = False
         limit(0)
-        reply(right=right, spent=done >= RECYCLE or _peak() > memory / 2)
+        reply(right=right, spent=done >= RECYCLE_AFTER or _peak() > memory / 2)
 
 
-def limits(seconds: float, memory: int):
-    """Sets the limit on memory and returns the function that starts (or with 0 stops) the one on processor time."""
+def limit_worker_resources(seconds: float, memory: int):
+    """Limits memory, and returns a function that starts the limit on processor time (or stops it, if given 0)."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -87,9 +86,9 @@ def limits(seconds: float, memory: int):
 
 
 def _peak() -> int:
-    """Bytes of memory that this program has held at most.
+    """Peak memory of this program in bytes.
 
-    Not `ru_maxrss` where there is another way: on Linux it starts at what the parent held, a whole model perhaps.
+    `ru_maxrss` is the last resort: on Linux it starts at the parent's memory, which may hold a whole model.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -104,7 +103,7 @@ def _peak() -> int:
 
 
 @dataclass(eq=False)
-class Worker:
+class MathWorker:
     """A process that judges one answer at a time."""
 
     process: subprocess.Popen
@@ -115,10 +114,11 @@ class Worker:
     read: bytes = b""
 
     @classmethod
-    def start(cls, seconds: float, memory: int) -> Worker:
+    def start(cls, seconds: float, memory: int) -> MathWorker:
         paths = os.pathsep.join(p for p in sys.path if p and os.path.exists(p))
         package = str(Path(__file__).parents[3])
-        code = f"from dvpo_lib.tasks.published.math_workers import serve; serve({seconds!r}, {memory!r})"
+        module = "dvpo_lib.tasks.published.math_workers"
+        code = f"from {module} import run_math_worker; run_math_worker({seconds!r}, {memory!r})"
         errors = tempfile.TemporaryFile()
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
@@ -139,7 +139,7 @@ class Worker:
             pass
 
     def reply(self) -> dict | None:
-        """What it says: {} while the line is not whole, None where it has died."""
+        """The worker's reply. {} while the line is incomplete, None if the worker has died."""
         part = os.read(self.process.stdout.fileno(), 65536)
         self.read += part
         if not part:
@@ -150,11 +150,11 @@ class Worker:
         return json.loads(line)
 
     def out_of_time(self) -> bool:
-        """Whether the operating system ended it for an answer's processor time."""
+        """Whether the operating system ended the worker because an answer took too much processor time."""
         return self.process.wait() == -signal.SIGPROF
 
-    def why(self) -> str:
-        """The last line of its standard error."""
+    def start_failure(self) -> str:
+        """The reason why the worker did not start: the last line of its standard error."""
         if self.process.poll() is None:
             return f"it is not ready after {START_SECONDS} s"
         self.errors.seek(0)
@@ -169,11 +169,11 @@ class Worker:
 
 
 @dataclass
-class Pool:
-    """Workers of one process; what is forked from it must not talk to them."""
+class MathWorkerPool:
+    """The workers of one process. A fork of that process must not talk to them."""
 
     owner: int = field(default_factory=os.getpid)
-    workers: list[Worker] = field(default_factory=list)
+    workers: list[MathWorker] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ r"""The option that a completion chooses, as models write it.
     chosen_letter("The answer is not D but A.")            "A"
     chosen_letter("The answer is B or C.")                 None
 
-Of several statements the last counts. One that names two options or doubts chooses nothing; one that denies an option
-takes it back.
+The last statement counts. A statement that names two options or expresses doubt chooses none; a statement that denies
+an option takes it back.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dvpo_lib.tasks.published.answers import LAST, boxes, conclusion, is_cut
+from dvpo_lib.tasks.published.answers import JUDGED_CHARACTERS, ends_in_open_box, find_boxes, judged_text
 
-MARKUP = re.compile(
+_MARKUP = re.compile(
     r"\*\*|__|`|\"|[“”‘’]|(?<![A-Za-z])'|'(?![A-Za-z])|\$|\\[()\[\],;:! ]|~|\\q?quad"
     r"|\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s{0,4}(?=\{)|[{}<>]|(?m:^#+)"
 )
@@ -66,7 +66,7 @@ _ANOTHER = re.compile(  # B or C; but not "B, since A and C are too small"
 _WRONG = re.compile(r"[)\]]?\s{0,4}(?:is|was|seems|are)?\s{0,4}(?:wrong|incorrect|not|false)\b")
 
 
-def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> str | None:
+def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = JUDGED_CHARACTERS) -> str | None:
     r"""The option (A to J) that a completion chooses.
 
     Statements are boxes (`\boxed{\text{(B)}}`, `\boxed{B. mitosis}`), sentences ("the answer is B", "option B is
@@ -74,52 +74,52 @@ def chosen_letter(completion: str | Sequence[Mapping[str, Any]], last: int = LAS
 
     Args:
         completion: a text, or a list of messages.
-        last: the characters that are looked at, counted from the end.
+        last: the number of characters read, counted from the end.
 
     Returns:
         The letter of the last statement. None if there is no statement, or if the last one doubts or names several.
     """
-    text = conclusion(completion, last)
-    if is_cut(text):
+    text = judged_text(completion, last)
+    if ends_in_open_box(text):
         return None
-    said = [*boxed_statements(text)]
-    for start, end, _ in boxes(text):
+    said = [*_boxed_choices(text)]
+    for start, end, _ in find_boxes(text):
         text = text[:start] + " " * (end - start) + text[end:]
-    plain = MARKUP.sub(lambda m: " " * len(m[0]), text)
-    said += statements(plain)
+    plain = _MARKUP.sub(lambda m: " " * len(m[0]), text)
+    said += _choice_statements(plain)
     at, letter = -1, None
     for start, stated, denied in sorted(said, key=lambda each: each[0]):
         if denied and stated != letter:
             continue
         at, letter = start, None if denied else stated
-    return lone_letter(plain, after=at) or letter
+    return _lone_letter(plain, after=at) or letter
 
 
-def boxed_statements(text: str) -> Iterator[tuple[int, str | None, bool]]:
-    """(place, letter, whether it is denied) of each box that is about letters."""
+def _boxed_choices(text: str) -> Iterator[tuple[int, str | None, bool]]:
+    """(position, letter, denied) of each box that holds letters."""
     end_before, before = -99, None
-    for start, end, content in boxes(text):
-        letter = boxed_letter(content)
+    for start, end, content in find_boxes(text):
+        letter = _boxed_letter(content)
         joined = before and letter and re.fullmatch(r"[\s,$]{0,8}(?:and|or|,)?[\s$]{0,8}", text[end_before:start])
         if letter or not re.search(r"\d", content):
             yield start, None if joined and before != letter else letter, False
         end_before, before = end, letter
 
 
-def boxed_letter(content: str) -> str | None:
-    """The letter that a box holds."""
-    plain = MARKUP.sub(" ", content)
+def _boxed_letter(content: str) -> str | None:
+    """The option letter in a box, or None."""
+    plain = _MARKUP.sub(" ", content)
     alone = _ALONE.fullmatch(plain)
     if alone:
         return alone[1].upper()
     led = _LED.match(plain)
     if led:
         return None if _ANOTHER.match(plain, led.end(1)) else led[1]
-    return next((letter for _, letter, denied in reversed([*statements(plain)]) if not denied), None)
+    return next((letter for _, letter, denied in reversed([*_choice_statements(plain)]) if not denied), None)
 
 
-def statements(text: str) -> Iterator[tuple[int, str | None, bool]]:
-    """(place, letter, whether it is denied) of each sentence that chooses or denies; the letter is None if several."""
+def _choice_statements(text: str) -> Iterator[tuple[int, str | None, bool]]:
+    """(position, letter, denied) of each sentence that chooses or denies an option; several options are None."""
     for pattern in _STATED:
         for match in pattern.finditer(text):
             place, end = match.span("letter")
@@ -136,12 +136,12 @@ def statements(text: str) -> Iterator[tuple[int, str | None, bool]]:
         yield match.start("letter"), match["letter"], False
 
 
-def lone_letter(text: str, after: int) -> str | None:
-    """The letter that the last line (or, without any statement, the first) is or begins with.
+def _lone_letter(text: str, after: int) -> str | None:
+    """The letter at the start of the last line, or of the first line if there is no statement.
 
     Args:
-        text: the conclusion without boxes and markup.
-        after: where the last statement stands, -1 if there is none.
+        text: the judged text without boxes and markup.
+        after: the position of the last statement, -1 if there is none.
 
     Returns:
         A letter, or None.

@@ -1,4 +1,4 @@
-"""The slots that a completion fills, as models write them.
+"""The slots that a completion fills, in any of the formats that models write.
 
 given_slots("- **town:** Basel\\n- people = 3")         {"town": "basel", "people": "3"}
 given_slots('{"town": "Basel", "people": 3}')          the same
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dvpo_lib.tasks.published.answers import LAST, conclusion
+from dvpo_lib.tasks.published.answers import JUDGED_CHARACTERS, judged_text
 
 _NAME = r"[A-Za-z][A-Za-z0-9_]{0,40}(?:[ -][A-Za-z0-9_]{1,20}){0,3}"
 _SLOT = re.compile(rf"\s*[\"']?({_NAME})[\"']?\s*(?:=>?|:|->|→)\s*(\S.*)")
@@ -23,57 +23,60 @@ _HEADS = {"slot", "name", "key"}
 _QUOTES = "\"'`“”‘’*_ \t"
 
 
-def given_slots(completion: str | Sequence[Mapping[str, Any]], last: int = LAST) -> dict[str, str]:
+def given_slots(completion: str | Sequence[Mapping[str, Any]], last: int = JUDGED_CHARACTERS) -> dict[str, str]:
     """The slots that a completion fills.
 
-    It may write JSON, rows of a table, or lines `slot = value` or `slot: value`, several on a line too; bold, quotes,
-    bullets and numbers do not matter. Of a slot's values the last counts.
+    Accepted are JSON, rows of a table, and lines `slot = value` or `slot: value`, also several on a line. Bold type,
+    quotes, bullets and numbering are ignored. The last value of a slot counts.
 
     Args:
         completion: a text, or a list of messages.
-        last: the characters that are looked at, counted from the end.
+        last: the number of characters read, counted from the end.
 
     Returns:
-        {slot: value}, as `slot_name` and `slot_value` spell them.
+        {slot: value}, both normalised by `normal_slot_name` and `normal_slot_value`.
     """
-    text = conclusion(completion, last)
-    found = json_slots(text) or table_slots(text)
+    text = judged_text(completion, last)
+    found = _json_slots(text) or _table_slots(text)
     if found is None:
-        pairs = [pair for line in text.split("\n") for pair in line_slots(line)]
+        pairs = [pair for line in text.split("\n") for pair in _line_slots(line)]
         found = dict(pairs)
-    return {slot_name(name): slot_value(value) for name, value in found.items()}
+    return {normal_slot_name(name): normal_slot_value(value) for name, value in found.items()}
 
 
-def slot_name(name: str) -> str:
-    """A name of a slot in one spelling: lower case, underscores."""
+def normal_slot_name(name: str) -> str:
+    """A slot name in lower case with underscores."""
     return re.sub(r"[\s_-]+", "_", name.strip(_QUOTES).casefold())
 
 
-def slot_value(value: str) -> str:
-    """A value of a slot in one spelling: lower case, without quotes, bold and a final full stop."""
+def normal_slot_value(value: str) -> str:
+    """A slot value in lower case, without quotes, bold type and final full stop."""
     value = value.strip(_QUOTES).rstrip(".,;").strip(_QUOTES)
     return " ".join(value.casefold().split())
 
 
-def json_slots(text: str) -> dict[str, str] | None:
-    """The slots of the JSON object in a text; None if there is none, or it is no object of plain values."""
+def _json_slots(text: str) -> dict[str, str] | None:
+    """The slots of the JSON object in a text. None if there is no object of plain values."""
     found = None
     for opening, closing in ("[]", "{}"):
         start, end = text.find(opening), text.rfind(closing)
-        found = found or (literal(text[start : end + 1]) if 0 <= start < end else None)
+        found = found or (_parse_literal(text[start : end + 1]) if 0 <= start < end else None)
     if isinstance(found, list) and all(isinstance(row, dict) for row in found):
-        found = merged(found)
+        found = _merge_objects(found)
     if isinstance(found, dict) and len(found) == 1 and isinstance(next(iter(found.values())), dict):
         found = next(iter(found.values()))
     if not isinstance(found, dict):
         return None
     plain = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in found.items()}
-    return {name: json.dumps(value) if not isinstance(value, str) else value for name, value in plain.items()
-            if value is not None}  # fmt: skip
+    return {
+        name: json.dumps(value) if not isinstance(value, str) else value
+        for name, value in plain.items()
+        if value is not None
+    }
 
 
-def literal(text: str) -> Any:
-    """What a text says in JSON, with single quotes for double ones too; else None."""
+def _parse_literal(text: str) -> Any:
+    """A JSON text parsed, with single quotes allowed. None if it is not JSON."""
     for spelled in (text, re.sub(r"(?<![A-Za-z])'|'(?![A-Za-z])", '"', text)):
         try:
             return json.loads(spelled)
@@ -82,8 +85,8 @@ def literal(text: str) -> Any:
     return None
 
 
-def merged(rows: list[dict]) -> dict:
-    """One object of several: [{"slot": "town", "value": "Basel"}], or [{"town": "Basel"}]."""
+def _merge_objects(rows: list[dict]) -> dict:
+    """Several JSON objects merged: [{"slot": "town", "value": "Basel"}] or [{"town": "Basel"}]."""
     found = {}
     for row in rows:
         name = next((row[key] for key in ("slot", "name", "key") if isinstance(row.get(key), str)), None)
@@ -91,8 +94,8 @@ def merged(rows: list[dict]) -> dict:
     return found
 
 
-def table_slots(text: str) -> dict[str, str] | None:
-    """The slots of a table that has a column for each: a line of names, a rule, a line of values."""
+def _table_slots(text: str) -> dict[str, str] | None:
+    """The slots of a table with a column per slot: a line of names, a rule, a line of values."""
     rows = [line.strip().strip("|").split("|") for line in text.split("\n") if line.strip().startswith("|")]
     if len(rows) != 3 or len(rows[0]) != len(rows[2]) or not all(set(cell.strip()) <= set(":-") for cell in rows[1]):
         return None
@@ -100,7 +103,7 @@ def table_slots(text: str) -> dict[str, str] | None:
     return None if names[0].casefold() in _HEADS else dict(zip(names, rows[2]))
 
 
-def line_slots(line: str) -> list[tuple[str, str]]:
+def _line_slots(line: str) -> list[tuple[str, str]]:
     """The (slot, value) pairs of a line."""
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
     if line.strip().startswith("|") or (len(cells) == 2 and all(cells)):
@@ -110,4 +113,4 @@ def line_slots(line: str) -> list[tuple[str, str]]:
     bare = line.replace("**", "").replace("`", "").strip().strip("{}")
     bare = bare[_LEAD.match(bare).end() :]
     matches = [_SLOT.fullmatch(part.strip()) for part in _NEXT.split(bare)]
-    return [(match[1], match[2]) for match in matches if match and slot_value(match[2])]
+    return [(match[1], match[2]) for match in matches if match and normal_slot_value(match[2])]

@@ -1,10 +1,10 @@
-r"""Where an answer stands: in the box of a completion, or in the sentence that states it.
+r"""Extraction of the answer from a completion: from its box, or from the sentence that states it.
 
-    answer_of("So \boxed{4}.", is_whole)                        "4"
-    answer_of("The answer is $\frac{1}{2}$.", is_whole)         "\frac{1}{2}"
-    answer_of("The answer is not 8.", is_whole)                 "": it is denied
+    extract_answer("So \boxed{4}.", is_formula)                        "4"
+    extract_answer("The answer is $\frac{1}{2}$.", is_formula)         "\frac{1}{2}"
+    extract_answer("The answer is not 8.", is_formula)                 "": it is denied
 
-Every pattern is bounded, because completions may be made to be slow to read.
+Every pattern is bounded, because a policy may learn to write completions that are slow to read.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from dvpo_lib.tasks.published.answers import boxed, boxes, plain, scanned
+from dvpo_lib.tasks.published.answers import bare_answer, boxed_answer, find_boxes, scan_boxes
 
-LONGEST = 600  # characters of a sentence that are looked at
-_SAID = re.compile(r"(?i)(?<![a-z])answers?\b"
-                   r"(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
-                   r"|[\s*_:]{0,8}\n)")  # fmt: skip
+_LONGEST = 600  # characters of a sentence that are read
+_SAID = re.compile(
+    r"(?i)(?<![a-z])answers?\b"
+    r"(?:[^.:=\n$\\]{0,40}?(?:\b(?:is|are|be|equals)\b(?:\s{0,4}[:=])?|[:=])|\s{1,2}[-–]\s"
+    r"|[\s*_:]{0,8}\n)"
+)
 _FORMULA = re.compile(
     r"\$\$([^$]{1,600})\$\$|\$([^$\n]{1,600})\$(?!\d)|\\\(([^\n]{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
 )
@@ -43,27 +45,27 @@ _TAKEN_BACK = re.compile(
 _CLEAN = re.compile(r"\\[()\[\]]|\$|\*\*|__|`|[\"“”]|^'|'$")
 
 
-def unboxed_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
-    r"""The answer that a completion without a box states.
+def _unboxed_answer(text: str, is_formula: Callable[[str], bool]) -> str | None:
+    r"""The answer stated by a completion without a box.
 
-    It follows "####", else the last "the answer is", else it is what the last line says: the line itself, its last
-    formula, its last number. Dollar amounts in prose are no formulas.
+    It follows "####", else the last "the answer is". Otherwise the last line is the answer: the line itself, its last
+    formula, or its last number. Dollar amounts in prose are no formulas.
 
     Args:
-        text: the conclusion of a completion.
-        is_whole: whether a text can be read as a formula.
+        text: the judged part of a completion.
+        is_formula: tells if a text can be read as a formula.
 
     Returns:
-        The answer as it is written. None if there is none, or if it is doubted or denied.
+        The answer as written. None if there is none, or if it is doubted or denied.
     """
     text = _BLOCK.sub(lambda m: " ".join(m[0].split()), text.replace("\\$", ""))
     mark = text.rfind("####")
     if mark >= 0:
-        return stated(text[mark:].lstrip("# ").partition("\n")[0], is_whole)
+        return _answer_in_statement(text[mark:].lstrip("# ").partition("\n")[0], is_formula)
     said = list(_SAID.finditer(text))
     if said:
         sentence = re.split(r"[.!?;\n]", text[: said[-1].start()])[-1]
-        if _NOT.search(said[-1][0]) or _DOUBT.search(f"{sentence[-LONGEST:]} {said[-1][0]} "):
+        if _NOT.search(said[-1][0]) or _DOUBT.search(f"{sentence[-_LONGEST:]} {said[-1][0]} "):
             return None
     if said:
         rest = text[said[-1].end() :].lstrip(" \n\t*_:")
@@ -71,7 +73,7 @@ def unboxed_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
         end = _STOP.search(rest, formula.end() if formula else 0)
         if _TAKEN_BACK.match(rest, end.end() if end else len(rest)):
             return None
-        return stated(rest[: end.start()] if end else rest, is_whole)
+        return _answer_in_statement(rest[: end.start()] if end else rest, is_formula)
     lines = [line for line in text.split("\n") if line.strip()]
     for line in reversed(lines[-4:]):
         if not any(map(str.isalnum, line)):
@@ -82,87 +84,87 @@ def unboxed_answer(text: str, is_whole: Callable[[str], bool]) -> str | None:
         if sentences and _TAKEN_BACK.match(line[line.rfind(sentences[-1]) + len(sentences[-1]) :]):
             return None
         if sentences or line is lines[0]:
-            return concluded(line, sentences[-1] if sentences else line, is_whole)
+            return _answer_in_last_line(line, sentences[-1] if sentences else line, is_formula)
     return None
 
 
-def answer_of(text: str, is_whole: Callable[[str], bool], boxed_only: bool = False) -> str:
-    """The answer that a conclusion gives: its box, or what it states (behind the box too, where that is a formula).
+def extract_answer(text: str, is_formula: Callable[[str], bool], boxed_only: bool = False) -> str:
+    """The answer in a completion: its box, or a later statement if that is a formula, or its only statement.
 
     Args:
-        text: the conclusion of a completion.
-        is_whole: whether a text can be read as a formula.
-        boxed_only: whether a statement without a box is no answer.
+        text: the judged part of a completion.
+        is_formula: tells if a text can be read as a formula.
+        boxed_only: if True, a statement without a box is no answer.
 
     Returns:
-        The answer as it is written, "" if there is none.
+        The answer as written, "" if there is none.
     """
-    inside = boxed(text)
+    inside = boxed_answer(text)
     if boxed_only or inside == "":
-        return plain(inside or "")
+        return bare_answer(inside or "")
     if inside is None:
-        return plain(unboxed_answer(text, is_whole) or "")
-    behind = text[boxes(text)[-1][1] :]
-    later = unboxed_answer(behind, is_whole) if _SAID.search(behind) else None
-    return plain(later) if later and any(map(str.isdigit, later)) and is_whole(later) else plain(inside)
+        return bare_answer(_unboxed_answer(text, is_formula) or "")
+    behind = text[find_boxes(text)[-1][1] :]
+    later = _unboxed_answer(behind, is_formula) if _SAID.search(behind) else None
+    return bare_answer(later) if later and any(map(str.isdigit, later)) and is_formula(later) else bare_answer(inside)
 
 
-def clean(text: str) -> str:
-    """A statement without delimiters, quotes, bold and a final full stop."""
+def _clean_statement(text: str) -> str:
+    """A statement without delimiters, quotes, bold type and final full stop."""
     return _CLEAN.sub(" ", text).lstrip(" \t\n,;:'*_").rstrip(" \t\n.,;:'*_")
 
 
-def stated(said: str, is_whole: Callable[[str], bool]) -> str | None:
-    """The answer in what follows "the answer is"."""
-    said = said[:LONGEST]
+def _answer_in_statement(said: str, is_formula: Callable[[str], bool]) -> str | None:
+    """The answer in the text after "the answer is"."""
+    said = said[:_LONGEST]
     instead = re.search(r"(?i)\bnot\b.{1,60}?\bbut\b(.*)", said)
     said = instead[1] if instead else said
     said = re.sub(r"(?i),?\s(?:and )?not\s.*", "", said) if re.search(r"\d.*\bnot\b", said) else said
-    whole = clean(said)
+    whole = _clean_statement(said)
     if _FORMULA.fullmatch(said.strip(" .*")):
         return whole
     if _DOUBT.search(said) or _NOT.search(said):
         return None
     either = re.match(r"(?i)either\s(.*)", whole)
     whole = either[1] if either else whole
-    if is_whole(whole):
+    if is_formula(whole):
         return whole
     said = _REASON.sub("", said)
     inner = re.search(r".*\s(?:is|are|equals|be)\b:?\s+(.*)", said) or re.fullmatch(
         r"[A-Z][A-Za-z ]{0,30}:\s+(.*)", said
     )
-    for part in (clean(said), clean(inner[1]) if inner else ""):
-        if part and is_whole(part):
+    for part in (_clean_statement(said), _clean_statement(inner[1]) if inner else ""):
+        if part and is_formula(part):
             return part
     said = inner[1] if inner else said
-    formulas = [clean(m[0]) for m in _FORMULA.finditer(said)]
+    formulas = [_clean_statement(m[0]) for m in _FORMULA.finditer(said)]
     if formulas:
-        return formulas[0] if len(formulas) == 1 else clean(said)
+        return formulas[0] if len(formulas) == 1 else _clean_statement(said)
     number = _NUMBER.search(said)
     if number and len(_NUMBER.findall(said)) == 1 and not re.search(r"\bor\b|[\\^_={}+*]", said):
-        return clean(number[0])
-    return clean(said) or None
+        return _clean_statement(number[0])
+    return _clean_statement(said) or None
 
 
-def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str | None:
-    """The answer in a last line that does not say that it is one."""
-    line, sentence = line[-LONGEST:], sentence[-LONGEST:]
+def _answer_in_last_line(line: str, sentence: str, is_formula: Callable[[str], bool]) -> str | None:
+    """The answer in a last line without the words "the answer is"."""
+    line, sentence = line[-_LONGEST:], sentence[-_LONGEST:]
     if line.count("$") % 2:  # an amount of money: 2.74 $
         line, sentence = (re.sub(r"(?<=\d)\s?\$(?!\d)", " dollars", part) for part in (line, sentence))
     if sentence.rstrip().endswith("?"):
         return None
     for whole in (line, sentence):
         whole = re.sub(r"^\s*[A-Z][A-Za-z]{0,30}\s?:\s+", "", whole)
-        if is_whole(clean(whole)):
-            return clean(whole)
+        if is_formula(_clean_statement(whole)):
+            return _clean_statement(whole)
     found = [*_FORMULA.finditer(sentence)]
     if not found and not _NOT.search(sentence) and not _DOUBT.search(sentence):
-        tail = formula_behind(sentence)
-        if is_whole(tail):
+        tail = _trailing_formula(sentence)
+        if is_formula(tail):
             return tail
     found = found or [*_NUMBER.finditer(sentence)]
     if not found:
-        return clean(sentence) or None
+        return _clean_statement(sentence) or None
     run = [found[-1]]
     for match in reversed(found[:-1]):
         if not re.fullmatch(r"[\s,]*(?:or|and|,)[\s,]*", sentence[match.end() : run[0].start()]):
@@ -175,41 +177,41 @@ def concluded(line: str, sentence: str, is_whole: Callable[[str], bool]) -> str 
         or re.search(r"(?i)\bfails?\b|\bwrong\b|\bnot\b", sentence[run[-1].end() :])
     ):
         return None
-    return " or ".join(clean(match[0]) for match in run)
+    return " or ".join(_clean_statement(match[0]) for match in run)
 
 
-def formula_behind(sentence: str) -> str:
-    """The words with which a sentence ends, as long as each looks like a part of a formula."""
-    words = clean(sentence).split(" ")
+def _trailing_formula(sentence: str) -> str:
+    """The last words of a sentence, as far back as each looks like a part of a formula."""
+    words = _clean_statement(sentence).split(" ")
     start = len(words)
     while start and (_MATHS.search(words[start - 1]) or (len(words[start - 1]) == 1 and words[start - 1] not in "aAI")):
         start -= 1
     return " ".join(words[start:])
 
 
-def right_answer(text: str, is_whole: Callable[[str], bool]) -> str:
-    """A right answer without what is not its value: its box, dollar signs, a sentence around it."""
-    inside = boxed(text)
+def extract_right_answer(text: str, is_formula: Callable[[str], bool]) -> str:
+    """The value of a right answer, without its box, dollar signs and the sentence around it."""
+    inside = boxed_answer(text)
     if inside == "":  # open at the end of the text
-        inside = text[scanned(text)[1] :].partition("{")[2]
+        inside = text[scan_boxes(text)[1] :].partition("{")[2]
     if inside is not None:
-        return plain(inside)
-    found = plain(text)
-    solution = "\n" in found and is_whole(clean(found.rpartition("\n")[2].rpartition(":")[2]))
-    if solution or (len(found) > 40 and _SAID.search(found) and not is_whole(found)):
-        return unboxed_answer(text, is_whole) or found
+        return bare_answer(inside)
+    found = bare_answer(text)
+    solution = "\n" in found and is_formula(_clean_statement(found.rpartition("\n")[2].rpartition(":")[2]))
+    if solution or (len(found) > 40 and _SAID.search(found) and not is_formula(found)):
+        return _unboxed_answer(text, is_formula) or found
     return found
 
 
-def not_whole(answers: Sequence[str], is_whole: Callable[[str], bool]) -> list[str]:
-    """The right answers that are not read whole as formulas: they are compared as texts.
+def answers_compared_as_text(answers: Sequence[str], is_formula: Callable[[str], bool]) -> list[str]:
+    """The right answers that cannot be read as formulas, and are compared as texts instead.
 
     Args:
         answers: right answers of problems of mathematics.
-        is_whole: whether a text can be read as a formula.
+        is_formula: tells if a text can be read as a formula.
 
     Returns:
-        Those that are not, in their order.
+        The answers that are no formulas, in their order.
     """
-    known = {answer: is_whole(right_answer(answer, is_whole)) for answer in set(answers)}
+    known = {answer: is_formula(extract_right_answer(answer, is_formula)) for answer in set(answers)}
     return [answer for answer in answers if not known[answer]]

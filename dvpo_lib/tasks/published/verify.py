@@ -24,12 +24,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dvpo_lib.common.jsonl import parse_json
-from dvpo_lib.tasks.published.answers import LAST, conclusion, same_text
-from dvpo_lib.tasks.published.formulas.reader import is_whole
-from dvpo_lib.tasks.published.math_workers import Pool, Worker
+from dvpo_lib.tasks.published.answers import JUDGED_CHARACTERS, judged_text, same_answer_text
+from dvpo_lib.tasks.published.formulas.reader import is_formula
+from dvpo_lib.tasks.published.math_workers import MathWorker, MathWorkerPool
 from dvpo_lib.tasks.published.options import chosen_letter
-from dvpo_lib.tasks.published.slots import given_slots, slot_name, slot_value
-from dvpo_lib.tasks.published.statements import answer_of, right_answer
+from dvpo_lib.tasks.published.slots import given_slots, normal_slot_name, normal_slot_value
+from dvpo_lib.tasks.published.statements import extract_answer, extract_right_answer
 
 __all__ = ["MathReward", "answer_reward", "choice_reward", "math_reward", "slots_reward"]
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class MathReward:
-    r"""1.0 where a completion's answer is mathematically equal to the right one, else 0.0 (in TRL's signature).
+    r"""1.0 if a completion's answer is mathematically equal to the right one, else 0.0 (in TRL's signature).
 
     The answer stands in the last `\boxed{...}` (several side by side are one list), behind "the answer is" or "####",
     or at the end of the last line; see `statements`. What hedges or denies is no answer.
@@ -63,8 +63,9 @@ class MathReward:
             "batch".
 
     Raises (when called):
-        ValueError: another number of answers than of completions. TypeError: an answer or a completion is no text.
-        RuntimeError: workers cannot start, as where SymPy is missing; never because of a completion.
+        ValueError: If the numbers of answers and completions differ.
+        TypeError: If an answer or a completion is no text.
+        RuntimeError: If workers cannot start, for example without SymPy; never because of a completion.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class MathReward:
         batch_seconds: float = 300.0,
         workers: int | None = None,
         memory: int = 2**30,
-        last: int = LAST,
+        last: int = JUDGED_CHARACTERS,
         boxed_only: bool = False,
     ):
         if seconds <= 0 or batch_seconds <= 0 or (workers is not None and workers < 1) or last < 1:
@@ -88,7 +89,7 @@ class MathReward:
         self._renew()
 
     def _renew(self) -> None:
-        self._pool = Pool()
+        self._pool = MathWorkerPool()
         weakref.finalize(self, self._pool.close)  # at the end of the process too
 
     def __getstate__(self) -> dict:  # to another process go the limits, not the workers
@@ -101,11 +102,11 @@ class MathReward:
     def __call__(self, prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:
         asked = []
         for a, completion in _pairs(completions, answer):
-            given = answer_of(conclusion(completion, self.last), is_whole, self.boxed_only)
-            asked.append((right_answer(a, is_whole), given))
+            given = extract_answer(judged_text(completion, self.last), is_formula, self.boxed_only)
+            asked.append((extract_right_answer(a, is_formula), given))
         verdicts: dict[tuple, float | None] = {}  # of each question once: groups repeat answers
         for truth, given in asked:
-            verdicts[truth, given] = 1.0 if same_text(truth, given) else None if given else 0.0
+            verdicts[truth, given] = 1.0 if same_answer_text(truth, given) else None if given else 0.0
         self._judge(verdicts)
         return [verdicts[question] for question in asked]
 
@@ -134,7 +135,7 @@ class MathReward:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
             while open_:
                 while len(workers) < min(self.workers, open_):
-                    workers.append(Worker.start(self.seconds, self.memory))
+                    workers.append(MathWorker.start(self.seconds, self.memory))
                     selector.register(workers[-1].process.stdout, selectors.EVENT_READ, workers[-1])
                 for worker in workers:
                     if worker.ready and worker.item is None and waiting:
@@ -173,9 +174,9 @@ class MathReward:
                     break
         return verdicts
 
-    def _drop(self, worker: Worker, selector, reply: dict | None = None, count: bool = True) -> int:
-        """Ends a worker and returns how many answers that decides; RuntimeError where it has never been ready."""
-        why = None if worker.ready else (reply or {}).get("error") or worker.why()
+    def _drop(self, worker: MathWorker, selector, reply: dict | None = None, count: bool = True) -> int:
+        """Ends a worker and returns the number of answers decided by that; RuntimeError if it was never ready."""
+        why = None if worker.ready else (reply or {}).get("error") or worker.start_failure()
         selector.unregister(worker.process.stdout)
         self._pool.workers.remove(worker)
         worker.end()
@@ -221,27 +222,30 @@ def math_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str],
 
 
 def choice_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:
-    """1.0 where the letter that `chosen_letter` finds is the answer ("A" to "J"), else 0.0 (in TRL's signature).
+    """1.0 if `chosen_letter` finds the answer ("A" to "J"), else 0.0 (in TRL's signature).
 
     Raises:
-        ValueError: another number of answers than of completions. TypeError: an answer or a completion is no text.
+        ValueError: If the numbers of answers and completions differ.
+        TypeError: If an answer or a completion is no text.
     """
     return [float(chosen_letter(c) == a.strip().upper()) for a, c in _pairs(completions, answer)]
 
 
 def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str], **columns) -> list[float]:
-    """1.0 where a completion gives exactly the slots of the answer, each with an accepted value, else 0.0.
+    """1.0 if a completion gives exactly the slots of the answer, each with an accepted value, else 0.0.
 
     Args:
         answer: JSON objects {slot: [accepted values]}, as `load_problems("sgd", ...)` gives them; case is ignored.
 
     Raises:
-        ValueError: another number of answers than of completions, or an answer is no such JSON; names the record.
+        ValueError: If the numbers of answers and completions differ, or an answer is no such JSON (names the record).
     """
     rewards = []
     for i, (a, completion) in enumerate(_pairs(completions, answer)):
         try:
-            truth = {slot_name(slot): set(map(slot_value, values)) for slot, values in parse_json(a).items()}
+            truth = {
+                normal_slot_name(slot): set(map(normal_slot_value, values)) for slot, values in parse_json(a).items()
+            }
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"record {i}: `answer` should be a JSON object of slots, not {a[:80]!r}") from None
         found = given_slots(completion)
@@ -251,7 +255,7 @@ def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str]
 
 # ---- by record ----
 
-KINDS = {"math": math_reward, "choice": choice_reward, "slots": slots_reward}
+VERIFIERS = {"math": math_reward, "choice": choice_reward, "slots": slots_reward}
 
 
 def answer_reward(
@@ -260,15 +264,15 @@ def answer_reward(
     """The reward of each record by its `verify` ("math", "choice" or "slots"): one function for mixed data.
 
     Raises:
-        ValueError: an unknown kind, named with its record; else as the functions it calls.
+        ValueError: If a kind is unknown (names the record); else as the functions it calls.
     """
     prompts, completions, answer, verify = map(list, (prompts, completions, answer, verify))  # series of pandas too
     pairs = list(_pairs(completions, answer))
     rewards = [0.0] * len(pairs)
     for i, kind in enumerate(verify):
-        if kind not in KINDS:
-            raise ValueError(f"record {i}: `verify` should be one of {', '.join(KINDS)}, not {kind!r}")
-    for kind, func in KINDS.items():
+        if kind not in VERIFIERS:
+            raise ValueError(f"record {i}: `verify` should be one of {', '.join(VERIFIERS)}, not {kind!r}")
+    for kind, func in VERIFIERS.items():
         rows = [i for i, k in enumerate(verify) if k == kind]
         own = func([prompts[i] for i in rows], [completions[i] for i in rows], [answer[i] for i in rows])
         for i, reward in zip(rows, own, strict=True):

@@ -1,1 +1,1 @@
-"""Formulas: read whole from any spelling, given a meaning, and compared by it. Only `numbers` and above need SymPy."""
+"""Formulas: parsed from any spelling, evaluated, and compared by value. Only `numbers` and above need SymPy."""
