@@ -53,10 +53,12 @@ def code_hash(module: str) -> str:
     """SHA-256 of the code of a module and of all modules of this package that it imports, directly or not."""
     root = Path(__file__).parents[2]
     files = sorted(reachable_files([module], root))
-    return hashlib.sha256("".join(f + bare_code((root / f).read_text("utf-8")) for f in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f + source_without_comments((root / f).read_text("utf-8")) for f in files).encode()
+    ).hexdigest()
 
 
-def bare_code(source: str) -> str:
+def source_without_comments(source: str) -> str:
     """The syntax tree of a source as text, without comments, layout and docstrings: they change no result."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -132,7 +134,7 @@ def execute_specs(specs: Sequence, workers: int | None = None, progress: str | N
     return [root / key for key in keys]
 
 
-def collect_tables(folders: Iterable[Path], name: str, specs: Sequence = ()) -> pd.DataFrame:
+def collect_run_tables(folders: Iterable[Path], name: str, specs: Sequence = ()) -> pd.DataFrame:
     """Concatenates the tables `name.csv` of runs.
 
     Args:

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from dvpo_lib.common.settings_tree import get_dotted, merge_trees, nest_dotted
-from dvpo_lib.experiments.run_store import collect_tables, execute_specs
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_specs
 from dvpo_lib.experiments.specs.critic_pretraining import critic_pretraining_spec
 from dvpo_lib.experiments.specs.training import training_spec
 from dvpo_lib.models.critic import CriticSettings
@@ -137,7 +137,7 @@ def train_grid(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
     rows = []
     trained = execute_specs(specs, params.runtime.workers, "the grid")
     for (method, point, seed, *_), folder in zip(runs, trained, strict=True):
-        curves, setting = collect_tables([folder], "curves"), SENSITIVE_SETTINGS[method][0]
+        curves, setting = collect_run_tables([folder], "curves"), SENSITIVE_SETTINGS[method][0]
         rows.append(
             {
                 "method": method,

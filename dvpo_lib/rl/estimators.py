@@ -143,12 +143,12 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     return whitened_if_set(advantages, x, args), returns[..., None]
 
 
-def group_relative(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+def group_relative_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """(R - group mean) / (group std + 1e-4), the same at every token; `scale_rewards` may choose another deviation."""
     return _by_group(x, args, args.scale_rewards or "group")
 
 
-def group_centred(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+def group_centred_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """R - group mean, the same at every token; `scale_rewards` may choose a deviation to divide by."""
     return _by_group(x, args, args.scale_rewards or "none")
 
@@ -161,17 +161,17 @@ def _by_group(x: Experience, args: DVPOConfig, scale: str) -> tuple[Tensor, None
     return advantages[:, None].expand(x.mask.shape), None
 
 
-def whitened_returns(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
+def return_to_go_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
     """Discounted sum of this and all later rewards (KL penalty and R), whitened over all tokens of the batch."""
     return whitened_if_set(adv.returns_to_go(token_rewards(x, args), x.mask, args.gamma), x, args), None
 
 
-def conservative_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+def conservative_q_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Q - V of the logged tokens; targets are one-step back-ups (`q_losses.fitted_q`)."""
     return fitted_q(task_rewards(x), x.values, x.mask, args.gamma, args.critic.q)
 
 
-def robust_q(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
+def robust_q_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Q - V of the logged tokens; back-ups start from the worst case of the learned outcome."""
     return fitted_q(task_rewards(x), x.values, x.mask, args.gamma, args.critic.q, robust=True)
 

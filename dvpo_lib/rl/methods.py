@@ -17,13 +17,13 @@ from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.rl.config import DVPOConfig, changed_settings
 from dvpo_lib.rl.estimators import (
     Experience,
-    conservative_q,
+    conservative_q_advantages,
     distributional_gae,
-    group_centred,
-    group_relative,
-    robust_q,
+    group_centred_advantages,
+    group_relative_advantages,
+    return_to_go_advantages,
+    robust_q_advantages,
     scalar_gae,
-    whitened_returns,
     winsorised_gae,
     worst_case_gae,
 )
@@ -122,14 +122,14 @@ METHODS: dict[str, Method] = {
     ),
     "grpo": Method(
         None,
-        group_relative,
+        group_relative_advantages,
         f"{_GRPO_SOURCE}; the mean of sequence means, as in the paper, where TRL and verl now average over tokens",
         "sequence_mean",
         **_GROUP_METHOD,
     ),
     "dr_grpo": Method(
         None,
-        group_centred,
+        group_centred_advantages,
         "Liu et al. 2025: no division by the group's deviation and none by the response's length; "
         "the paper also drops the KL penalty, which beta = 0 does",
         "constant",
@@ -137,19 +137,19 @@ METHODS: dict[str, Method] = {
     ),
     "reinforce_pp": Method(
         None,
-        whitened_returns,
+        return_to_go_advantages,
         "Hu 2025, token level: returns-to-go, whitened over the batch; later versions whiten over "
         "responses or subtract group means",
     ),
     "cql": Method(
         "conservative_q",
-        conservative_q,
+        conservative_q_advantages,
         "Kumar et al. 2020 (eq. 4) in the form for language of ILQL (Snell et al. 2022): twin Q, expectile V",
         offline=True,
     ),
     "rfqi": Method(
         "robust_q",
-        robust_q,
+        robust_q_advantages,
         "Panaganti et al. 2022, for deterministic token transitions: the total-variation ball "
         "lies around the learned outcome",
         offline=True,
@@ -159,7 +159,7 @@ METHODS: dict[str, Method] = {
     ),
     "grpo_clip_reward": Method(
         None,
-        group_relative,
+        group_relative_advantages,
         "control: grpo on rewards cut at batch quantiles",
         "sequence_mean",
         clip_rewards=True,

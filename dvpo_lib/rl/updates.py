@@ -87,10 +87,10 @@ def update_critic(
     def objective(tokens: Tokens, rows: Tensor):
         return critic_objective(
             critic(tokens),
-            cut_rows(batch.targets, rows, tokens),
+            select_batch_rows(batch.targets, rows, tokens),
             tokens.mask,
             args.critic,
-            cut_rows(batch.values, rows, tokens),
+            select_batch_rows(batch.values, rows, tokens),
             batch.weights if batch.weights is None else batch.weights[rows],
             **whole,
         )
@@ -133,13 +133,13 @@ def policy_objective(
     average = dict(how=average_of(args), max_length=args.max_completion_length)
     with router_losses(policy, args.router_aux_loss_coef) as balance:
         logprobs, entropy = token_logprobs(policy, tokens, args.temperature, True, args.entropy_coef > 0)
-    old, advantages = (cut_rows(x, rows, tokens) for x in (batch.logprobs, batch.advantages))
+    old, advantages = (select_batch_rows(x, rows, tokens) for x in (batch.logprobs, batch.advantages))
     if METHODS[args.method].offline:
         loss, stats = awr_loss(logprobs, advantages, tokens.mask, args.awr_temperature, **average)
     else:
         loss, stats = policy_loss(logprobs, old, advantages, tokens.mask, args.epsilon, args.epsilon_high, **average)
     if args.kl_placement == "loss" and args.beta:
-        reference = cut_rows(batch.reference_logprobs, rows, tokens)
+        reference = select_batch_rows(batch.reference_logprobs, rows, tokens)
         reference = torch.where(tokens.mask, reference, logprobs.detach())
         penalty = kl_estimate(logprobs, reference, args.kl_estimator)
         loss = loss + args.beta * aggregate_loss(penalty, tokens.mask, **average)
@@ -173,7 +173,7 @@ def router_losses(policy: nn.Module, coefficient: float | None) -> Iterator[list
         config.output_router_logits = before
 
 
-def cut_rows(x: Tensor | None, rows: Tensor, tokens: Tokens) -> Tensor | None:
+def select_batch_rows(x: Tensor | None, rows: Tensor, tokens: Tokens) -> Tensor | None:
     """Rows of a (B, T, ...) tensor, shortened to the completion length of `tokens`."""
     return x if x is None else x[rows, : tokens.completion_length]
 
@@ -192,7 +192,9 @@ def full_batch_statistics(
         with accelerator.autocast():
             z = critic(own)
         weights = batch.weights if batch.weights is None else batch.weights[part]
-        gap = gap + mean_gap(z, cut_rows(batch.targets, part, own), own.mask, weights) * (own.mask.sum() / count)
+        gap = gap + mean_gap(z, select_batch_rows(batch.targets, part, own), own.mask, weights) * (
+            own.mask.sum() / count
+        )
     return {"batch_gap": gap, "scale": return_scale(batch.values[rows], tokens.mask[rows])}
 
 

@@ -53,9 +53,9 @@ def test_forms_are_the_terms_of_the_critic_loss(key):
     term, form = key
     z = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
     g, before = distributions.DISTRIBUTIONS[SPIKES](101), z.sort(-1).values * 0.7
-    ours = term_bias.core_loss(z[None, None], g[None]) + 0.5 ** (term != "risk_weight") * term_bias.TERM_FORMS[key](
-        z[None, None], g[None], before[None]
-    )
+    ours = term_bias.bias_core_loss(z[None, None], g[None]) + 0.5 ** (term != "risk_weight") * term_bias.TERM_FORMS[
+        key
+    ](z[None, None], g[None], before[None])
     off = dict(head_consistency=0, tail_calibration=0, mean_shift=0, tail_shape=0, tail_curvature=0)
     if term == "risk_weight":
         settings = CriticLossSettings(**off, rho=term_bias.SHOWN_RHO)

@@ -58,7 +58,7 @@ def runs(toy):
 def test_a_run_is_done_once_and_results_keep_their_order(toy):
     specs = [replace(toy, number=n) for n in (3, 1, 2)]
     folders = store.execute_specs(specs, workers=1, progress=None)
-    assert store.collect_tables(folders, "final")["x"].tolist() == [3, 1, 2]
+    assert store.collect_run_tables(folders, "final")["x"].tolist() == [3, 1, 2]
     store.execute_specs(specs[::-1], workers=1, progress=None)
     assert sorted(runs(toy)) == ["1", "2", "3"]
 
@@ -168,7 +168,7 @@ def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():
         code.replace("    return", "    # why\n    return"),
         code.replace('    """Doubles."""\n', ""),
     ):
-        assert same != code and store.bare_code(same) == store.bare_code(code)
+        assert same != code and store.source_without_comments(same) == store.source_without_comments(code)
     for other in (
         code.replace("0.1", "0.2"),
         code.replace("2 * x", "x * 2"),
@@ -177,4 +177,4 @@ def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():
         code + "f(1)\n",
         code.replace("return 2", '"text"; return 2'),
     ):
-        assert store.bare_code(other) != store.bare_code(code)
+        assert store.source_without_comments(other) != store.source_without_comments(code)

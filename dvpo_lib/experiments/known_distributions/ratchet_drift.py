@@ -19,7 +19,7 @@ from dvpo_lib.experiments.known_distributions.distributions import (
     TAIL_MASSES,
     curve_statistics,
 )
-from dvpo_lib.experiments.known_distributions.term_bias import core_loss, term_weight
+from dvpo_lib.experiments.known_distributions.term_bias import bias_core_loss, term_weight
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.quantiles import sort_quantiles
 from dvpo_lib.reporting.prose import join_words
@@ -65,7 +65,7 @@ def measure_drift(
             if step % refresh == 0:
                 reference = sort_quantiles(q.detach())
             g = grid[torch.randint(GRID_POINTS, (seeds, batch), generator=generator)]  # the same for all cases
-            loss = core_loss(q[:, :, None], g).sum()
+            loss = bias_core_loss(q[:, :, None], g).sum()
             for i, (term, w) in enumerate(cases[1:], start=1):
                 loss = loss + w * getattr(losses, term)(sort_quantiles(q[:, i]), reference[:, i], *TAIL_MASSES).sum()
             optimizer.zero_grad()

@@ -61,7 +61,7 @@ def minimise_by_adam(
     return sort_quantiles(mean)
 
 
-def core_loss(q: Tensor, g: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
+def bias_core_loss(q: Tensor, g: Tensor, kappa: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """Mean over heads of `quantile_huber`.
 
     Args:
@@ -81,7 +81,9 @@ def core_loss(q: Tensor, g: Tensor, kappa: float = 0.0, weights: Tensor | None =
 
 def _risk_weight_form(q: Tensor, g: Tensor, ref: Tensor) -> Tensor:
     """Change of the loss if risk weights replace the equal ones."""
-    return core_loss(q, g, weights=losses.risk_weights(q.shape[-1], SHOWN_RHO, dtype=q.dtype)) - core_loss(q, g)
+    return bias_core_loss(q, g, weights=losses.risk_weights(q.shape[-1], SHOWN_RHO, dtype=q.dtype)) - bias_core_loss(
+        q, g
+    )
 
 
 def _calibration_form(q: Tensor, g: Tensor, ref: Tensor, form: str) -> Tensor:
@@ -171,7 +173,7 @@ def find_minimisers(
             groups.setdefault(key, []).append(i)
 
     def loss(q: Tensor) -> Tensor:
-        total = core_loss(q, g, kappa)
+        total = bias_core_loss(q, g, kappa)
         for key, rows in groups.items():
             w = torch.tensor([cases[i][key] for i in rows], dtype=q.dtype)
             total = total.index_add(1, torch.tensor(rows), w * TERM_FORMS[key](q[:, rows], g, starts[own[rows[0]]]))

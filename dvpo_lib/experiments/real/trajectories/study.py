@@ -30,7 +30,7 @@ from dvpo_lib.experiments.real.trajectories.data import (
     tokenize_turns,
 )
 from dvpo_lib.experiments.real.trajectories.specs import trajectory_backbone_specs, trajectory_critic_specs
-from dvpo_lib.experiments.run_store import collect_tables, execute_specs
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_specs
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.reporting.statistics import Estimate
@@ -109,7 +109,7 @@ def run_trajectory_study(
         table=table,
         cut=cut,
         max_tokens=own.max_tokens,
-        language_model=collect_tables(bases, "language_model"),
+        language_model=collect_run_tables(bases, "language_model"),
         quantiles=quantiles,
         scores=score_table(TRAJECTORY_DESIGN, predictions, table, resamples),
         differences=difference_table(
