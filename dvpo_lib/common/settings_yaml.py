@@ -17,8 +17,9 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from dvpo_lib.common.settings_tree import ConfigError, cut_text
 
-MOST_BYTES, MOST_VALUES, DEEPEST = 200_000, 10_000, 30
+MOST_BYTES, MOST_VALUES, DEEPEST = 200_000, 5_000, 30
 DATE = re.compile(r"\d{4}-\d\d?-\d\d?([Tt ]|$)")
+DEEP_LIST = re.compile(r"(?:[\[{]\s*){60}")
 LONG_NUMBER = re.compile(r"[-+]?[\d_]{100,}$")
 
 
@@ -92,6 +93,8 @@ def _check_events(text: str, name: str) -> None:
     keys: list[str | None] = []  # of the open collections; None: a key of a mapping comes next, or a list
     mappings: list[bool] = []
     count = 0
+    if deep := DEEP_LIST.search(text):
+        text = text[: deep.end()]  # the scanner reads far ahead, in time that grows with the square of the depth
     for event in YAML().parse(text):
 
         def fail(problem: str, line: int = event.start_mark.line + 1):
