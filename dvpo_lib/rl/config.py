@@ -1,4 +1,4 @@
-"""Settings of a training run."""
+"""Settings of a training run: the arguments of the trainer (`DVPOConfig`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The layout that README and CONTRIBUTING promise: small modules and folders, imports that point down, unique names."""
+"""The layout that README and CONTRIBUTING promise: small modules and folders, imports that point down, unique names.
+
+python tests/project/test_layout.py      writes dvpo_lib/README.md, the map of the library
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from dvpo_lib.experiments.import_graph import library_imports
 
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "dvpo_lib"
 MODULES = sorted(LIBRARY.rglob("*.py"))
 ROWS = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
@@ -31,6 +34,40 @@ def definitions(path: Path) -> list[ast.AST]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, without its full stop."""
+    paragraph = " ".join(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0].split())
+    return re.split(r"\.(?:\s(?=[A-Z])|$)", paragraph)[0]
+
+
+def library_map() -> str:
+    """The text of dvpo_lib/README.md: every module in import order, with its docstring and its public names."""
+    lines = [
+        "# Map of the library",
+        "",
+        "Packages in import order: each imports only packages above it. Below a module stand its public functions and",
+        "classes. `python tests/project/test_layout.py` writes this file from the modules' docstrings.",
+    ]
+    for package in FLOORS:
+        lines += ["", f"## {package}", "", f"{MAP[package][0]}.", ""]
+        files = sorted((LIBRARY / package).rglob("*.py"), key=lambda path: (path.parent.parts, path.name))
+        for path in files[1:]:
+            place = path.relative_to(LIBRARY)
+            if path.name == "__init__.py":
+                lines.append(f"- **{place.parent.as_posix()}/**: {first_sentence(path)}.")
+                continue
+            names = ", ".join(f"`{node.name}`" for node in definitions(path))
+            lines.append(f"- [{place.as_posix()}]({place.as_posix()}): {first_sentence(path)}." + "  " * bool(names))
+            lines += [f"  {names}"] if names else []
+    return "\n".join(lines) + "\n"
+
+
+def test_the_map_of_the_library_is_current():
+    expected = library_map()
+    found = (LIBRARY / "README.md").read_text(encoding="utf-8")
+    assert found == expected, f"`python tests/project/test_layout.py` writes dvpo_lib/README.md:\n\n{expected}"
 
 
 def test_the_map_in_the_readme_is_the_listing():
@@ -85,3 +122,7 @@ def test_files_named_in_contributing_exist():
     assert len(named) > 20
     for name in named:
         assert (ROOT / name).exists() or (LIBRARY / name).exists(), f"CONTRIBUTING.md names {name}"
+
+
+if __name__ == "__main__":
+    (LIBRARY / "README.md").write_text(library_map(), encoding="utf-8")

@@ -11,7 +11,7 @@ from dvpo_lib.models.causal_lm import CachedReader, position_limit
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.rl.rollouts import sample_answers, sample_rollouts
-from dvpo_lib.rl.support.token_sampling import sampling_filters
+from dvpo_lib.rl.trainer_base.token_sampling import sampling_filters
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?"] * 3 + ["math 3 ?", "science 3 a +1 b +2 c +3 ?", "math 3 ?"]

@@ -9,8 +9,8 @@ from conftest import run_settings
 from test_trainer import arm, config, networks, quiet_trainer, records_of, trainer
 
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.rl.support import checkpoints
-from dvpo_lib.rl.support.checkpoints import CheckpointError
+from dvpo_lib.rl.trainer_base import checkpoints
+from dvpo_lib.rl.trainer_base.checkpoints import CheckpointError
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 
@@ -44,7 +44,7 @@ def test_an_interrupted_write_leaves_no_checkpoint(tokenizer, tmp_path, monkeypa
     def fail(*arguments, **others):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "write_manifest", fail)
+    monkeypatch.setattr(checkpoints, "write_checkpoint_manifest", fail)
     with pytest.raises(KeyboardInterrupt):
         saving(tokenizer, tmp_path).train()
     assert not list(tmp_path.glob("checkpoint-*"))

@@ -141,8 +141,11 @@ def test_a_file_is_read(tmp_path, name, kind):
 def test_the_prompts_ask_for_what_is_verified(tmp_path):
     files = {name: write(tmp_path / f"{name}.jsonl", RECORDS[name]) for name in SOURCES}
     prompts = {name: load_problems(name, list(SOURCES[name].splits)[0], file)["prompt"] for name, file in files.items()}
-    assert prompts["gsm8k"][0].endswith("How many?\n\n" + sources.BOXED + "\n")
-    assert "A. Venus\nB. Mars\nC. Io\nD. Sun\n\n" + sources.LETTER in prompts["mmlu"][0] and len(prompts["mmlu"]) == 1
+    assert prompts["gsm8k"][0].endswith("How many?\n\n" + sources.BOX_INSTRUCTION + "\n")
+    assert (
+        "A. Venus\nB. Mars\nC. Io\nD. Sun\n\n" + sources.LETTER_INSTRUCTION in prompts["mmlu"][0]
+        and len(prompts["mmlu"]) == 1
+    )
     assert "\nJ. j\n" in prompts["supergpqa"][0]
     assert "Where?" not in prompts["sgd"][0] and "User: A table for two." in prompts["sgd"][0]
     assert "Assistant: Where?\nUser: In Bern." in prompts["sgd"][1] and "Done." not in prompts["sgd"][1]
@@ -179,13 +182,14 @@ def test_chat_template_or_plain_text(tmp_path):
     file = write(tmp_path / "test.jsonl", RECORDS["math500"])
     tokenizer = build_tokenizer(TaskSettings())
     plain = load_problems("math500", "test", file, tokenizer)["prompt"][0]
-    assert plain == load_problems("math500", "test", file)["prompt"][0] == f"Half?\n\n{sources.BOXED}\n"
+    assert plain == load_problems("math500", "test", file)["prompt"][0] == f"Half?\n\n{sources.BOX_INSTRUCTION}\n"
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     assert (
-        load_problems("math500", "test", file, tokenizer)["prompt"][0] == f"<user>Half?\n\n{sources.BOXED}<assistant>"
+        load_problems("math500", "test", file, tokenizer)["prompt"][0]
+        == f"<user>Half?\n\n{sources.BOX_INSTRUCTION}<assistant>"
     )
 
 
@@ -511,7 +515,7 @@ def test_published_gsm8k():
 def test_published_mmlu():
     data = load_problems("mmlu", "test", HERE / "mmlu")
     assert len(data) == 3018 and data["answer"][0] == "C" and set(data["answer"]) == set("ABCD")
-    assert set(sources.STEM) == {json.loads(line)["type"] for line in open(HERE / "mmlu/mmlu_stem.jsonl")}
+    assert set(sources.STEM_SUBJECTS) == {json.loads(line)["type"] for line in open(HERE / "mmlu/mmlu_stem.jsonl")}
 
 
 @published("sgd/sgd_5domain.jsonl")

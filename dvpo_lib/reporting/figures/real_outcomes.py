@@ -1,4 +1,4 @@
-"""Critics on real outcomes: AUC under label noise, values over a solution, intervals for an agent's tasks."""
+"""Figures of critics on real outcomes: AUC under label noise, values along a text, intervals of an agent's tasks."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from dvpo_lib.tasks.published.files import BadRecord, rows, texts
+from dvpo_lib.tasks.published.files import BadRecord, nested_records, record_text_list
 
 DIALOGUE_ACTS = (  # the hub numbers dialogue acts by their position in this list
     "AFFIRM",
@@ -38,7 +38,7 @@ def dialogue_turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str
 
     Read from frames with `actions` (the published files, the hub) or from `acts` (a flat list of [act, slot, values]).
     """
-    for number, turn in enumerate(rows(record["turns"], "turns"), start=1):
+    for number, turn in enumerate(nested_records(record["turns"], "turns"), start=1):
         try:
             speaker = turn["speaker"]
             speaker = ("USER", "SYSTEM")[speaker] if isinstance(speaker, int) else speaker
@@ -48,7 +48,11 @@ def dialogue_turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str
             if "acts" in turn:
                 acts = [(act, slot, list(values or ())) for act, slot, values in turn["acts"]]
             else:
-                actions = [a for frame in rows(turn["frames"], "turns") for a in rows(frame["actions"], "turns")]
+                actions = [
+                    a
+                    for frame in nested_records(turn["frames"], "turns")
+                    for a in nested_records(frame["actions"], "turns")
+                ]
                 acts = [
                     (
                         DIALOGUE_ACTS[a["act"]] if isinstance(a["act"], int) else a["act"],
@@ -65,7 +69,7 @@ def dialogue_turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str
 def _dialogue_services(record: dict) -> list[str]:
     """The services of a dialogue, by name."""
     value = record["services"]
-    return [value] if isinstance(value, str) and not value.startswith("[") else texts(record, "services")
+    return [value] if isinstance(value, str) and not value.startswith("[") else record_text_list(record, "services")
 
 
 def collect_service_slots(record: dict, known: dict[str, set[str]]) -> None:

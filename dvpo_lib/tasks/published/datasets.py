@@ -1,9 +1,9 @@
-"""Real problems: published data sets of mathematics, science and dialogue, by hub name or from files, with one code.
+"""Published data sets of mathematics, science and dialogue as problems, by hub name or from files, with one code.
 
     load_problems("gsm8k", "train", tokenizer=tokenizer)                  from the Hugging Face hub (kept in its cache)
     load_problems("mmlu", "test", path="mmlu_stem.jsonl")                 from a file, or a folder, in the hub's format
 
-Both give a `datasets.Dataset` with the columns `prompt` (by the tokenizer's chat template where it has one), `answer`,
+Both give a `datasets.Dataset` with the columns `prompt` (by the tokenizer's chat template if it has one), `answer`,
 `verify` (which reward function of `verify` judges it: "math", "choice" or "slots") and `source`. `SOURCES` is the table
 of data sets. Every record is checked; the first bad one is named by file, record (from 1) and column.
 
@@ -21,16 +21,16 @@ from dvpo_lib.tasks.published.acts import collect_service_slots, sgd_problems
 from dvpo_lib.tasks.published.answers import boxed_answer
 from dvpo_lib.tasks.published.files import (
     BadRecord,
-    Source,
+    PublishedSource,
     SourceError,
-    checked,
-    files,
-    from_file,
-    from_hub,
-    named,
-    rows,
-    text,
-    texts,
+    checked_records,
+    find_split_files,
+    load_from_hub,
+    name_record_in_errors,
+    nested_records,
+    read_source_file,
+    record_text,
+    record_text_list,
     whole_number,
 )
 from dvpo_lib.tasks.published.formulas.reader import is_formula
@@ -38,10 +38,10 @@ from dvpo_lib.tasks.published.statements import answers_compared_as_text
 
 log = logging.getLogger(__name__)
 
-BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-LETTER = "Please reason step by step, and put the letter of the right option within \\boxed{}."
-LETTERS = "ABCDEFGHIJ"
-STEM = (  # in the grouping of Hendrycks et al. (2021): physics to engineering, 18 of 57 subjects
+BOX_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+LETTER_INSTRUCTION = "Please reason step by step, and put the letter of the right option within \\boxed{}."
+_LETTERS = "ABCDEFGHIJ"
+STEM_SUBJECTS = (  # in the grouping of Hendrycks et al. (2021): physics to engineering, 18 of 57 subjects
     "astronomy",
     "college_physics",
     "conceptual_physics",
@@ -63,40 +63,40 @@ STEM = (  # in the grouping of Hendrycks et al. (2021): physics to engineering, 
 )
 
 
-# ---- what a record says ----
+# ---- from a record to problems ----
 
 
-def options(record: dict, column: str, most: int) -> list[str]:
-    """A list of two to so many options."""
-    found = texts(record, column)
+def _options_of(record: dict, column: str, most: int) -> list[str]:
+    """A list of two to `most` options."""
+    found = record_text_list(record, column)
     if not 2 <= len(found) <= most:
         raise BadRecord(column, f"2 to {most} options are expected, not {len(found)}")
     return found
 
 
-def choice(question: str, listed: list[str]) -> str:
-    """A question with its options and what is asked for."""
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, listed)]
-    return "\n".join([question, *lines, "", LETTER])
+def _choice_prompt(question: str, listed: list[str]) -> str:
+    """A question with its options and the instruction."""
+    lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, listed)]
+    return "\n".join([question, *lines, "", LETTER_INSTRUCTION])
 
 
-def gsm8k(record: dict, _) -> Iterator[tuple[str, str]]:
+def gsm8k_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     """The question, and the answer behind "####" without thousands separators."""
-    solution, mark, answer = text(record, "answer").rpartition("####")
+    solution, mark, answer = record_text(record, "answer").rpartition("####")
     if not mark or not answer.strip():
         raise BadRecord("answer", f"holds no `#### final answer`: {(solution + mark + answer)[-60:]!r}")
-    yield f"{text(record, 'question')}\n\n{BOXED}", answer.strip().replace(",", "")
+    yield f"{record_text(record, 'question')}\n\n{BOX_INSTRUCTION}", answer.strip().replace(",", "")
 
 
-def math500(record: dict, _) -> Iterator[tuple[str, str]]:
+def math500_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     """The problem and the answer as they are."""
-    yield f"{text(record, 'problem')}\n\n{BOXED}", text(record, "answer")
+    yield f"{record_text(record, 'problem')}\n\n{BOX_INSTRUCTION}", record_text(record, "answer")
 
 
-def light_r1(record: dict, _) -> Iterator[tuple[str, str]]:
+def light_r1_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     r"""The problem is what the user says first, the answer the last `\boxed{}` of the reply; without one, nothing."""
     said = {}
-    for message in rows(record["conversations"], "conversations"):
+    for message in nested_records(record["conversations"], "conversations"):
         speaker = {"human": "user", "gpt": "assistant"}.get(message.get("from"), message.get("from"))
         if not isinstance(message.get("value"), str):
             raise BadRecord("conversations", f"a message needs `from` and `value`, not {str(message)[:60]!r}")
@@ -107,70 +107,75 @@ def light_r1(record: dict, _) -> Iterator[tuple[str, str]]:
     answer = boxed_answer(said["assistant"].rpartition("</think>")[2]) or boxed_answer(said["assistant"])
     if answer and answer.strip():
         problem = said["user"].strip()
-        yield problem if "\\boxed" in problem else f"{problem}\n\n{BOXED}", answer.strip()
+        yield problem if "\\boxed" in problem else f"{problem}\n\n{BOX_INSTRUCTION}", answer.strip()
 
 
-def mmlu(record: dict, _) -> Iterator[tuple[str, str]]:
+def mmlu_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     """The question with its options and the letter of the right one; of other subjects than STEM, nothing."""
-    if text(record, "subject").replace(" ", "_").lower() not in STEM:
+    if record_text(record, "subject").replace(" ", "_").lower() not in STEM_SUBJECTS:
         return
-    listed, answer = options(record, "choices", 4), record["answer"]
-    if isinstance(answer, str) and answer.strip() in tuple(LETTERS):
-        answer = LETTERS.index(answer.strip())
+    listed, answer = _options_of(record, "choices", 4), record["answer"]
+    if isinstance(answer, str) and answer.strip() in tuple(_LETTERS):
+        answer = _LETTERS.index(answer.strip())
     place = whole_number(answer)
     if place is None or not 0 <= place < len(listed):
         raise BadRecord("answer", f"0 to {len(listed) - 1} (or a letter) is expected, not {answer!r}")
-    yield choice(text(record, "question"), listed), LETTERS[place]
+    yield _choice_prompt(record_text(record, "question"), listed), _LETTERS[place]
 
 
-def supergpqa(record: dict, _) -> Iterator[tuple[str, str]]:
+def supergpqa_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     """The question with its options and the letter of the right one."""
-    listed, letter = options(record, "options", len(LETTERS)), text(record, "answer_letter").upper()
-    if letter not in tuple(LETTERS[: len(listed)]):
-        raise BadRecord("answer_letter", f"A to {LETTERS[len(listed) - 1]} is expected, not {letter!r}")
-    yield choice(text(record, "question"), listed), letter
+    listed, letter = _options_of(record, "options", len(_LETTERS)), record_text(record, "answer_letter").upper()
+    if letter not in tuple(_LETTERS[: len(listed)]):
+        raise BadRecord("answer_letter", f"A to {_LETTERS[len(listed) - 1]} is expected, not {letter!r}")
+    yield _choice_prompt(record_text(record, "question"), listed), letter
 
 
 # ---- the table ----
 
 TRAIN, TEST, VALIDATION = {"train": ("train",)}, {"test": ("test",)}, {"validation": ("validation", "val")}
 SOURCES = {
-    "gsm8k": Source(
+    "gsm8k": PublishedSource(
         "openai/gsm8k",
         TRAIN | TEST,
         {"question": ("question",), "answer": ("answer",)},
         "math",
         "math",
-        gsm8k,
+        gsm8k_problems,
         config="main",
     ),
-    "math500": Source(
-        "HuggingFaceH4/MATH-500", TEST, {"problem": ("problem",), "answer": ("answer",)}, "math", "math", math500
+    "math500": PublishedSource(
+        "HuggingFaceH4/MATH-500",
+        TEST,
+        {"problem": ("problem",), "answer": ("answer",)},
+        "math",
+        "math",
+        math500_problems,
     ),
     # "stage2" (3 k problems) is a file of the same repository: load it by path. Records without a boxed answer are
     # left out, and counted in a warning.
-    "light_r1": Source(
-        "qihoo360/Light-R1-SFTData", TRAIN, {"conversations": ("conversations",)}, "math", "math", light_r1
+    "light_r1": PublishedSource(
+        "qihoo360/Light-R1-SFTData", TRAIN, {"conversations": ("conversations",)}, "math", "math", light_r1_problems
     ),
-    "mmlu": Source(
+    "mmlu": PublishedSource(
         "cais/mmlu",
         TEST | VALIDATION | {"dev": ("dev",)},
         {"question": ("question",), "subject": ("subject", "type"), "choices": ("choices",), "answer": ("answer",)},
         "science",
         "choice",
-        mmlu,
+        mmlu_problems,
         config="all",
     ),
-    "supergpqa": Source(
+    "supergpqa": PublishedSource(
         "m-a-p/SuperGPQA",
         TRAIN,
         {"question": ("question",), "options": ("options",), "answer_letter": ("answer_letter",)},
         "science",
         "choice",
-        supergpqa,
+        supergpqa_problems,
     ),
     # The hub keeps this one as a script, which `datasets` no longer runs, and its parquet copy in a branch.
-    "sgd": Source(
+    "sgd": PublishedSource(
         "google-research-datasets/schema_guided_dstc8",
         TRAIN | {"validation": ("validation", "val", "dev")} | TEST,
         {"services": ("services", "service"), "turns": ("turns",)},
@@ -199,7 +204,7 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
             read whole, whatever its name. Values pass as the file has them.
         tokenizer: A tokenizer of `transformers`. With a chat template, a prompt is one message of the user, ready for
             the reply; tokenize it without adding special tokens if the template writes them itself.
-        limit: Read the first so many problems.
+        limit: Read only this many problems.
 
     Returns:
         `datasets.Dataset` with text columns prompt, answer, verify and source.
@@ -218,22 +223,22 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
     from datasets import Dataset, Features, Value
 
     if path is None:
-        tables = [(f"{source.hub} ({split})", from_hub(name, source, split))]
+        tables = [(f"{source.hub} ({split})", load_from_hub(name, source, split))]
     else:
-        tables = [(str(file), from_file(file)) for file in files(Path(path), source, split)]
+        tables = [(str(file), read_source_file(file)) for file in find_split_files(Path(path), source, split)]
     known: dict = {}
     problems: list[tuple[str, str]] = []
     empty = 0
     for label, table in tables if source.survey else ():
-        for number, record in checked(label, table, source):
-            with named(label, number):
+        for number, record in checked_records(label, table, source):
+            with name_record_in_errors(label, number):
                 source.survey(record, known)
     for label, table in tables:
-        for number, record in checked(label, table, source):
+        for number, record in checked_records(label, table, source):
             if limit is not None and len(problems) >= limit:
                 break
-            with named(label, number):
-                found = [tuple(map(valid_text, pair)) for pair in source.convert(record, known)]
+            with name_record_in_errors(label, number):
+                found = [tuple(map(_valid_text, pair)) for pair in source.convert(record, known)]
             problems += found
             empty += not found
     if not problems:
@@ -241,15 +246,15 @@ def load_problems(name: str, split: str, path: str | Path | None = None, tokeniz
     if empty and name == "light_r1":
         log.warning("light_r1: %d records without a boxed answer were left out", empty)
     if source.verify == "math":
-        note_texts(name, [answer for _, answer in problems[:limit]])
+        _warn_of_unread_answers(name, [answer for _, answer in problems[:limit]])
     table = [
-        {"prompt": as_prompt(tokenizer, problem), "answer": answer, "verify": source.verify, "source": name}
+        {"prompt": _problem_prompt(tokenizer, problem), "answer": answer, "verify": source.verify, "source": name}
         for problem, answer in problems[:limit]
     ]
     return Dataset.from_list(table, Features({c: Value("string") for c in ("prompt", "answer", "verify", "source")}))
 
 
-def valid_text(part: str) -> str:
+def _valid_text(part: str) -> str:
     """The text itself.
 
     Raises:
@@ -260,8 +265,8 @@ def valid_text(part: str) -> str:
     return part
 
 
-def note_texts(name: str, answers: list[str]) -> None:
-    """Warns of right answers that are not read whole as formulas, with their number and the first of them."""
+def _warn_of_unread_answers(name: str, answers: list[str]) -> None:
+    """Warns of right answers that cannot be read as formulas, with their number and the first of them."""
     texts = answers_compared_as_text(answers, is_formula)
     if texts:
         first = "; ".join(repr(text[:60]) for text in dict.fromkeys(texts[:40]))[:300]
@@ -274,7 +279,7 @@ def note_texts(name: str, answers: list[str]) -> None:
         )
 
 
-def as_prompt(tokenizer, problem: str) -> str:
+def _problem_prompt(tokenizer, problem: str) -> str:
     """A problem as a prompt: by the tokenizer's chat template, or, without one, as plain text with a line feed."""
     if getattr(tokenizer, "chat_template", None) is None:
         return f"{problem}\n"

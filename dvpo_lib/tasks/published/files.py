@@ -1,4 +1,4 @@
-"""What a published data set is, and where its records come from: the Hugging Face hub, or files in the hub's format.
+"""Sources of published data sets: the Hugging Face hub, or files in its format, read record by record.
 
 Parquet, JSON lines, JSON, CSV (each of the last three also with .gz) and folders of `Dataset.save_to_disk` are read.
 Values pass as the file has them: text formats are read record by record, so no column is given a common type, and a
@@ -43,14 +43,14 @@ class SourceError(ValueError):
 
 
 class BadRecord(Exception):
-    """What is wrong with a column of a record."""
+    """A problem with a column of a record."""
 
     def __init__(self, column: str, problem: str):
         super().__init__(f"column `{column}`: {problem}")
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedSource:
     """A published data set.
 
     Attributes:
@@ -60,7 +60,7 @@ class Source:
         family: "math", "science" or "dialogue".
         verify: the kind of its answers: "math", "choice" or "slots".
         convert: (record, known) -> (problem, answer) pairs, none if the record holds no problem; raises BadRecord.
-        survey: (record, known) adds to `known` what the conversion needs to know of all records.
+        survey: (record, known) adds facts about all records to `known`, before the conversion.
     """
 
     hub: str
@@ -78,7 +78,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def named(label: str, number: int):
+def name_record_in_errors(label: str, number: int):
     """Turns a BadRecord into a SourceError that names the record."""
     try:
         yield
@@ -86,7 +86,7 @@ def named(label: str, number: int):
         raise SourceError(f"{label}: record {number}: {error}") from None
 
 
-def checked(label: str, table: Iterable[dict], source: Source) -> Iterator[tuple[int, dict]]:
+def checked_records(label: str, table: Iterable[dict], source: PublishedSource) -> Iterator[tuple[int, dict]]:
     """Records with the source's own names of the columns.
 
     Yields:
@@ -107,10 +107,10 @@ def checked(label: str, table: Iterable[dict], source: Source) -> Iterator[tuple
         yield number, renamed
 
 
-# ---- what a record says ----
+# ---- columns of a record ----
 
 
-def text(record: dict, column: str) -> str:
+def record_text(record: dict, column: str) -> str:
     """A text that is not empty. A number or a date becomes its text, as the file has it."""
     value = record[column]
     if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool) and math.isfinite(value):
@@ -134,7 +134,7 @@ def whole_number(value: Any) -> int | None:
     return int(value)
 
 
-def texts(record: dict, column: str) -> list[str]:
+def record_text_list(record: dict, column: str) -> list[str]:
     """A list of texts; in CSV files, a list as JSON or Python writes it."""
     value = record[column]
     if isinstance(value, str):
@@ -149,7 +149,7 @@ def texts(record: dict, column: str) -> list[str]:
     return value
 
 
-def rows(value: Any, column: str) -> list[dict]:
+def nested_records(value: Any, column: str) -> list[dict]:
     """Records inside a record: a list of objects, or, as the hub keeps them, an object of lists."""
     if isinstance(value, str):  # in CSV files
         with contextlib.suppress(ValueError):
@@ -164,7 +164,7 @@ def rows(value: Any, column: str) -> list[dict]:
 # ---- hub and files ----
 
 
-def from_hub(name: str, source: Source, split: str):
+def load_from_hub(name: str, source: PublishedSource, split: str):
     """A split of a source from the hub or its cache."""
     import datasets
 
@@ -181,10 +181,10 @@ def from_hub(name: str, source: Source, split: str):
         ) from error
 
 
-def files(path: Path, source: Source, split: str) -> list[Path]:
+def find_split_files(path: Path, source: PublishedSource, split: str) -> list[Path]:
     """The files of a split, and folders of `save_to_disk`: the path itself, or those inside it.
 
-    The split of a file is what its name says, or else the closest folder above it that names one. Hidden files, such as
+    A file's split is named by the file, or else by the closest folder above it that names one. Hidden files, such as
     copies of Jupyter, are no data.
     """
     kinds = ", ".join(name for name in FORMATS if not name.endswith(".gz"))
@@ -195,10 +195,10 @@ def files(path: Path, source: Source, split: str) -> list[Path]:
     if not path.is_dir():
         raise SourceError(f"{path}: there is no such file or folder")
     folder = path / source.config if source.config and (path / source.config).is_dir() else path
-    found = sorted(data_files(folder))
+    found = sorted(_find_data_files(folder))
     if not found:
         raise SourceError(f"{folder}: holds no file that can be read ({kinds})")
-    named_by = {file: split_of(file.relative_to(folder), source) for file in found}
+    named_by = {file: _split_in_path(file.relative_to(folder), source) for file in found}
     if own := [file for file in found if named_by[file] == split]:
         return own
     if any(named_by.values()):
@@ -207,7 +207,7 @@ def files(path: Path, source: Source, split: str) -> list[Path]:
     return found
 
 
-def data_files(folder: Path) -> Iterator[Path]:
+def _find_data_files(folder: Path) -> Iterator[Path]:
     """The files with records below a folder, and the folders that `Dataset.save_to_disk` has written."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
@@ -220,7 +220,7 @@ def data_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def split_of(path: Path, source: Source) -> str | None:
+def _split_in_path(path: Path, source: PublishedSource) -> str | None:
     """The split of a file, by its path inside the folder of the data set; None if no part names one.
 
     Raises:
@@ -241,7 +241,7 @@ def split_of(path: Path, source: Source) -> str | None:
     return None
 
 
-def from_file(file: Path) -> list[dict] | Any:
+def read_source_file(file: Path) -> list[dict] | Any:
     """The records of a file, or of a folder of `save_to_disk`. Nothing is cached, and no network is asked.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, hashed, and compared with the run that reads them.
+"""Checkpoints that are complete, hashed, and compared with the run that reads them.
 
 A checkpoint is a folder that `from_pretrained` reads (policy and tokenizer), with optimiser, schedule, random states
 and progress as `transformers` writes them. Beside these stand critic, target critic, the critic's optimiser, the rest
@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.support.networks import fingerprint, is_peft_model
+from dvpo_lib.rl.trainer_base.networks import fingerprint, is_peft_model
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class CheckpointedTrainer(Trainer):
         best = Path(run_dir) / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == place or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
-        with written_whole(place) as folder:
+        with atomic_folder(place) as folder:
             self.save_model(str(folder), _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(folder))
@@ -95,7 +95,9 @@ class CheckpointedTrainer(Trainer):
                 self._save_own_state(folder)
             self._export_callback_states()
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            write_manifest(folder, settings=decisive_settings(self.args), reference=self.reference_fingerprint())
+            write_checkpoint_manifest(
+                folder, settings=checkpoint_settings(self.args), reference=self.reference_fingerprint()
+            )
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
         if self.args.should_save:
@@ -115,7 +117,7 @@ class CheckpointedTrainer(Trainer):
             save_file(trained_weights(self.accelerator.unwrap_model(self.critic)), folder / "critic.safetensors")
             torch.save(self.critic_optimizer.state_dict(), folder / "critic_optimizer.pt")
         if self.target_critic is not None:
-            save_file(weights(self.target_critic), folder / "target_critic.safetensors")
+            save_file(copied_weights(self.target_critic), folder / "target_critic.safetensors")
         if self.pending is not None:
             save_file(self.pending.tensors(), folder / "batch.safetensors")
         since_last_log = {
@@ -128,8 +130,8 @@ class CheckpointedTrainer(Trainer):
     # ---- reading ----
 
     def _check_checkpoint(self, folder: Path) -> None:
-        manifest = read_manifest(folder)
-        compare_settings(folder, manifest["settings"], decisive_settings(self.args))
+        manifest = read_checkpoint_manifest(folder)
+        compare_checkpoint_settings(folder, manifest["settings"], checkpoint_settings(self.args))
         if manifest["reference"] != self.reference_fingerprint():
             raise CheckpointError(
                 f"{folder}: the reference policy of the checkpoint is another one; pass the model that its training "
@@ -170,8 +172,8 @@ class CheckpointedTrainer(Trainer):
 
 
 @contextmanager
-def written_whole(place: Path) -> Iterator[Path]:
-    """A folder beside `place` that takes its name once everything in it is written."""
+def atomic_folder(place: Path) -> Iterator[Path]:
+    """A scratch folder that is renamed to `place` once everything in it is written."""
     scratch, old = (place.with_name(f".{place.name}.{end}") for end in ("new", "old"))
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -183,13 +185,13 @@ def written_whole(place: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_manifest(folder: Path, **content: Any) -> None:
+def write_checkpoint_manifest(folder: Path, **content: Any) -> None:
     """Writes hashes of all files in the folder, and `content` beside them."""
     files = {str(path.relative_to(folder)): _hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps({**content, "files": files}, indent=1))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are as they were written.
 
     Raises:
@@ -211,14 +213,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def decisive_settings(args: DVPOConfig) -> dict[str, Any]:
+def checkpoint_settings(args: DVPOConfig) -> dict[str, Any]:
     """The settings that decide a run's results, as plain values."""
     names = [*DECISIVE, *(name for name in DVPOConfig.__annotations__ if name not in FREE and name[0] != "_")]
     everything = args.to_dict()
     return json.loads(json.dumps({name: everything[name] for name in names}, default=str))
 
 
-def compare_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def compare_checkpoint_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raises:
     CheckpointError: If a setting differs; the message names all that do.
     """
@@ -232,19 +234,19 @@ def compare_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) 
         )
 
 
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, in memory of their own."""
+def copied_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all weights of a module."""
     return {name: x.detach().clone().contiguous() for name, x in module.state_dict().items()}
 
 
 def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """The weights without those of frozen parameters."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: x for name, x in weights(module).items() if name not in frozen}
+    return {name: x for name, x in copied_weights(module).items() if name not in frozen}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """The inverse of `trained_weights` and of `weights`."""
+    """Loads what `trained_weights` or `copied_weights` returned."""
     stored = load_file(path)
     missing = set(trained_weights(module)) - set(stored)
     unknown = module.load_state_dict(stored, strict=False).unexpected_keys

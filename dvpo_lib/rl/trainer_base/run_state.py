@@ -1,4 +1,4 @@
-"""The run around the loop: optimisers and schedules, progress, modes, randomness and logs."""
+"""State of a run: optimisers and schedules, progress, modes, randomness and logs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dvpo_lib.models.modes import inference_mode_of
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.methods import Method
 from dvpo_lib.rl.rollouts import Rollouts
-from dvpo_lib.rl.support.checkpoints import CheckpointedTrainer
-from dvpo_lib.rl.support.completions import CompletionTable
-from dvpo_lib.rl.support.prompts import PromptStream
+from dvpo_lib.rl.trainer_base.checkpoints import CheckpointedTrainer
+from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
+from dvpo_lib.rl.trainer_base.prompts import PromptStream
 
 
 class RunningTrainer(CheckpointedTrainer):

@@ -1,4 +1,4 @@
-"""Evaluation of a trainer's policy on the prompts of a dataset."""
+"""Evaluation loop: a test of the trainer's policy on the prompts of a dataset."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""Set-up, checkpoints, prompts and logs around the trainer's loop."""
