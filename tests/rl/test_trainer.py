@@ -410,7 +410,9 @@ def test_records_that_cannot_be_prompts_are_refused_before_training(tokenizer, r
         DVPOTrainer(policy, arm, config(), records, processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("functions", [None, [], (), [3], [{"a": arm}]], ids=str)
+@pytest.mark.parametrize(
+    "functions", [None, [], (), [3], [{"a": arm}]], ids=["None", "list", "tuple", "number", "mapping"]
+)
 def test_no_reward_function_is_a_clear_error(tokenizer, functions):
     policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
     with pytest.raises(ValueError, match="No reward source provided|is no function"):
