@@ -120,7 +120,7 @@ class DVPOConfig(TrainingArguments):
     chat_template_kwargs: dict | str | None = None  # of the tokenizer's chat template
     generation_batch_size: int | None = None  # completions sampled together; null: by steps_per_generation
     steps_per_generation: int | None = None  # the same in micro-batches; null: gradient_accumulation_steps
-    sampling_batch_size: int | None = None  # completions side by side in the sampler; null: all (key/value cache!)
+    sampling_batch_size: int | None = None  # completions with a cache at the same time; null: the generation batch
     shuffle_dataset: bool | None = True  # a new order of prompts in each epoch
 
     # ---- model and rewards ----

@@ -84,6 +84,38 @@ def sample_rollouts(
     return sample_answers(policy, tokenizer, prompts, max_completion_length, temperature, seed, **options)
 
 
+def sample_in_parts(
+    policy, tokenizer, records: Sequence[Mapping], *arguments, part_size: int | None, **options
+) -> Rollouts:
+    """`sample_rollouts` of at most `part_size` records at a time (None: all): the same tokens, a smaller cache."""
+    if part_size is None or len(records) <= part_size:
+        return sample_rollouts(policy, tokenizer, records, *arguments, **options)
+    starts = range(0, len(records), part_size)
+    parts = []
+    for start in starts:
+        own = records[start : start + part_size]
+        rows = range(start, start + len(own))
+        parts.append(sample_rollouts(policy, tokenizer, own, *arguments, rows=rows, **options))
+    longest = max(part.tokens.completion_length for part in parts)
+    widest = max(part.tokens.input_ids.shape[1] - part.tokens.completion_length for part in parts)
+
+    def joined(of: Callable[[Rollouts], Tensor], fill, with_prompt: bool = False) -> Tensor:
+        rows = []
+        for part in parts:
+            length = part.tokens.completion_length
+            left = widest - (part.tokens.input_ids.shape[1] - length) if with_prompt else 0
+            rows.append(torch.nn.functional.pad(of(part), (left, longest - length), value=fill))
+        return torch.cat(rows)
+
+    tokens = Tokens(
+        joined(lambda part: part.tokens.input_ids, padding_id(tokenizer), True),
+        joined(lambda part: part.tokens.attention_mask, 0, True),
+        joined(lambda part: part.tokens.mask, False),
+    )
+    prompts, completions = ([x for part in parts for x in getattr(part, name)] for name in ("prompts", "completions"))
+    return Rollouts(tokens, joined(lambda part: part.logprobs, 0.0), prompts, completions)
+
+
 def sample_answers(
     policy,
     tokenizer,

@@ -26,7 +26,7 @@ from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
 from dvpo_lib.rl.estimators import Experience, advantages_of, bootstrap_of, importance_weights
 from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
-from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
+from dvpo_lib.rl.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
 from dvpo_lib.rl.updates import Batch, NotFiniteError, TrainingDiverged, check_weights, update_critic, update_policy
@@ -153,7 +153,7 @@ class DVPOTrainer(PreparedTrainer):
             found = self.prompts.take(self.iteration * count, count)
             records = [record for record in found for _ in range(self.group_size)]
         with self.accelerator.autocast(), self.scoring_modes():
-            rollouts = sample_rollouts(
+            rollouts = sample_in_parts(
                 self.actor if policy is None else policy,
                 self.processing_class,
                 records,
@@ -161,6 +161,7 @@ class DVPOTrainer(PreparedTrainer):
                 self.args.temperature,
                 seed_for(self.args.seed, purpose, self.iteration),
                 self.reply,
+                part_size=self.args.sampling_batch_size,
                 processors=self.filters,
                 template=self.prompts.checks.template,
             )

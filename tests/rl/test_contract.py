@@ -243,6 +243,24 @@ def test_streams_without_length_are_read_in_order(tokenizer):
     assert seen == [record["prompt"] for record in [*PROMPTS, *PROMPTS][:16]]
 
 
+def test_sampling_in_parts_gives_the_same_tokens(tokenizer):
+    """`sampling_batch_size` bounds the cache, and so do all forwards of updates and scoring by the micro-batch."""
+    whole, _ = chat_trainer(tokenizer, arm).sample()
+    t = chat_trainer(tokenizer, arm, sampling_batch_size=3, per_device_train_batch_size=2, steps_per_generation=4)
+    sizes = []
+    t.policy.register_forward_pre_hook(
+        lambda module, inputs, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
+    parts, _ = t.sample()
+    assert torch.equal(whole.tokens.input_ids, parts.tokens.input_ids) and whole.completions == parts.completions
+    assert torch.equal(whole.tokens.mask, parts.tokens.mask) and max(sizes) == 3
+    torch.testing.assert_close(whole.logprobs, parts.logprobs)
+    t.reward_funcs, sizes[:] = [lambda completions, **others: [0.5 * i for i in range(8)]], []
+    t.args.sampling_batch_size = 1
+    t.step()
+    assert max(sizes) == 2
+
+
 @pytest.mark.parametrize("method", ["grpo", "dvpo"])
 def test_truncated_responses_can_be_left_out(tokenizer, method):
     """They count in their group's statistics and teach nothing."""

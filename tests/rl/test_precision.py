@@ -12,6 +12,7 @@ from test_trainer import arm, config, networks, quiet_trainer, records_of, train
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dvpo_lib.models.critic import CriticSettings, build_critic
+from dvpo_lib.models.critic_training import fit_critic
 from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
 from dvpo_lib.models.policy import PolicySettings, build_policy, token_logprobs
 from dvpo_lib.rl import updates
@@ -213,3 +214,10 @@ def test_default_critics_learn_at_the_rate_of_real_backbones(tokenizer):
     own = build_critic(t.policy, CriticSettings(kind="scalar"), 0)
     assert quiet_trainer(small_policy(tokenizer), arm, args, tokenizer, critic=own).critic is own
     assert METHODS["ppo"].critic == "scalar" and records_of(t) == []
+
+
+def test_fitting_a_critic_twice_gives_equal_losses_whatever_the_backbones_dropout(tokenizer):
+    records = [{"prompt": f"math {i} ?", "completion": f"answer {i}", "reward": float(i % 2)} for i in range(8)]
+    cfg = CriticSettings(heads=2, quantiles=8, batch_size=4, pretrain_epochs=2)
+    losses = [fit_critic(build_critic(gpt2(tokenizer).train(), cfg, 0), records, tokenizer, cfg, seed=0) for _ in "ab"]
+    assert losses[0] == losses[1]
