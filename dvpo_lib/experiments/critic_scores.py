@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from dvpo_lib.functional.quantiles import crps, midpoint_levels, pit
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
-from dvpo_lib.models.critic_training import predict_values
+from dvpo_lib.models.critic_training import critic_objective, encode_table, predict_values, return_targets
+from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
 from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
 
@@ -139,3 +142,52 @@ def critic_score_table(predictions: pd.DataFrame) -> pd.DataFrame:
             "cover90",
         ],
     )
+
+
+def critic_kinds(cfg: CriticSettings, depth: int) -> dict[str, CriticSettings]:
+    """Variants of a critic by what its heads read and how they read it, cheapest last.
+
+    Args:
+        cfg: A critic with a backbone of its own and linear heads.
+        depth: Layers of the policy; half of them are kept where the backbone is cut.
+    """
+    return {
+        "own backbone": cfg,
+        "own backbone, light networks": replace(cfg, head="mlp"),
+        f"first {max(1, depth // 2)} of {depth} layers": replace(cfg, layers=max(1, depth // 2)),
+        "policy's hidden states, light networks": replace(cfg, backbone="policy", head="mlp"),
+        "policy's hidden states": replace(cfg, backbone="policy"),
+    }
+
+
+def critic_cost(policy, cfg: CriticSettings, table, tokenizer) -> dict[str, float]:
+    """What a critic of these settings costs: `parameters` that are trained, and `gigaflops` of a training step.
+
+    Args:
+        policy: Base policy.
+        cfg: The critic.
+        table: Records of one step, with prompt, completion and reward.
+        tokenizer: The policy's tokenizer.
+    """
+    critic, data = build_critic(policy, cfg, 0), encode_table(table, tokenizer)
+    targets = return_targets(data.rewards, data.tokens.mask, 1.0)
+    with FlopCounterMode(display=False) as counter, learning_mode_of(critic):
+        z = critic(data.tokens)
+        critic_objective(z, targets, data.tokens.mask, cfg, z.detach().sort(-1).values)[0].backward()
+    return {"parameters": sum(p.numel() for p in critic.parameters()), "gigaflops": counter.get_total_flops() / 1e9}
+
+
+def critic_kind_table(scores: pd.DataFrame, costs: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Quality against cost: explained variance of the true reward at the last token by noise, mean over seeds.
+
+    Args:
+        scores: Table of `critic_score_table`, whose critics are kinds.
+        costs: {kind: `critic_cost`}.
+
+    Returns:
+        One row for each kind: kind, one column for each noise, parameters, gigaflops.
+    """
+    last = scores[scores["at"] == "last"]
+    wide = last.pivot_table(index="critic", columns="noise", values="ev_true", sort=False, dropna=False)
+    rows = [{"kind": kind, **wide.loc[kind].to_dict(), **cost} for kind, cost in costs.items()]
+    return pd.DataFrame(rows)

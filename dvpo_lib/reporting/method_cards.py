@@ -8,6 +8,7 @@ import pandas as pd
 
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.reporting.names import display_name, setting_text
+from dvpo_lib.reporting.prose import number_text
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
 from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings, trainer_config, with_changes
@@ -123,3 +124,15 @@ def critic_settings_table(critics: Mapping[str, CriticSettings]) -> pd.DataFrame
             }
         )
     return pd.DataFrame(rows)
+
+
+def critic_kinds_text(kinds: pd.DataFrame) -> pd.DataFrame:
+    """The table of `critic_scores.critic_kind_table` as text; noises by their names."""
+    noises = [column for column in kinds if column not in ("kind", "parameters", "gigaflops")]
+    text = kinds.astype({noise: object for noise in noises})
+    for noise in noises:
+        text[noise] = [number_text(value, 3) for value in kinds[noise]]
+    text["parameters"] = [f"{value:,}" for value in kinds["parameters"]]
+    text["gigaflops"] = [number_text(value, 2) for value in kinds["gigaflops"]]
+    names = {noise: f"explained, {display_name(noise)}" for noise in noises}
+    return text.rename(columns={**names, "parameters": "parameters trained", "gigaflops": "GFLOP a step"})

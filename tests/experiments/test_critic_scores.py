@@ -15,6 +15,7 @@ from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.reporting.method_cards import critic_kinds_text
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.tasks import families as tasks
@@ -249,3 +250,32 @@ def test_tail_table_by_hand():
     table = tail_table(curves, [0.0, 1.0], mass=0.2).set_index("variant")
     assert table.loc["core", ["mean", "lower tail mean", "upper tail mean"]].tolist() == [9.5, 1.5, 17.5]
     assert table.loc["rewards received", "mean"] == 0.5
+
+
+def test_kinds_of_critics_cost_less_the_less_they_own():
+    """A step through a backbone of its own costs about three forward passes, on the policy's states little over one."""
+    tokenizer = tasks.build_tokenizer(CFG)
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_attention_heads=2), 0)
+    kinds = critic_scores.critic_kinds(CriticSettings(heads=2, quantiles=8), 2)
+    assert list(kinds) == [
+        "own backbone",
+        "own backbone, light networks",
+        "first 1 of 2 layers",
+        "policy's hidden states, light networks",
+        "policy's hidden states",
+    ]
+    rows = [{"prompt": "math 3 ?", "completion": "answer 3", "reward": 1.0}] * 4
+    costs = {kind: critic_scores.critic_cost(policy, cfg, rows, tokenizer) for kind, cfg in kinds.items()}
+    own, light, cut, _, head = (cost["parameters"] for cost in costs.values())
+    assert own == policy.base_model.num_parameters() + 17 * 16 and head == 17 * 16
+    assert light > own > cut > head
+    flops = [cost["gigaflops"] for cost in costs.values()]
+    assert flops[1] > flops[0] > flops[2] > flops[3] > flops[4] > 0
+    names = dict(noise="none", family="math", seed=0, at="last")
+    scores = pd.DataFrame([{"critic": kind, "ev_true": i / 10, **names} for i, kind in enumerate(kinds)])
+    scores = pd.concat([scores, scores.assign(seed=1, ev_true=scores["ev_true"] + 0.2), scores.assign(at="first")])
+    table = critic_scores.critic_kind_table(scores, costs)
+    assert table["none"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    text = critic_kinds_text(table)
+    assert text.columns.tolist() == ["kind", "explained, no noise", "parameters trained", "GFLOP a step"]
+    assert text["parameters trained"].tolist()[-1] == "272" and text["explained, no noise"].tolist()[0] == "0.100"
