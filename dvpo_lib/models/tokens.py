@@ -119,11 +119,14 @@ def encode_prompts(tokenizer, prompts: Sequence[Prompt], chat: ChatTemplate | No
         texts.append(chat.prompt_text(prompt) if is_messages(prompt) else prompt)
         check_text(texts[-1], f"record {i}: the prompt")
     start, rows = _start_tokens(tokenizer), []
-    for i, ids in enumerate(tokenizer(texts, add_special_tokens=False).input_ids):
+    different = list(dict.fromkeys(texts))  # completions of a group have one prompt
+    ids_of = dict(zip(different, tokenizer(different, add_special_tokens=False).input_ids, strict=True))
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        ids = list(ids_of[text])
         if not ids:
             raise ValueError(f"record {i}: the prompt is empty")
-        bare = is_messages(prompts[i]) or list(ids[: len(start)]) == start
-        rows.append(list(ids) if bare else [*start, *ids])
+        bare = is_messages(prompt) or ids[: len(start)] == start
+        rows.append(ids if bare else [*start, *ids])
     return rows
 
 
