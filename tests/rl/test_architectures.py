@@ -11,7 +11,7 @@ from dvpo_lib.models.causal_lm import CachedReader, position_limit
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.rl.rollouts import sample_answers, sample_rollouts
-from dvpo_lib.rl.trainer_base.token_sampling import sampling_filters
+from dvpo_lib.rl.trainer_base.token_sampling import draw_tokens, sampling_filters
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?"] * 3 + ["math 3 ?", "science 3 a +1 b +2 c +3 ?", "math 3 ?"]
@@ -283,3 +283,13 @@ def test_perturbed_policies_carry_both_states(name, tokenizer):
             ]
         found = rollouts.logprobs[i, rollouts.tokens.mask[i]]
         torch.testing.assert_close(found, torch.stack(logp), atol=1e-4, rtol=1e-4)
+
+
+def test_drawing_in_chunks_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logprobs = torch.randn(7, 50, generator=generator).log_softmax(-1)
+    uniforms = torch.rand(7, dtype=torch.float64, generator=generator)
+    whole = draw_tokens(logprobs, uniforms)
+    for size in (1, 120, 350):
+        monkeypatch.setattr("dvpo_lib.rl.trainer_base.token_sampling.CHUNK", size)
+        assert torch.equal(draw_tokens(logprobs, uniforms), whole)

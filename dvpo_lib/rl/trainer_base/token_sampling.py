@@ -66,12 +66,13 @@ def draw_tokens(logprobs: Tensor, uniforms: Tensor) -> Tensor:
         logprobs: (B, V).
         uniforms: (B,) float64 in [0, 1).
     """
-    found, vocabulary = [], logprobs.shape[1]
-    size = max(1, CHUNK // vocabulary)
-    for part, u in zip(logprobs.split(size), uniforms.split(size), strict=True):
-        upto = part.exp().cumsum(-1, dtype=torch.float64)
-        found.append(torch.searchsorted(upto, u[:, None] * upto[:, -1:], right=True).squeeze(-1))
-    return torch.cat(found).clamp(max=vocabulary - 1)
+    rows, vocabulary = logprobs.shape
+    if rows * vocabulary > CHUNK and rows > 1:
+        parts = logprobs.split(max(1, CHUNK // vocabulary)), uniforms.split(max(1, CHUNK // vocabulary))
+        return torch.cat([draw_tokens(*part) for part in zip(*parts, strict=True)])
+    upto = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(upto, uniforms[:, None] * upto[:, -1:], right=True)
+    return found.squeeze(-1).clamp(max=vocabulary - 1)
 
 
 def sample_tokens(
@@ -152,7 +153,7 @@ def _complete(
             token = draw_tokens(logp, uniforms[:, t % BLOCK])
         completion[rows, t], mask[rows, t] = torch.where(alive, token, pad), alive
         logprobs[rows, t] = torch.where(alive, logp.gather(-1, token[:, None]).squeeze(-1), 0.0)
-        alive = alive & (token[:, None] != end_ids).all(-1)
+        alive = alive & ~torch.isin(token, end_ids)
         left = int(alive.sum())
         if left == 0 or t + 1 == how.max_completion_length:
             break
