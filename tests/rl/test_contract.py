@@ -164,7 +164,7 @@ def test_functions_may_log_metrics_and_columns(tokenizer, tmp_path, capsys):
     [
         ([{"prompt": "math 1 ?"}, {"prompt": ""}], "record 1: the prompt is empty"),
         ([{"prompt": "math 1 ?"}, {"question": "x"}], "record 1 has no column 'prompt'"),
-        ([{"prompt": "math 1 ?"}, {"prompt": 3}], "record 1: prompt 3 is neither"),
+        ([{"prompt": "math 1 ?"}, {"prompt": 3}], "record 1: prompt '?3'? is neither"),
         ([{"prompt": []}], "record 0: the prompt is empty"),
         ([], "no records"),
     ],
