@@ -102,5 +102,5 @@ def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=900,
+        timeout=2400,
     )
