@@ -1,1 +1,1 @@
-"""Runs as data, the store that keeps them, and the studies of the notebooks."""
+"""Runs as data, the store that keeps them, and studies: critics, example responses, noise effects, real outcomes."""

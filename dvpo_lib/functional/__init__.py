@@ -1,1 +1,1 @@
-"""Losses, quantiles, advantages: pure functions of tensors."""
+"""Losses, quantiles, advantage recursions, reward placement: pure functions of tensors."""

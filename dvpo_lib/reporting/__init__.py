@@ -1,1 +1,1 @@
-"""Statistics, figures, tables and sentences for the notebooks."""
+"""Statistics, figures, tables, metrics and sentences of finished runs."""

@@ -1,1 +1,1 @@
-"""One trainer for all methods, and the table of methods."""
+"""One trainer for all methods: settings, sampling, rewards, the advantage estimator of each method, updates."""

@@ -1,1 +1,1 @@
-"""Generated problems with their rewards, tests of policies, published problems with their judge."""
+"""Generated problems with their rewards, tests of policies, published problems (files and hub) with their judge."""
