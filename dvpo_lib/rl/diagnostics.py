@@ -15,7 +15,7 @@ from dvpo_lib.models.critic_training import mean_values
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience, token_rewards
 from dvpo_lib.rl.rewards import Scores
-from dvpo_lib.rl.rollouts import Rollouts
+from dvpo_lib.rl.sampling.rollouts import Rollouts
 
 NOT_APPLICABLE = float("nan")
 

@@ -26,7 +26,7 @@ from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
 from dvpo_lib.rl.estimators import Experience, advantages_of, bootstrap_of, importance_weights
 from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
-from dvpo_lib.rl.rollouts import Rollouts, sample_in_parts
+from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
 from dvpo_lib.rl.updates import Batch, NotFiniteError, TrainingDiverged, check_weights, update_critic, update_policy

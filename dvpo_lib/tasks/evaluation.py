@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from dvpo_lib.rl.rollouts import Rollouts, sample_rollouts
+from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.tasks.families import Family
 
 SAMPLED_COLUMNS = ("prompt", "completion", "completion_ids", "length", "sample", "reward")  # added by `sample_table`

@@ -7,7 +7,7 @@ from dvpo_lib.models import policy as models
 from dvpo_lib.models.critic import Critic
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, load_policy, token_logprobs
 from dvpo_lib.models.tokens import encode_completions, shuffled_batches
-from dvpo_lib.rl.rollouts import sample_answers
+from dvpo_lib.rl.sampling.rollouts import sample_answers
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?", "math 3 ?", "science 3 a +1 b +2 c +3 ?"]

@@ -17,7 +17,7 @@ from dvpo_lib.functional.q_losses import QSettings, QValues, expectile_loss, fit
 from dvpo_lib.models.policy import PolicySettings, build_policy, token_logits
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
 from dvpo_lib.models.tokens import Tokens, encode_completions
-from dvpo_lib.rl.rollouts import sample_answers
+from dvpo_lib.rl.sampling.rollouts import sample_answers
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 NAN = float("nan")

@@ -13,7 +13,7 @@ from dvpo_lib.models.chat_templates import ChatTemplate
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
 from dvpo_lib.models.tokens import encode_completions, encode_prompts
-from dvpo_lib.rl.rollouts import sample_answers, sample_dialogues, sample_rollouts
+from dvpo_lib.rl.sampling.rollouts import sample_answers, sample_dialogues, sample_rollouts
 
 each_family = pytest.mark.parametrize("family", list(FAMILIES))
 SYSTEM, ASK = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two plus two?"}

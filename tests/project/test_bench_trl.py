@@ -83,7 +83,7 @@ def test_loss_and_gradient_of_grpo_equal_trls(tmp_path):
 
     from dvpo_lib.models.tokens import Tokens
     from dvpo_lib.rl.rewards import Scores
-    from dvpo_lib.rl.rollouts import Rollouts
+    from dvpo_lib.rl.sampling.rollouts import Rollouts
     from dvpo_lib.rl.trainer import DVPOTrainer
     from dvpo_lib.rl.updates import policy_objective
 

@@ -10,8 +10,8 @@ from dvpo_lib.models.architectures import accepted_inputs
 from dvpo_lib.models.causal_lm import CachedReader, position_limit
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
-from dvpo_lib.rl.rollouts import sample_answers, sample_rollouts
-from dvpo_lib.rl.trainer_base.token_sampling import draw_tokens, sampling_filters
+from dvpo_lib.rl.sampling.rollouts import sample_answers, sample_rollouts
+from dvpo_lib.rl.sampling.token_sampling import draw_tokens, sampling_filters
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?"] * 3 + ["math 3 ?", "science 3 a +1 b +2 c +3 ?", "math 3 ?"]
@@ -291,5 +291,5 @@ def test_drawing_in_chunks_changes_nothing(monkeypatch):
     uniforms = torch.rand(7, dtype=torch.float64, generator=generator)
     whole = draw_tokens(logprobs, uniforms)
     for size in (1, 120, 350):
-        monkeypatch.setattr("dvpo_lib.rl.trainer_base.token_sampling.CHUNK", size)
+        monkeypatch.setattr("dvpo_lib.rl.sampling.token_sampling.CHUNK", size)
         assert torch.equal(draw_tokens(logprobs, uniforms), whole)

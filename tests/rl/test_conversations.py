@@ -19,7 +19,7 @@ from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, token_logprobs
 from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.rl.methods import METHODS
-from dvpo_lib.rl.rollouts import sample_answers, sample_dialogues, sample_rollouts
+from dvpo_lib.rl.sampling.rollouts import sample_answers, sample_dialogues, sample_rollouts
 from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.tasks import dialogue
 from dvpo_lib.tasks import families as tasks

@@ -1,1 +1,1 @@
-"""Base classes of the trainer: construction, run state, checkpoints, prompts, sampling and evaluation."""
+"""Base classes of the trainer: construction, run state, checkpoints, prompts and evaluation."""

@@ -15,11 +15,11 @@ from dvpo_lib.models.q_critic import PerturbedPolicy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
 from dvpo_lib.rl.rewards import RewardClassifier, function_names
+from dvpo_lib.rl.sampling.token_sampling import sampling_filters
 from dvpo_lib.rl.trainer_base import networks
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.prompts import PromptChecks, PromptStream
 from dvpo_lib.rl.trainer_base.run_state import RunningTrainer
-from dvpo_lib.rl.trainer_base.token_sampling import sampling_filters
 
 
 class PreparedTrainer(RunningTrainer):

@@ -16,7 +16,7 @@ from dvpo_lib.functional.q_losses import QValues
 from dvpo_lib.models.modes import inference_mode_of
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.methods import Method
-from dvpo_lib.rl.rollouts import Rollouts
+from dvpo_lib.rl.sampling.rollouts import Rollouts
 from dvpo_lib.rl.trainer_base.checkpoints import CheckpointedTrainer
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.prompts import PromptStream

@@ -21,7 +21,7 @@ from torch import Tensor
 from dvpo_lib.models.causal_lm import end_tokens, inner_model, position_limit
 from dvpo_lib.models.chat_templates import USER, ChatTemplate, as_messages, begun_answer, chat_template_of, is_messages
 from dvpo_lib.models.tokens import Prompt, Tokens, encode_prompts, join_tokens, pad_rows, padding_id
-from dvpo_lib.rl.trainer_base.token_sampling import Sampling, sample_tokens
+from dvpo_lib.rl.sampling.token_sampling import Sampling, sample_tokens
 
 
 @dataclass
