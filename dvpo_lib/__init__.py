@@ -27,10 +27,12 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
+    if name == "__version__":  # in a module of its own, because the run store hashes this one
+        return import_module("dvpo_lib.__about__").__version__
     if name in _MODULES:
         return getattr(import_module(f"dvpo_lib.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'dvpo_lib' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])
