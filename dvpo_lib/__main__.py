@@ -3,7 +3,7 @@
 import sys
 
 
-def main() -> int:
+def command_line() -> int:
     """Runs one command; if a package of the extra `pipeline` is missing, says how to install it."""
     try:
         from dvpo_lib.chain.cli import main as run_command
@@ -21,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+import dvpo_lib
 from dvpo_lib.chain import profiles, tune
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.runner import run_stage
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog="COMMAND --help describes a command and its arguments.",
     )
+    parser.add_argument("--version", action="version", version=f"dvpo_lib {dvpo_lib.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add_command(name: str, summary: str, details: str) -> argparse.ArgumentParser:
