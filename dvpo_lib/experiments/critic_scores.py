@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from dvpo_lib.functional.quantiles import crps, midpoint_levels, pit
-from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
-from dvpo_lib.models.critic_training import critic_objective, encode_table, predict_values, return_targets
+from dvpo_lib.models.critic import Critic, CriticSettings, build_critic, critic_objective
+from dvpo_lib.models.critic_training import encode_table, predict_values, return_targets
 from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
 from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage

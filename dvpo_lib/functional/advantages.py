@@ -29,13 +29,16 @@ class ReadoutSettings:
         pydantic.ValidationError: If a setting is out of its range, or the distortion does not take this strength.
     """
 
-    kind: Literal["mean", "distorted", "winsorised"] = "mean"  # paper, extension, extension
+    kind: Literal["mean", "distorted", "winsorised", "denoised"] = "mean"  # paper, and three extensions
     distortion: Literal["mean", "cvar", "wang", "cpw", "blend"] = "mean"  # of the distorted read-out
     strength: float = 0.0  # of wang, cpw, blend: 0 is the mean
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the lower tail, for cvar and blend
     beta: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the upper tail, for blend
     level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: lower level of the band; 0: no bound
     level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: upper level of the band; 0: no bound
+    centre: Literal["median", "trimmed_mean", "mean"] = "median"  # denoised: of the value after the whole response
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.25  # denoised: mass that a trimmed mean leaves out on each side
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0  # denoised: of the received reward; the rest is the centre's
 
     @model_validator(mode="after")
     def _strength_fits(self):
@@ -47,6 +50,21 @@ class ReadoutSettings:
         return distortion_weights(
             self.distortion, m, alpha=self.alpha, beta=self.beta, strength=self.strength, dtype=torch.float64
         )
+
+    def denoised_reward(self, received: Tensor, final: Tensor) -> Tensor:
+        """(B,) weight * received + (1 - weight) * centre; NaN if the reward is missing.
+
+        Args:
+            received: (B,) task rewards.
+            final: (B, M) monotone quantiles of the value after the whole response.
+        """
+        m = final.shape[-1]
+        if self.centre == "median":
+            centre = quantile_at_level(final, 0.5)
+        else:
+            cut = int(self.trim * m) if self.centre == "trimmed_mean" else 0
+            centre = final[..., cut : m - cut].mean(-1)
+        return self.weight * received + (1 - self.weight) * torch.where(received.isnan(), received, centre)
 
 
 def _justify(mask: Tensor) -> Tensor | None:
@@ -250,6 +268,7 @@ def actor_advantages(
     `winsorised` (extension): the last token's reward is clipped into the critic's own band
     [Zbar at level_low, Zbar at 1 - level_up] there, and the baseline at that token is the mean of Zbar clipped
     likewise.
+    `denoised` (extension): as `mean`; the reward is replaced before (see `ReadoutSettings.denoised_reward`).
 
     Args:
         rewards: (B, T); NaN at a last token if the reward is missing.

@@ -1,8 +1,7 @@
-"""Training of critics, inside the trainer and alone on logs.
+"""Training of critics alone on logs, without a training loop.
 
-`CriticSettings` defines a critic and its training; `critic_objective` is its loss, the same in both places.
-`fit_critic` and `predict_values` serve logs without a training loop: any table of (prompt, completion, reward) gives a
-critic that predicts the distribution of the final reward at every token.
+Any table of (prompt, completion, reward) gives a critic that predicts the distribution of the final reward at every
+token. The loss is `critic_objective`, as in the trainer.
 """
 
 from __future__ import annotations
@@ -18,69 +17,16 @@ from tqdm.auto import tqdm
 from dvpo_lib.common.seeds import generator_for
 from dvpo_lib.common.tables import number_problem, plain_number, short_repr, table_columns
 from dvpo_lib.functional.advantages import clip_at_quantiles
-from dvpo_lib.functional.critic_losses import critic_loss
-from dvpo_lib.functional.policy_losses import value_loss
-from dvpo_lib.functional.q_losses import QValues, q_loss
-from dvpo_lib.functional.quantiles import ensemble_quantiles, sort_quantiles
+from dvpo_lib.functional.final_states import join_final
+from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.functional.quantiles import sort_quantiles
 from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.causal_lm import end_tokens, position_limit
 from dvpo_lib.models.chat_templates import is_messages
-from dvpo_lib.models.critic import Critic, CriticSettings
+from dvpo_lib.models.critic import Critic, CriticSettings, bootstrap_weights, critic_objective, monotone_outputs
 from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
-
-
-def bootstrap_weights(cfg: CriticSettings, rows: int, generator: torch.Generator) -> Tensor | None:
-    """(B, N) weights of responses by head: Poisson(1) counts, the online bootstrap; None if all heads weigh alike."""
-    if cfg.kind != "quantile" or cfg.heads == 1 or cfg.bootstrap == "equal":
-        return None
-    return torch.poisson(torch.ones(rows, cfg.heads), generator=generator)
-
-
-def monotone_outputs(critic: Critic | QCritic, tokens: Tokens) -> Tensor | QValues:
-    """(B, T, N, M) outputs of a critic with each head sorted, or the `QValues` of a Q critic."""
-    out = critic(tokens)
-    return out if isinstance(out, QValues) else sort_quantiles(out)
-
-
-def mean_values(values: Tensor | QValues) -> Tensor:
-    """(B, T) value of the state before each token, from `monotone_outputs`."""
-    return values.v if isinstance(values, QValues) else values.mean((-2, -1))
-
-
-def critic_objective(
-    z: Tensor | QValues,
-    targets: Tensor,
-    mask: Tensor,
-    cfg: CriticSettings,
-    old: Tensor | None = None,
-    weights: Tensor | None = None,
-    **whole: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The critic's loss and its named terms.
-
-    Args:
-        z: (B, T, N, M) outputs of the critic, or its `QValues`.
-        targets: (B, T, K) samples of the return; for a Q critic the targets of `q_loss`.
-        mask: (B, T).
-        cfg: Settings of the critic.
-        old: (B, T, N, M) monotone outputs before this update, for the value clip and the tail ratchet.
-        weights: (B, N) bootstrap weights.
-        **whole: Statistics of the full batch for `critic_loss`, if this is a micro-batch of it.
-
-    Returns:
-        (loss, {name: 0-dim term, detached}).
-    """
-    if isinstance(z, QValues):
-        return q_loss(z, targets, mask, cfg.q, cfg.kind)
-    if cfg.kind == "scalar":
-        old_value = None if old is None else old[..., 0, 0]
-        loss = value_loss(z[..., 0, 0], targets.mean(-1), mask, old_value, None if old is None else cfg.value_clip)
-        return loss, {"value": loss.detach()}
-    return critic_loss(
-        z, targets, mask, cfg.loss, reference=old, response_weights=weights, crossing=cfg.crossing, **whole
-    )
 
 
 def return_targets(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
@@ -227,6 +173,8 @@ def fit_critic(
     device = next(critic.parameters()).device
     tokens, rewards = data.tokens.to(device), clip_at_quantiles(data.rewards, cfg.reward_clip).to(device)
     targets = return_targets(rewards, tokens.mask, gamma)
+    if cfg.final_state:
+        tokens, targets = tokens.with_final_state(), join_final(targets, rewards[:, None], tokens.mask)
     critic.start_from(targets[tokens.mask])
     generator = generator_for(seed, "critic fitting")
     weights = bootstrap_weights(cfg, len(tokens), generator)
@@ -288,7 +236,7 @@ def predict_values(critic: Critic, table, processing_class, batch_size: int = 25
     for index in torch.arange(len(tokens)).split(batch_size):
         batch = tokens.rows(index.to(tokens.mask.device))
         with inference_mode_of(critic):
-            out = critic(batch)
-        z = (out.v[..., None] if isinstance(out, QValues) else ensemble_quantiles(out)).cpu()
+            out = monotone_outputs(critic, batch)
+        z = (out.v[..., None] if isinstance(out, QValues) else out.mean(-2)).cpu()
         values += [z[i, mask].numpy() for i, mask in enumerate(batch.mask.cpu())]
     return values

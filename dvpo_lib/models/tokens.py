@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dvpo_lib.functional.final_states import final_positions
 from dvpo_lib.models.causal_lm import end_tokens
 from dvpo_lib.models.chat_templates import USER, ChatTemplate, Message, chat_template_of, is_messages
 
@@ -53,6 +54,18 @@ class Tokens:
         last = attention.shape[1] - int(attention.any(0).flip(0).int().argmax())
         first, last = min(first, prompt - 1), max(last, prompt + 1)
         return Tokens(self.input_ids[index, first:last], attention[:, first:last], mask[:, : last - prompt])
+
+    def with_final_state(self) -> Tokens:
+        """The same with one more column, and one more true position in `mask` after the last own token of each row.
+
+        A critic then also gives the value of the state after the whole response. It never reads the added token.
+        """
+        mask, last = final_positions(self.mask), self.attention_mask[:, -1:]
+        ids = torch.cat([self.input_ids, self.input_ids[:, -1:]], 1)
+        attention = torch.cat([self.attention_mask, torch.zeros_like(last)], 1)
+        attention[:, -mask.shape[1] :] |= mask
+        whole = torch.cat([self.mask, torch.zeros_like(mask[:, :1])], 1) | mask
+        return Tokens(ids, attention, whole)
 
 
 def pad_rows(rows: Sequence[Sequence], fill, left: bool = False, dtype=torch.long) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dvpo_lib.functional.advantages import returns_to_go
 from dvpo_lib.functional.policy_losses import masked_mean
-from dvpo_lib.models.critic_training import mean_values
+from dvpo_lib.models.critic import mean_values
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience, token_rewards
 from dvpo_lib.rl.rewards import Scores

@@ -12,7 +12,7 @@ from dvpo_lib.functional import advantages as adv
 from dvpo_lib.functional.policy_losses import kl_estimate
 from dvpo_lib.functional.q_losses import QValues, fitted_q
 from dvpo_lib.functional.quantiles import lower_tail_mean
-from dvpo_lib.models.critic_training import bootstrap_weights
+from dvpo_lib.models.critic import bootstrap_weights
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig, changed_settings
 
@@ -34,6 +34,7 @@ class Experience:
         generator: Random source of sampled targets.
         process: (B, T) rewards by token that are part of `rewards`; None if all rewards are of whole responses.
         sampled_logprobs: (B, T) log-probabilities by the sampler; None if `logprobs` are these.
+        final_values: (B, N, M) outputs of the critic after the whole response; None if it does not give them.
     """
 
     tokens: Tokens
@@ -44,6 +45,7 @@ class Experience:
     generator: torch.Generator | None
     process: Tensor | None = None
     sampled_logprobs: Tensor | None = None
+    final_values: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -79,8 +81,7 @@ def task_rewards(x: Experience) -> Tensor:
     """(B, T): rewards by token, and on the last token what is left of the response's reward."""
     if x.process is None:
         return adv.place_rewards(x.rewards, None, x.mask)
-    process = torch.where(x.mask, x.process, 0.0)
-    return process + adv.place_rewards(x.rewards - process.sum(1), None, x.mask)
+    return torch.where(x.mask, x.process, 0.0) + adv.place_rewards(last_rewards(x), None, x.mask)
 
 
 def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
@@ -88,6 +89,19 @@ def token_rewards(x: Experience, args: DVPOConfig) -> Tensor:
     if x.process is None:
         return adv.place_rewards(x.rewards, kl_rewards(x, args), x.mask)
     return task_rewards(x) + adv.place_rewards(torch.zeros_like(x.rewards), kl_rewards(x, args), x.mask)
+
+
+def last_rewards(x: Experience) -> Tensor:
+    """(B,) the part of the task reward that the last token gets."""
+    return x.rewards if x.process is None else x.rewards - torch.where(x.mask, x.process, 0.0).sum(1)
+
+
+def denoised_experience(x: Experience, args: DVPOConfig) -> Experience:
+    """The experience with the last token's reward mixed with the critic's own view of it, if the read-out says so."""
+    if args.readout.kind != "denoised":
+        return x
+    received = last_rewards(x)
+    return replace(x, rewards=x.rewards - received + args.readout.denoised_reward(received, x.final_values.mean(-2)))
 
 
 def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:
@@ -109,7 +123,8 @@ def whitened_if_set(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tens
 def scalar_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """Scalar GAE, whitened; the critic's target is its own lambda-return."""
     rewards, values = token_rewards(x, args), x.values[..., 0, 0]
-    advantages, _ = adv.generalised_advantages(rewards, values, x.mask, args.gamma, actor_lambda(x, args))
+    denoised = token_rewards(denoised_experience(x, args), args)
+    advantages, _ = adv.generalised_advantages(denoised, values, x.mask, args.gamma, actor_lambda(x, args))
     _, returns = adv.generalised_advantages(rewards, values, x.mask, args.gamma, args.lam_critic)
     return whitened_if_set(advantages, x, args), returns[..., None]
 
@@ -117,7 +132,8 @@ def scalar_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
     """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
-    advantages = adv.actor_advantages(rewards, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
+    denoised = token_rewards(denoised_experience(x, args), args)
+    advantages = adv.actor_advantages(denoised, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
     targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
     return whitened_if_set(advantages, x, args), targets
 

@@ -20,16 +20,25 @@ from torch import Tensor
 
 from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
-from dvpo_lib.models.critic_training import monotone_outputs
+from dvpo_lib.functional.final_states import split_final
+from dvpo_lib.models.critic import monotone_outputs
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
-from dvpo_lib.rl.estimators import Experience, advantages_of, bootstrap_of, importance_weights
+from dvpo_lib.rl.estimators import Experience, advantages_of
 from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
 from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
-from dvpo_lib.rl.updates import Batch, NotFiniteError, TrainingDiverged, check_weights, update_critic, update_policy
+from dvpo_lib.rl.updates import (
+    Batch,
+    NotFiniteError,
+    TrainingDiverged,
+    batch_of,
+    check_weights,
+    update_critic,
+    update_policy,
+)
 
 
 class DVPOTrainer(PreparedTrainer):
@@ -89,22 +98,8 @@ class DVPOTrainer(PreparedTrainer):
         return self.pending
 
     def make_batch(self, x: Experience, advantages: Tensor, targets: Tensor | None) -> Batch:
-        """All that the updates on an experience read.
-
-        Args:
-            advantages: (B, T).
-            targets: (B, T, K) of the critic; None without a critic.
-        """
-        return Batch(
-            x.tokens,
-            x.logprobs,
-            advantages.detach() * importance_weights(x, self.args),
-            x.known,
-            x.reference_logprobs,
-            x.values if isinstance(x.values, Tensor) else None,
-            targets,
-            bootstrap_of(x, self.args, self._generator("bootstrap")),
-        )
+        """All that the updates on an experience read (see `batch_of`)."""
+        return batch_of(x, advantages, targets, self.args, self._generator("bootstrap"))
 
     def rows_of_steps(self, batch: Batch) -> Iterator[Tensor]:
         """Rows of each optimiser step on the batch that is still to come; dropped responses are in none."""
@@ -192,9 +187,11 @@ class DVPOTrainer(PreparedTrainer):
             old = rollouts.logprobs if args.old_logprobs == "sampler" else self.logprobs_of(self.policy, tokens)
             reference = self.reference_logprobs(tokens)
             critic = self.critic if self.target_critic is None else self.target_critic
-            values = (
-                None if critic is None else self.by_micro_batch(lambda part: monotone_outputs(critic, part), tokens)
-            )
+            values = final = None
+            if critic is not None:
+                read = tokens.with_final_state() if args.critic.final_state else tokens
+                values = self.by_micro_batch(lambda part: monotone_outputs(critic, part), read)
+                values, final = split_final(values, tokens.mask) if args.critic.final_state else (values, None)
         takes_part = torch.full_like(rewards, bool((~rewards.isnan()).any()), dtype=torch.bool)  # none without a reward
         if args.missing_rewards == "drop":
             takes_part &= ~rewards.isnan()
@@ -202,7 +199,7 @@ class DVPOTrainer(PreparedTrainer):
             takes_part &= self.terminated(rollouts).to(takes_part.device)
         tokens = Tokens(tokens.input_ids, tokens.attention_mask, tokens.mask & takes_part[:, None])
         return Experience(
-            tokens, old, reference, rewards, values, self._generator("targets"), process, rollouts.logprobs
+            tokens, old, reference, rewards, values, self._generator("targets"), process, rollouts.logprobs, final
         )
 
     def _method_rewards(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, Tensor | None]:

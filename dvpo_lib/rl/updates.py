@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import mean_gap, return_scale
+from dvpo_lib.functional.final_states import join_final
 from dvpo_lib.functional.policy_losses import aggregate_loss, awr_loss, kl_estimate, masked_mean, policy_loss
-from dvpo_lib.models.critic_training import critic_objective
+from dvpo_lib.models.critic import critic_objective
 from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.models.policy import token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.estimators import Experience, bootstrap_of, importance_weights, last_rewards
 from dvpo_lib.rl.methods import METHODS
 
 AVERAGES = {"grpo": "sequence_mean", "dr_grpo": "constant", "dapo": "token_mean", "bnpo": "token_mean"}  # TRL's names
@@ -73,6 +75,34 @@ class Batch:
         return cls(tokens, **own)
 
 
+def batch_of(
+    x: Experience, advantages: Tensor, targets: Tensor | None, args: DVPOConfig, generator: torch.Generator
+) -> Batch:
+    """All that the updates on an experience read.
+
+    Args:
+        x: The experience.
+        advantages: (B, T).
+        targets: (B, T, K) of the critic; None without a critic.
+        args: Resolved settings.
+        generator: Random source of the bootstrap weights.
+    """
+    values = x.values if isinstance(x.values, Tensor) else None
+    if x.final_values is not None and targets is not None:
+        values = join_final(values, x.final_values, x.mask)
+        targets = join_final(targets, last_rewards(x)[:, None].expand(-1, targets.shape[-1]), x.mask)
+    return Batch(
+        x.tokens,
+        x.logprobs,
+        advantages.detach() * importance_weights(x, args),
+        x.known,
+        x.reference_logprobs,
+        values,
+        targets,
+        bootstrap_of(x, args, generator),
+    )
+
+
 def update_critic(
     critic: nn.Module, optimizer, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
 ) -> dict[str, float]:
@@ -82,6 +112,8 @@ def update_critic(
         rows: (R,) indices of responses that have a reward.
         args: Resolved settings.
     """
+    if args.critic.final_state:
+        batch = replace(batch, tokens=batch.tokens.with_final_state())
     whole = full_batch_statistics(critic, batch, rows, args, accelerator)
 
     def objective(tokens: Tokens, rows: Tensor):

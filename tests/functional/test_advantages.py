@@ -276,8 +276,7 @@ def test_mixture_recovers_the_return_distribution_and_comonotone_is_too_narrow()
 def test_one_head_of_one_quantile_is_ppo():
     """Advantages, targets and loss: with kappa large, tau = 1/2, the core is 1/2 u^2 / (2 kappa), and PPO's 0.5 u^2."""
     from dvpo_lib.functional.critic_losses import CriticLossSettings
-    from dvpo_lib.models.critic import CriticSettings
-    from dvpo_lib.models.critic_training import critic_objective
+    from dvpo_lib.models.critic import CriticSettings, critic_objective
     from dvpo_lib.rl.estimators import distributional_gae
     from dvpo_lib.rl.estimators import scalar_gae as ppo_gae
 

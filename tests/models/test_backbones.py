@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpo_lib.functional import token_chunks
 from dvpo_lib.models.architectures import copy_backbone, hidden_states_and_head, train_in_float32
-from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
-from dvpo_lib.models.critic_training import CriticTable, fit_critic, mean_values, monotone_outputs
+from dvpo_lib.models.critic import Critic, CriticSettings, build_critic, mean_values, monotone_outputs
+from dvpo_lib.models.critic_training import CriticTable, fit_critic
 from dvpo_lib.models.policy import token_logits, token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.noise.reward_model import RewardModel

@@ -10,8 +10,8 @@ from datasets import Dataset
 
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.functional.quantiles import midpoint_levels
-from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
-from dvpo_lib.models.critic_training import bootstrap_weights, encode_table, fit_critic, predict_values, return_targets
+from dvpo_lib.models.critic import Critic, CriticSettings, bootstrap_weights, build_critic
+from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values, return_targets
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
