@@ -1,0 +1,148 @@
+"""Comparisons of methods over paired runs: tests, correction for their number, detectable differences, verdicts.
+
+Runs of two methods are a pair if they share noise, family and seed: prompts and noise draws are then the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dvpo_lib.reporting.statistics.runs import run_scores
+
+FEWEST_RUNS = 10  # pairs below which no claim is made
+SIGNIFICANCE = 0.05  # of a family of comparisons, after correction
+POWER = 0.8  # chance to see the smallest detectable difference
+PERMUTATIONS = 9999
+EXACT_UP_TO = 13  # pairs: all 2^n sign changes are tried
+
+
+def sign_flip_test(differences, seed: int = 0) -> float:
+    """Two-sided p-value of the mean of paired differences being 0, by changes of sign.
+
+    The test is exact up to 13 pairs and draws 9,999 changes beyond. It assumes that a difference is as likely as its
+    negative, not a normal distribution.
+
+    Args:
+        differences: (n,) paired differences; n of at least 2.
+        seed: Of the draws.
+    """
+    x = np.asarray(differences, dtype=float)
+    if not np.any(x):
+        return 1.0
+    exact = len(x) <= EXACT_UP_TO
+    found = stats.permutation_test(
+        (x,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if exact else PERMUTATIONS,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm_correction(p_values: Sequence[float]) -> np.ndarray:
+    """(k,) p-values corrected for k comparisons (Holm 1979): the chance of any false claim stays below the level."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
+
+
+def detectable_difference(differences, level: float = SIGNIFICANCE, power: float = POWER) -> float:
+    """The smallest mean difference that as many pairs, as scattered as these, would show with chance `power`.
+
+    Args:
+        differences: (n,) paired differences.
+        level: Two-sided level of the test.
+        power: Chance of a claim if the difference is real.
+
+    Returns:
+        (t_{1 - level/2} + t_{power}) * s / sqrt(n), with n - 1 degrees of freedom; NaN below 2 pairs.
+    """
+    x = np.asarray(differences, dtype=float)
+    if len(x) < 2:
+        return float("nan")
+    quantiles = stats.t.ppf([1 - level / 2, power], len(x) - 1)
+    return float(quantiles.sum() * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sampled") -> pd.DataFrame:
+    """Scores of two methods side by side, a row per pair of runs.
+
+    Args:
+        final: As in `run_scores`.
+        method: One method.
+        baseline: The other.
+        metric: The metric to compare.
+
+    Returns:
+        Columns noise, family, seed, role, own, base, difference; role includes ALL, the mean over all test sets.
+    """
+    scores = run_scores(final[final["method"].isin([method, baseline])], metric, overall=True)
+    keys = ["noise", "family", "seed", "role"]
+    own, base = (scores[scores["method"] == name][[*keys, "value"]] for name in (method, baseline))
+    both = own.merge(base, on=keys, suffixes=("_own", "_base")).dropna()
+    both = both.rename(columns={"value_own": "own", "value_base": "base"})
+    return both.assign(difference=both["own"] - both["base"])
+
+
+def comparison_table(
+    final: pd.DataFrame, comparisons: Sequence[tuple[str, str]], by: Sequence[str] = ("noise", "role"), **settings
+) -> pd.DataFrame:
+    """Tests of several pairs of methods, corrected for their number within each group of `by`.
+
+    Args:
+        final: As in `run_scores`.
+        comparisons: (method, baseline) pairs.
+        by: Columns of `run_pairs` that make a group.
+        settings: Further arguments of `run_pairs`.
+
+    Returns:
+        Columns method, baseline, `by`, difference, p, corrected, detectable, n and verdict.
+    """
+    rows = []
+    for method, baseline in comparisons:
+        for key, pairs in run_pairs(final, method, baseline, **settings).groupby(list(by), sort=False):
+            d = pairs["difference"].to_numpy()
+            p = sign_flip_test(d) if len(d) > 1 else np.nan
+            rows.append((method, baseline, *key, d.mean(), p, detectable_difference(d), len(d)))
+    table = pd.DataFrame(rows, columns=["method", "baseline", *by, "difference", "p", "detectable", "n"])
+    table["corrected"] = np.nan
+    for _, group in table.dropna(subset="p").groupby(list(by), sort=False):
+        table.loc[group.index, "corrected"] = holm_correction(group["p"])
+    table["verdict"] = [claim_verdict(*row) for row in zip(table["difference"], table["corrected"], table["n"])]
+    return table
+
+
+def claim_verdict(difference: float, p: float, n: int) -> str:
+    """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 pairs."""
+    if n < FEWEST_RUNS or np.isnan(p):
+        return f"no claim ({n} of {FEWEST_RUNS} pairs)"
+    if p >= SIGNIFICANCE:
+        return "not confirmed"
+    return "confirmed" if difference > 0 else "refuted"
+
+
+def performance_profile(final: pd.DataFrame, thresholds, metric: str = "sampled") -> pd.DataFrame:
+    """Share of runs that score at least each threshold (Agarwal et al. 2021, section 4.2).
+
+    Args:
+        final: As in `run_scores`.
+        thresholds: Scores, 0 to 1.
+        metric: The metric.
+
+    Returns:
+        Columns method, noise, role, threshold, share, n.
+    """
+    rows = []
+    for key, group in run_scores(final, metric).groupby(["method", "noise", "role"], sort=False):
+        values = group["value"].dropna().to_numpy()
+        rows += [(*key, t, float((values >= t).mean()), len(values)) for t in thresholds if len(values)]
+    return pd.DataFrame(rows, columns=["method", "noise", "role", "threshold", "share", "n"])
