@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from dvpo_lib.chain.checks import SET_BY_THE_CHAIN, contradictions, unusable_values
 from dvpo_lib.common.settings_tree import ConfigError, cut_text, did_you_mean, merge_trees, set_dotted, to_builtins
 from dvpo_lib.common.settings_yaml import read_yaml
-from dvpo_lib.experiments.ablation import AblationSettings
+from dvpo_lib.experiments.grids.ablation import AblationSettings
 from dvpo_lib.experiments.real.settings import RealSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings

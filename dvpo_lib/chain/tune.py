@@ -25,7 +25,13 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import StageError, StageSpec, project_root
 from dvpo_lib.common.settings_tree import ConfigError, merge_trees, nest_dotted
 from dvpo_lib.common.settings_yaml import read_yaml
-from dvpo_lib.experiments.tuning import SENSITIVE_SETTINGS, choose_winners, current_point, describe_grid, train_grid
+from dvpo_lib.experiments.grids.tuning import (
+    SENSITIVE_SETTINGS,
+    choose_winners,
+    current_point,
+    describe_grid,
+    train_grid,
+)
 from dvpo_lib.reporting.findings.tuning import winner_table
 from dvpo_lib.reporting.names import setting_text
 

@@ -20,7 +20,7 @@ from dvpo_lib.chain.cli import main
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import read_stages
 from dvpo_lib.common.settings_tree import ConfigError
-from dvpo_lib.experiments import tuning
+from dvpo_lib.experiments.grids import tuning
 from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec
 from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.reporting import figures

@@ -9,7 +9,13 @@ import torch
 
 from dvpo_lib.experiments import critic_scores, noise_effects
 from dvpo_lib.experiments import responses as examples
-from dvpo_lib.experiments.ablation import ABLATED_TERMS, CUMULATIVE_TERMS, ablation_rows, tail_table, term_weight_table
+from dvpo_lib.experiments.grids.ablation import (
+    ABLATED_TERMS,
+    CUMULATIVE_TERMS,
+    ablation_rows,
+    tail_table,
+    term_weight_table,
+)
 from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings

@@ -38,7 +38,7 @@ def tuning_grid(grid: pd.DataFrame, winners: pd.DataFrame, note: str = "") -> Fi
     """Scores over learning rate and sensitive setting, a panel for each method, with one colour scale.
 
     Args:
-        grid: The grid of `experiments.tuning`: a row per method, point and seed.
+        grid: The grid of `experiments.grids.tuning`: a row per method, point and seed.
         winners: A row per method.
         note: Further text of the caption.
     """

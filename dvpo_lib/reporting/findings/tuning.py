@@ -53,7 +53,7 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
     """Changed settings, flatness of the grid, winners at its edge, and noise between seeds.
 
     Args:
-        table: The grid of `experiments.tuning`: a row per method, point and seed.
+        table: The grid of `experiments.grids.tuning`: a row per method, point and seed.
         winners: A row per method.
         margin: Least lead in reward that counts as better.
     """

@@ -1,0 +1,1 @@
+"""Grids of runs: the tail-shaping ablation, tuning, and the studies of the evidence."""

@@ -1,0 +1,162 @@
+"""The evidence: runs of a study in one tidy CSV that grows piece by piece, and any run of it made again.
+
+A row is one metric of one test set of one run: `COLUMNS`. The file is sorted, so that equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dvpo_lib.experiments.grids.studies import STUDIES, Cell, pretraining_of, training_of
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, spec_key
+
+COLUMNS = ["study", "method", "variant", "noise", "family", "seed", "suite", "role", "metric", "value", "key"]
+RUN_COLUMNS = COLUMNS[:6]
+
+
+class EvidenceError(ValueError):
+    """A run of the evidence cannot be made again; the message says why."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study."""
+
+    study: str
+    cell: Cell
+    seed: int
+
+    @property
+    def labels(self) -> dict:
+        """The columns that identify the run."""
+        return dict(study=self.study, **self.cell.labels, seed=self.seed)
+
+
+def planned_runs(params, study: str) -> Iterator[PlannedRun]:
+    """The runs of a study, seed by seed.
+
+    Args:
+        params: The settings, with all rows that the study's cells name.
+        study: A key of STUDIES.
+    """
+    cells = list(STUDIES[study].cells(params))
+    for seed in range(params.seed, params.seed + STUDIES[study].seeds):
+        yield from (PlannedRun(study, cell, seed) for cell in cells)
+
+
+def read_evidence(path: Path) -> pd.DataFrame:
+    """The rows of a study's file; none if there is no file."""
+    if not path.is_file():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+
+
+def write_evidence(path: Path, table: pd.DataFrame) -> None:
+    """Writes the rows of a study in a fixed order; the file is whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".new")
+    ordered = table[COLUMNS].sort_values([*RUN_COLUMNS, "suite", "metric"], kind="stable")
+    ordered.to_csv(scratch, index=False, float_format="%.8g")
+    os.replace(scratch, path)
+
+
+def missing_runs(params, study: str, table: pd.DataFrame) -> list[PlannedRun]:
+    """The runs of a study that its file does not have, in order."""
+    there = set(table[RUN_COLUMNS].drop_duplicates().itertuples(index=False, name=None))
+    return [run for run in planned_runs(params, study) if tuple(run.labels.values()) not in there]
+
+
+def critic_files(params, runs: Sequence[PlannedRun]) -> list[Path | None]:
+    """Pretrained critics of runs, computed if the run store lacks them; None for methods without one."""
+    specs = [pretraining_of(params, run.cell, run.seed) for run in runs]
+    folders = iter(execute_specs([spec for spec in specs if spec is not None], params.runtime, "critic pretraining"))
+    return [None if spec is None else next(folders) / "critic.safetensors" for spec in specs]
+
+
+def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
+    """The rows of runs; those that the run store has are not trained again."""
+    files = critic_files(params, runs)
+    specs = [training_of(params, run.cell, run.seed, file) for run, file in zip(runs, files, strict=True)]
+    folders = execute_specs(specs, params.runtime, "training")
+    return pd.concat([_rows(run, folder) for run, folder in zip(runs, folders, strict=True)], ignore_index=True)
+
+
+def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
+    return collect_run_tables([folder], "final").assign(**run.labels, key=folder.name)[COLUMNS]
+
+
+def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 8) -> Iterator[tuple[int, int]]:
+    """Computes missing runs of a study until the time is over, and writes its file after every few of them.
+
+    Args:
+        params: The settings.
+        study: A key of STUDIES.
+        path: The study's file.
+        minutes: No new batch begins after this time.
+        batch: Runs between two writes.
+
+    Yields:
+        (runs in the file, runs of the study) after every write.
+    """
+    end, table = time.monotonic() + 60 * minutes, read_evidence(path)
+    left, total = missing_runs(params, study, table), sum(1 for _ in planned_runs(params, study))
+    for start in range(0, len(left), batch):
+        if time.monotonic() > end:
+            return
+        table = pd.concat([table, compute_runs(params, left[start : start + batch])], ignore_index=True)
+        write_evidence(path, table)
+        yield len(table[RUN_COLUMNS].drop_duplicates()), total
+
+
+def rerun(params, path: Path, key: str) -> pd.DataFrame:
+    """Makes a run of the evidence again, from its critic's pretraining on, and compares it with the file.
+
+    Args:
+        params: The settings.
+        path: A study's file.
+        key: Of the run, or the first characters of it.
+
+    Returns:
+        The rows, equal to those of the file byte for byte.
+
+    Raises:
+        EvidenceError: If the file has no such run, code, settings or libraries are others than then, or a number is.
+    """
+    table = read_evidence(path)
+    keys = [known for known in table["key"].unique() if known.startswith(key)]
+    if len(keys) != 1:
+        raise EvidenceError(f"{path}: {len(keys)} runs have a key that begins with {key!r}")
+    stored = table[table["key"] == keys[0]]
+    labels = stored[RUN_COLUMNS].iloc[0].to_dict()
+    found = [run for run in planned_runs(params, labels["study"]) if run.labels == labels]
+    if not found:
+        raise EvidenceError(f"{path}: study {labels['study']} has no such run any more: {labels}")
+    [run] = found
+    with tempfile.TemporaryDirectory() as folder:
+        root, file = Path(folder), None
+        if (pretraining := pretraining_of(params, run.cell, run.seed)) is not None:
+            execute_once(pretraining, "critic", root)
+            file = root / "critic" / "critic.safetensors"
+        spec = training_of(params, run.cell, run.seed, file)
+        if (now := spec_key(spec)) != keys[0]:
+            raise EvidenceError(
+                f"{path}: the key of this run was {keys[0]} and is {now} now: settings, code, base policy or libraries "
+                "are others than those that made it"
+            )
+        execute_once(spec, keys[0], root)
+        again = _rows(run, root / keys[0])
+    with tempfile.TemporaryDirectory() as folder:
+        texts = []
+        for rows in (stored, again):
+            write_evidence(Path(folder) / "rows.csv", rows)
+            texts.append((Path(folder) / "rows.csv").read_text())
+    if texts[0] != texts[1]:
+        raise EvidenceError(f"{path}: run {keys[0]} gave other numbers:\n{texts[1]}")
+    return again
