@@ -224,7 +224,7 @@ STUDIES: dict[str, Study] = {
     "heads": Study("How many heads, and how should they be weighted?", _heads, SHOWN),
     "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown, SHOWN),
     "lambdas": Study(
-        "Does a lower lambda pay under flips, and how much critic pretraining does it take?", _lambdas, SHOWN
+        "Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas, SHOWN
     ),
     "targets": Study("Comonotone or mixture targets?", _targets, SHOWN),
     "readouts": Study("Which statistic of the distribution should the actor see?", _readouts, SHOWN),
