@@ -223,9 +223,7 @@ STUDIES: dict[str, Study] = {
     "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, SHOWN),
     "heads": Study("How many heads, and how should they be weighted?", _heads, SHOWN),
     "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown, SHOWN),
-    "lambdas": Study(
-        "Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas, SHOWN
-    ),
+    "lambdas": Study("Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas, SHOWN),
     "targets": Study("Comonotone or mixture targets?", _targets, SHOWN),
     "readouts": Study("Which statistic of the distribution should the actor see?", _readouts, SHOWN),
     "denoised": Study("When does it pay to learn from the critic's view of a reward?", _denoised, SHOWN),
