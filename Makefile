@@ -9,7 +9,7 @@ CHAIN := $(PY) -m dvpo_lib
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference tune test lint format lab real-data bench bench-trl pin clean
+.PHONY: help install repro smoke full reference tune test sweep-test soak lint format lab real-data bench bench-trl pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -40,6 +40,13 @@ tune: $(STAMP)  ## tune every method on the same grid and write the winners into
 
 test: $(STAMP)  ## run all tests, the smoke chain included; some with TESTS=tests/rl
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)
+
+sweep-test:  ## run the tests of sweeps on Ray and Slurm, in their own environment .venv-sweeps
+	@$(MAKE) --no-print-directory install VENV=.venv-sweeps EXTRA=dev,ray,slurm
+	@OMP_NUM_THREADS=1 .venv-sweeps/bin/python -m pytest -q tests/experiments/test_sweeps.py
+
+soak: $(STAMP)  ## kill the smoke chain and trainings at random moments and compare bytes (about 40 minutes; resumable)
+	@$(PY) -m benchmarks.soak $(if $(KILLS),--chain $(KILLS) --trainings $(KILLS))
 
 lint: $(STAMP)  ## check rules and format of the code (ruff)
 	@$(PY) -m ruff check .

@@ -6,6 +6,9 @@ An expected error is one line on stderr and exit code 1; an interrupted command 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -18,10 +21,12 @@ import psutil
 import dvpo_lib
 from dvpo_lib.chain import profiles, tune
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.chain.runner import run_stage
+from dvpo_lib.chain.runner import FAILED_FOLDER, run_stage
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
+from dvpo_lib.common.durable_files import locked_file
+from dvpo_lib.common.processes import end_with_launcher, launched_environment
 from dvpo_lib.common.settings_tree import ConfigError
-from dvpo_lib.common.settings_yaml import read_yaml_assignment
+from dvpo_lib.common.settings_yaml import read_yaml, read_yaml_assignment
 from dvpo_lib.experiments.real.download import (
     GSM8K_SHA256,
     GSM8K_SOURCE,
@@ -42,6 +47,19 @@ EXAMPLES = {
     "tune": "python -m dvpo_lib tune --methods dvpo ppo --keep",
     "download": "python -m dvpo_lib download data/real",
 }
+CHAIN_LOCK = "work/chain.lock"  # held by the chain that runs in this checkout
+DVC = """\
+import os, sys
+from dvpo_lib.common.processes import end_with_launcher, launched_environment
+try:
+    end_with_launcher()
+    os.environ.update(launched_environment())
+    from dvc.cli import main
+    code = main(sys.argv[1:])
+except KeyboardInterrupt:
+    code = 130
+sys.exit(code)
+"""  # DVC, and the stages that it starts, end with the process that starts it
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,10 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     chosen = build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _raise_terminated)
+    end_with_launcher()
     try:
         return COMMANDS[chosen.command](chosen) or 0
     except (ConfigError, StageError, DownloadError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; the same command resumes once there is space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
@@ -157,8 +181,17 @@ def reproduce_chain(targets: Iterable[str] = ()) -> int:
     """
     root = project_root()
     params = load_params(root / "params.yaml")
+    try:
+        with locked_file(root / CHAIN_LOCK, wait=False):
+            return _reproduce(root, targets, params.runtime.expected_minutes)
+    except BlockingIOError as owner:
+        raise StageError(f"another chain runs in this checkout (process {owner}); wait for it, or stop it") from None
+
+
+def _reproduce(root: Path, targets: Iterable[str], minutes: float) -> int:
+    set_unreadable_aside(root)
     print(
-        f"The whole chain takes about {params.runtime.expected_minutes:g} minutes on two cores. Unchanged stages are "
+        f"The whole chain takes about {minutes:g} minutes on two cores. Unchanged stages are "
         "skipped, and an interrupted run resumes.",
         file=sys.stderr,
         flush=True,
@@ -171,22 +204,48 @@ def reproduce_chain(targets: Iterable[str] = ()) -> int:
     return code
 
 
+def set_unreadable_aside(root: Path) -> None:
+    """Moves files of DVC that a crash has cut off to work/failed; DVC itself would refuse them for ever."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    readers = {"dvc.lock": lambda path: COMPILED_LOCKFILE_SCHEMA(read_yaml(path))}
+    readers[".dvc/tmp/rwlock"] = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    for name, reader in readers.items():
+        try:
+            if (root / name).is_file():
+                reader(root / name)
+        except Exception as error:  # whatever the readers below raise
+            (root / FAILED_FOLDER).mkdir(parents=True, exist_ok=True)
+            os.replace(root / name, root / FAILED_FOLDER / Path(name).name)
+            problem = str(error).splitlines()[0]
+            print(f"warning: {name} is damaged ({problem}); it is now in {FAILED_FOLDER}", file=sys.stderr)
+
+
 def _run_dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # stages call `python`
     child = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-c", DVC, *arguments],
         cwd=root,
-        env={**os.environ, "PATH": path},
+        env=launched_environment(PATH=path),
         stderr=subprocess.DEVNULL if quiet else None,
     )
     try:
         return child.wait()
-    except KeyboardInterrupt as interrupt:  # Ctrl-C has reached the stage already; DVC ends when the stage does
-        for process in psutil.Process(child.pid).children(recursive=True):
-            if isinstance(interrupt, Terminated) and process.cmdline()[1:4] == ["-m", "dvpo_lib", "run"]:
-                process.terminate()
+    except KeyboardInterrupt as interrupt:  # Ctrl-C has reached DVC and the stage already
+        if isinstance(interrupt, Terminated):
+            _interrupt_dvc(child)
         child.wait()
         raise
+
+
+def _interrupt_dvc(child: subprocess.Popen) -> None:
+    """Ends the stage that runs; DVC ends then. Between two stages DVC itself is interrupted."""
+    child.send_signal(signal.SIGINT)  # ignored while a stage runs
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[1:4] == ["-m", "dvpo_lib", "run"]:
+                    process.terminate()
 
 
 def _raise_terminated(signum, frame) -> None:

@@ -25,6 +25,7 @@ from dvpo_lib.common.settings_tree import ConfigError, cut_text, did_you_mean, m
 from dvpo_lib.common.settings_yaml import read_yaml
 from dvpo_lib.experiments.grids.ablation import AblationSettings
 from dvpo_lib.experiments.real.settings import RealSettings
+from dvpo_lib.experiments.run_store.executors import SweepSettings
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings
 from dvpo_lib.noise.pseudo_labels import VoteSettings
@@ -36,10 +37,9 @@ from dvpo_lib.tasks.families import TaskSettings
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class RuntimeSettings:
-    """How this machine carries out a run. No stage tracks these settings, so they must not change any result."""
+class RuntimeSettings(SweepSettings):
+    """How a run is carried out. No stage tracks these settings, so they must not change any result."""
 
-    workers: Annotated[int, Field(ge=1)] | None = None  # processes that train seeds side by side; null: one a core
     cell_timeout: Annotated[int, Field(ge=1)] = 6 * 3600  # seconds after which a notebook's cell is given up
     expected_minutes: Annotated[float, Field(gt=0)] = 30  # announced by `make repro`; measured on two cores
 

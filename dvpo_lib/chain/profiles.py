@@ -8,7 +8,6 @@ null is dropped. The chain runs in a temporary copy of the working tree, deleted
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,12 @@ from ruamel.yaml import YAML
 from dvpo_lib.chain.exports import FINDINGS, export_results, insert_findings
 from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root
+from dvpo_lib.common.durable_files import locked_file, write_durably
+from dvpo_lib.common.processes import launched_environment
 from dvpo_lib.common.settings_tree import merge_trees, set_dotted
 from dvpo_lib.common.settings_yaml import read_yaml, read_yaml_assignment
 
-COPIED_FILES = ".synced"  # in a copy: the list of files that came from the project
+COPIED_FILES = ".synced"  # marks a copy: the list of files that came from the project
 
 
 def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,24 +59,32 @@ def run_profile(chosen: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: If a setting of the profile is wrong; nothing has run then.
-        StageError: If the copy cannot be made or the export is too large.
+        StageError: If the copy cannot be made there, or the export is too large.
     """
     root = project_root()
     profile = root / "profiles" / f"{chosen.name}.yaml"
     changes = dict(read_yaml_assignment(text, "--set") for text in chosen.set)
     load_params(root / "params.yaml", overlaid=profile, changes=changes)
     workdir = (chosen.workdir or Path(tempfile.mkdtemp(prefix=f"dvpo-{chosen.name}-"))).resolve()
+    check_workdir(root, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / COPIED_FILES).touch()  # first of all, so that an interrupted copy is known as one
+    try:
+        with locked_file(workdir / "work" / "profile.lock", wait=False):
+            return _run_copy(root, workdir, profile, changes, chosen)
+    except BlockingIOError as owner:
+        raise StageError(f"another chain runs in {workdir} (process {owner}); wait for it, or stop it") from None
+
+
+def _run_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, Any], chosen: argparse.Namespace) -> int:
     sync_copy(root, workdir, profile, changes)
-    environment = dict(os.environ)
+    environment = launched_environment(PYTHONPATH=str(workdir))
     if chosen.workdir:  # a kept copy shares the project's run store; a temporary one trains everything itself
         environment.setdefault("DVPO_STORE", str(root / ".runs"))
     else:
         environment["DVPO_STORE"] = str(workdir / ".runs")
-    code = subprocess.run(
-        [sys.executable, "-m", "dvpo_lib", "repro", *chosen.targets],
-        cwd=workdir,
-        env={**environment, "PYTHONPATH": str(workdir)},
-    ).returncode
+    command = [sys.executable, "-m", "dvpo_lib", "repro", *chosen.targets]
+    code = subprocess.run(command, cwd=workdir, env=environment).returncode
     if code:
         print(f"error: profile {chosen.name} did not finish; its copy is kept: {workdir}", file=sys.stderr)
         return code
@@ -85,6 +94,20 @@ def run_profile(chosen: argparse.Namespace) -> int:
     if not chosen.workdir:
         shutil.rmtree(workdir)
     return 0
+
+
+def check_workdir(root: Path, workdir: Path) -> None:
+    """Refuses a folder in which a copy would overwrite other files, or itself be copied.
+
+    Raises:
+        StageError: If the folder holds or is the project, lies in it outside work/, or has files of another origin.
+    """
+    if root.is_relative_to(workdir) or (workdir.is_relative_to(root) and root / "work" not in workdir.parents):
+        raise StageError(f"--workdir {workdir}: a copy may lie in the project only below work/, and may not hold it")
+    if workdir.exists() and not workdir.is_dir():
+        raise StageError(f"--workdir {workdir} is no folder")
+    if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / COPIED_FILES).is_file():
+        raise StageError(f"--workdir {workdir} holds other files: name a new folder, or one that a profile has filled")
 
 
 def sync_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, Any] | None = None) -> None:
@@ -99,14 +122,15 @@ def sync_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
     workdir.mkdir(parents=True, exist_ok=True)
     files = list_project_files(root)
     record = workdir / COPIED_FILES
-    for gone in set(record.read_text().split("\n") if record.is_file() else ()) - set(files):
+    record.touch()
+    for gone in set(record.read_text().split("\n")) - {*files, ""}:
         (workdir / gone).unlink(missing_ok=True)
     for file in files:
         source, target = root / file, workdir / file
         if not (target.is_file() and target.read_bytes() == source.read_bytes()):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    record.write_text("\n".join(files))
+    write_durably(record, "\n".join(files))
     params = merge_trees(read_yaml(root / "params.yaml"), read_yaml(profile), tables=TABLES)
     set_dotted(params, changes or {})
     if (params.get("real") or {}).get("dir"):

@@ -23,6 +23,7 @@ import psutil
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import StageError, StageSpec, project_root, read_stages
+from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments import run_store
 
@@ -62,17 +63,26 @@ def run_stage(name: str, parameters: Mapping[str, Any] | None = None) -> None:
     parameters = {"stage": name, "out": str(scratch), **(parameters or {})}
     check_parameters(spec.notebook, parameters)
     check_kernel()
+    try:
+        with locked_file(SCRATCH_FOLDER / f"{name}.lock", wait=False):
+            _run_notebook(spec, scratch, parameters, settings.runtime.cell_timeout)
+    except BlockingIOError as owner:
+        raise StageError(f"stage {name} runs in this checkout (process {owner}); wait for it, or stop it") from None
+
+
+def _run_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_timeout: int) -> None:
+    """Executes a notebook in a new scratch folder and moves its outputs into place."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
 
     started = time.monotonic()
-    print(f"[{name}] runs {spec.notebook}", file=sys.stderr, flush=True)
-    notebook = execute_notebook(spec, scratch, parameters, settings.runtime.cell_timeout)
+    print(f"[{spec.name}] runs {spec.notebook}", file=sys.stderr, flush=True)
+    notebook = execute_notebook(spec, scratch, parameters, cell_timeout)
     save_rendered(notebook, scratch / spec.results, title=Path(spec.notebook).stem.replace("_", " "))
     move_into_place(spec, scratch)
     minutes = (time.monotonic() - started) / 60
-    print(f"[{name}] done in {minutes:.1f} min: {spec.results}/notebook.html", file=sys.stderr, flush=True)
-    log_duration(name, minutes)
+    print(f"[{spec.name}] done in {minutes:.1f} min: {spec.results}/notebook.html", file=sys.stderr, flush=True)
+    log_duration(spec.name, minutes)
 
 
 def check_parameters(notebook: str, parameters: Mapping[str, Any]) -> None:
@@ -170,7 +180,7 @@ def execute_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, An
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
-        problem = f"{error.ename}: {error.evalue}" if error.ename != "ConfigError" else error.evalue
+        problem = f"{error.ename}: {error.evalue}" if error.ename not in ("ConfigError", "RunsFailed") else error.evalue
         problem = f"cell {error.cell_index}: {problem}"
     except DeadKernelError:
         problem = "the kernel died (out of memory?)"
@@ -187,7 +197,9 @@ def interruptible() -> Iterator[None]:
     def interrupt(signum, frame) -> None:
         if kernels:
             raise KeyboardInterrupt
-        kernels.extend(child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline())
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has ended
+                kernels.extend([child] if "ipykernel_launcher" in child.cmdline() else [])
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)
         if not kernels:

@@ -1,1 +1,1 @@
-"""Settings trees, JSON lines, seeds, generated passages of text."""
+"""Settings trees, JSON lines, seeds, generated passages of text, durable files, processes."""

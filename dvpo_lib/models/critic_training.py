@@ -6,6 +6,7 @@ token. The loss is `critic_objective`, as in the trainer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -160,6 +161,7 @@ def fit_critic(
 
     Raises:
         ValueError: If the table cannot be encoded (see `encode_table`).
+        FloatingPointError: If a loss or a gradient is not finite.
 
     Example:
         >>> logs = [{"prompt": "2 + 2 =", "completion": "4", "reward": 1.0}]
@@ -201,9 +203,12 @@ def fit_critic(
             )
             optimizer.zero_grad()
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
-        optimizer.step()
+        norm = float(torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0))
         history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
+        if not math.isfinite(history[-1]["loss"] + norm):
+            problem = f"loss {loss.item()}, gradient {norm}; lower learning_rate ({cfg.learning_rate})"
+            raise FloatingPointError(f"{cfg.kind} critic, seed {seed}, step {step}: {problem}")
+        optimizer.step()
     critic.eval()
     return history
 

@@ -6,6 +6,7 @@ folder or a hub name works in its place (`load_policy`).
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -148,6 +149,9 @@ def fit_language_model(
 
     Returns:
         The loss (nats per token) of every step.
+
+    Raises:
+        FloatingPointError: If a loss or a gradient is not finite.
     """
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.learning_rate, weight_decay=0.01, foreach=True)
     warm = max(1, int(cfg.warmup * cfg.steps))
@@ -162,7 +166,7 @@ def fit_language_model(
     batches, losses = shuffled_batches(len(tokens), cfg.batch_size, torch.Generator().manual_seed(seed)), []
     lengths = tokens.attention_mask.sum(1)
     policy.train()
-    for _ in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
+    for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         rows = next(batches)
         rows, count = rows[lengths[rows].argsort(stable=True)], tokens.mask[rows].sum()
         optimizer.zero_grad()
@@ -173,7 +177,10 @@ def fit_language_model(
             loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask], reduction="sum") / count
             loss.backward()
             losses[-1] += loss.item()
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        norm = float(nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
+        if not math.isfinite(losses[-1] + norm):
+            problem = f"loss {losses[-1]}, gradient {norm}; lower learning_rate ({cfg.learning_rate})"
+            raise FloatingPointError(f"supervised training, seed {seed}, step {step}: {problem}")
         optimizer.step()
         schedule.step()
     policy.eval()

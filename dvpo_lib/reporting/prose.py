@@ -28,10 +28,17 @@ def signed_points(difference: float) -> str:
     return MISSING if pd.isna(difference) else f"{100 * difference:+.0f} points"
 
 
-def interval_text(point: float, low: float, high: float, digits: int = 0, unit: str = " %") -> str:
-    """A share with its interval, "87 % [83, 90]", without line breaks; no brackets if `low` is not finite."""
+def interval_text(point: float, low: float, high: float, digits: int = 0, unit: str = " %", gap: str = MISSING) -> str:
+    """A share with its interval, "87 % [83, 90]", without line breaks; no brackets if `low` is not finite.
+
+    Args:
+        point: The share; `gap` stands for one that is not known.
+        low: Lower end of the interval; `high` is the upper one.
+        digits: After the decimal point.
+        unit: Behind the share.
+    """
     if pd.isna(point):
-        return MISSING
+        return gap.replace(" ", "\N{NO-BREAK SPACE}")
     span = f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]" if np.isfinite(low) else ""
     return f"{100 * point:.{digits}f}{unit}{span}".replace(" ", "\N{NO-BREAK SPACE}")
 
@@ -48,13 +55,26 @@ def join_words(items) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
 
 
-def missing_text(missing: pd.DataFrame, most: int = 8) -> str:
-    """Names the runs and test sets of `statistics.missing_scores`; empty if nothing is missing.
+def diverged_cells(diverged: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """{(method, noise): "1 of 3 diverged"} of the rows of `statistics.diverged_runs`, in place of a score."""
+    cells = diverged.groupby(["method", "noise"], sort=False)
+    return {cell: f"{len(own)} of {own['runs'].iloc[0]} diverged" for cell, own in cells}
+
+
+def missing_text(missing: pd.DataFrame, diverged: pd.DataFrame | None = None, most: int = 8) -> str:
+    """Names runs that diverged, and runs and test sets without a score; empty if there are none.
 
     Args:
-        missing: Columns method, noise, family, seed, suite.
+        missing: Rows of `statistics.missing_scores`.
+        diverged: Rows of `statistics.diverged_runs`; None for none.
         most: Number of runs that are named; the rest are counted.
     """
+    sentences = []
+    for (method, noise), text in ({} if diverged is None else diverged_cells(diverged)).items():
+        own = diverged[(diverged["method"] == method) & (diverged["noise"] == noise)]
+        which = join_words(f"{r.family}, seed {r.seed}, at step {r.diverged:.0f}" for r in own.itertuples())
+        sentences.append(f"{display_name(method)} {noise_phrase(noise)}: {text} ({which})")
+    text = f"**Diverged**, so without a score: {'; '.join(sentences)}. " if sentences else ""
     runs = [
         f"{display_name(method)} {noise_phrase(noise)}, trained on {family}, seed {seed} "
         f"({join_words(display_name(suite) for suite in own['suite'])})"
@@ -62,7 +82,7 @@ def missing_text(missing: pd.DataFrame, most: int = 8) -> str:
     ]
     if len(runs) > most:
         runs = [*runs[:most], f"{len(runs) - most} more runs"]
-    return f"**Missing scores**: {'; '.join(runs)}." if runs else ""
+    return (text + (f"**Missing scores**: {'; '.join(runs)}." if runs else "")).strip()
 
 
 def show_text(*sentences: str):

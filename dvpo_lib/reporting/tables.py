@@ -13,7 +13,7 @@ import pandas as pd
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.prose import interval_text, number_text, percent_text
+from dvpo_lib.reporting.prose import MISSING, diverged_cells, interval_text, number_text, percent_text
 
 # The paper's own scores (per cent), as far as its summaries give them: other models, tasks and scale.
 PAPER_NOTE = (
@@ -108,7 +108,9 @@ def final_table(
     """Scores in per cent, "IQM [low, high]": a row per noise and method, a column per role, the base policy first."""
     s = statistics.summarise_scores(final, metric, overall=overall)
     methods = list(dict.fromkeys(s["method"]))
-    s["cell"] = [interval_text(r.iqm, r.low, r.high, 1, unit="") for r in s.itertuples()]
+    lost = diverged_cells(statistics.diverged_runs(final))
+    gaps = [lost.get((r.method, r.noise), MISSING) for r in s.itertuples()]
+    s["cell"] = [interval_text(r.iqm, r.low, r.high, 1, "", gap) for r, gap in zip(s.itertuples(), gaps, strict=True)]
     s = s.sort_values("noise", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable")
     wide = s.pivot(index=["noise", "method"], columns="role", values="cell")
     wide = wide.reindex(
@@ -138,7 +140,7 @@ def summarise_metrics(final: pd.DataFrame) -> pd.DataFrame:
 def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
     """For `dvc metrics show`: {noise: {role: {iqm, low, high}}}, by method if there are several, and rollouts.
 
-    A single seed has no interval: low and high are left out. A missing score is null.
+    A single seed has no interval: low and high are left out. A missing score is null. Runs that diverged are counted.
     """
     s = statistics.summarise_scores(final, overall=True)
     tree: dict = {}
@@ -149,7 +151,8 @@ def final_metrics(final: pd.DataFrame, curves: pd.DataFrame) -> dict:
         for key in keys:
             node = node.setdefault(key, {})
         node.update(cell)
-    return {"accuracy": tree, "rollouts": int(curves["rollouts"].max()), "seeds": int(final["seed"].nunique())}
+    diverged = {"diverged": n} if (n := len(statistics.diverged_runs(final))) else {}
+    return {"accuracy": tree, "rollouts": int(curves["rollouts"].max()), "seeds": final["seed"].nunique(), **diverged}
 
 
 def _or_null(value: float) -> float | None:
@@ -239,8 +242,8 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
 
 def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
     """Ablation rows: the paper's ID, OOD and ALL after training on science, beside ours."""
-    s = statistics.summarise_scores(final, overall=True).set_index(["method", "role"])
-    rows = []
+    s, rows = statistics.summarise_scores(final, overall=True).set_index(["method", "role"]), []
+    lost = {method: gap for (method, _), gap in diverged_cells(statistics.diverged_runs(final)).items()}
     for name in ["base", *dict.fromkeys(final["method"])]:
         paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
         if name in PAPER_ABLATION:
@@ -248,7 +251,7 @@ def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFra
         ours = {
             f"here: {role}": _points(base[role])
             if name == "base"
-            else interval_text(*s.loc[(name, role)][["iqm", "low", "high"]], 1, unit="")
+            else interval_text(*s.loc[(name, role)][["iqm", "low", "high"]], 1, "", lost.get(name, MISSING))
             for role in ("ID", "OOD", "transfer", "ALL")
         }
         rows.append({"": "base policy" if name == "base" else name, **paper, **ours})

@@ -118,9 +118,11 @@ class DVPOTrainer(PreparedTrainer):
         """One optimiser step of critic and policy on these rows of a batch.
 
         Responses without reward teach the critic nothing: a target made of its own mean, a single number, would
-        contract the distribution that it predicts.
+        contract the distribution that it predicts. An update without any response is skipped, and logged as such.
         """
         logs, scored = {}, rows[batch.known[rows]]
+        if not len(rows):
+            logs["skipped_update"] = 1.0
         with self._divergence_named(), self.dropout_stream():
             if self.critic is not None and len(scored):
                 logs |= update_critic(self.critic, self.critic_optimizer, batch, scored, self.args, self.accelerator)

@@ -9,19 +9,25 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
-from conftest import BODY, ROOT, make_notebook, stage_command
+from conftest import BODY, ROOT, SLEEPERS, make_notebook, sleeping_family, stage_command
 from PIL import Image
 
+from dvpo_lib.chain import cli
 from dvpo_lib.chain.exports import export_results
 from dvpo_lib.chain.params import SECTIONS, load_params
 from dvpo_lib.chain.profiles import sync_copy
 from dvpo_lib.chain.stages import open_stage, project_root, read_stages
+from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.import_graph import library_imports, notebook_source, reachable_files
 
@@ -171,6 +177,77 @@ def test_repro_does_only_what_it_must_and_loses_nothing(chain):
     assert failed.returncode != 0 and "cell 4: ZeroDivisionError: division by zero" in failed.stderr
     assert (chain / "work/failed/tiny.ipynb").is_file()
     assert (chain / "results/tiny/notebook.html").read_bytes() == page
+
+
+def test_a_chain_survives_what_a_crash_leaves_and_a_second_chain_waits_its_turn(chain, capsys, monkeypatch):
+    """A torn dvc.lock and a torn rwlock of DVC, and a lock that another chain holds."""
+    monkeypatch.setattr(cli, "_run_dvc", lambda *arguments, **options: 0)
+    (chain / "dvc.lock").write_text("schema: '2.0'\nstages:\n  tiny:\n    cmd: py")
+    (chain / ".dvc/tmp").mkdir()
+    (chain / ".dvc/tmp/rwlock").write_text('{"read": {')
+    assert cli.main(["repro"]) == 0
+    shown = capsys.readouterr().err
+    assert "dvc.lock is damaged" in shown and ".dvc/tmp/rwlock is damaged" in shown
+    assert not (chain / "dvc.lock").exists() and not (chain / ".dvc/tmp/rwlock").exists()
+    assert {path.name for path in (chain / "work/failed").iterdir()} == {"dvc.lock", "rwlock"}
+    (chain / "dvc.lock").write_text("schema: '2.0'\nstages:\n  tiny:\n    cmd: python\n")
+    assert cli.main(["repro"]) == 0 and (chain / "dvc.lock").exists()
+    assert "damaged" not in capsys.readouterr().err
+    with locked_file(chain / cli.CHAIN_LOCK):
+        assert cli.main(["repro"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"error: another chain runs in this checkout (process {os.getpid()}); wait for it, or stop it"
+
+
+def repro_process(chain) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dvpo_lib", "repro"]
+    return subprocess.Popen(command, cwd=chain, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def test_sigkill_leaves_no_process_and_the_same_command_goes_on(chain, capsys):
+    """DVC, stage, kernel, workers and their trackers end. While they run, nobody else can run the chain or a stage."""
+    make_notebook(chain / "notebooks/tiny.ipynb", SLEEPERS)
+    started = repro_process(chain)
+    family = sleeping_family(chain, started)
+    assert len(family) >= 6
+    for command, busy in (["repro"], "another chain"), (["run", "tiny"], "stage tiny"):
+        assert cli.main(command) == 1
+        assert capsys.readouterr().err.startswith(f"error: {busy} runs in this checkout (process ")
+    started.kill()
+    started.communicate()
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    make_notebook(chain / "notebooks/tiny.ipynb", BODY)
+    again = stage_command("repro", cwd=chain)
+    assert again.returncode == 0 and "Traceback" not in again.stderr
+
+
+def test_sigterm_between_two_stages_ends_dvc_without_a_traceback(chain):
+    started = repro_process(chain)
+    while "takes about" not in started.stderr.readline():
+        pass
+    family = psutil.Process(started.pid).children(recursive=True)
+    time.sleep(0.5)
+    started.send_signal(signal.SIGTERM)
+    shown = started.communicate(timeout=300)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1] and "Traceback" not in shown
+    assert started.returncode == 130 and shown.endswith("interrupted; the same command resumes\n")
+
+
+@pytest.mark.parametrize("place", [".", "..", "notebooks", "copy", "taken", "work"])
+def test_a_profile_refuses_a_folder_that_is_not_its_own(chain, place, capsys):
+    (chain / "profiles").mkdir()
+    (chain / "profiles/small.yaml").write_text("seeds: 1\n")
+    folder = chain / place
+    if place == "taken":
+        folder = chain.with_name(f"{chain.name}-taken")
+        folder.mkdir()
+        (folder / "params.yaml").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
+    assert cli.main(["profile", "small", "--workdir", str(folder)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --workdir {folder.resolve()}")
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
+    assert before == after
 
 
 def test_profile_copy_follows_the_project(chain):

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from dvpo_lib.chain.cli import main
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.common.settings_tree import ConfigError
-from dvpo_lib.experiments import run_store as store
+from dvpo_lib.experiments.import_graph import reachable_files
 from dvpo_lib.experiments.real import download, files, pretraining
 from dvpo_lib.experiments.real.settings import RealSettings
 from dvpo_lib.experiments.real.solutions import data, report, study
@@ -419,7 +419,7 @@ def test_differences_are_paired(twice):
 
 
 def test_run_keys_ignore_figures_scores_and_downloads():
-    used = store.reachable_files(["dvpo_lib.experiments.real.solutions.specs"], ROOT)
+    used = reachable_files(["dvpo_lib.experiments.real.solutions.specs"], ROOT)
     assert {
         "dvpo_lib/experiments/real/solutions/data.py",
         "dvpo_lib/models/critic.py",

@@ -1,6 +1,7 @@
 """The run store: keys follow what a run depends on; results are whole, shared and never computed twice."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from conftest import ROOT
 
+from benchmarks import soak
 from dvpo_lib.experiments import run_store as store
 from dvpo_lib.experiments.import_graph import reachable_files
 
@@ -33,6 +36,13 @@ class Toy:
         if self.number < 0:
             raise ValueError("negative")
         pd.DataFrame({"x": [self.number]}).to_csv(folder / "final.csv", index=False)
+
+
+class Deadly(Toy):
+    """Kills its process if its number is negative, like a system out of memory."""
+
+    def execute(self, folder, scratch):
+        super().execute(folder, scratch) if self.number >= 0 else os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Slow(Toy):
@@ -57,9 +67,9 @@ def runs(toy):
 
 def test_a_run_is_done_once_and_results_keep_their_order(toy):
     specs = [replace(toy, number=n) for n in (3, 1, 2)]
-    folders = store.execute_specs(specs, workers=1, progress=None)
+    folders = store.execute_specs(specs, 1, progress=None)
     assert store.collect_run_tables(folders, "final")["x"].tolist() == [3, 1, 2]
-    store.execute_specs(specs[::-1], workers=1, progress=None)
+    store.execute_specs(specs[::-1], 1, progress=None)
     assert sorted(runs(toy)) == ["1", "2", "3"]
 
 
@@ -92,71 +102,132 @@ def test_a_change_of_reports_keeps_the_keys_of_trainings_and_a_change_of_the_tra
     assert {
         f"dvpo_lib/{f}.py" for f in ("rl/trainer", "functional/critic_losses", "noise/sources", "tasks/chains")
     } <= used
-    assert not {f"dvpo_lib/experiments/{f}.py" for f in ("run_store", "noise_effects", "specs/reward_model")} & used
+    assert not {f"dvpo_lib/experiments/{f}.py" for f in ("noise_effects", "specs/reward_model")} & used
+    assert not [f for f in used if f.startswith("dvpo_lib/experiments/run_store/")]
 
 
-def test_a_failed_run_leaves_the_finished_ones_and_no_half_result(toy):
-    with pytest.raises(ValueError, match="negative"):
-        store.execute_specs([toy, replace(toy, number=-1)], workers=1, progress=None)
-    assert (store.store_folder() / store.spec_key(toy) / "final.csv").exists()
-    assert not (store.store_folder() / store.spec_key(replace(toy, number=-1))).exists()
-    store.execute_specs([toy], workers=1, progress=None)
-    assert runs(toy) == ["1", "-1"]
+def test_a_failed_run_is_tried_again_while_the_others_go_on_and_is_listed(toy, caplog):
+    failing, root = replace(toy, number=-1), store.store_folder()
+    with pytest.raises(store.RunsFailed) as caught:
+        store.execute_specs([failing, toy], store.SweepSettings(workers=1, retries=2), progress=None)
+    key = store.spec_key(failing)
+    first, listed = str(caught.value).splitlines()
+    assert first.startswith("1 of 2 runs failed, the others are stored")
+    assert listed == f"  {key} Toy: ValueError: negative"
+    assert "negative" in (root / "unfinished" / f"{key}.txt").read_text()
+    assert caplog.text.count("it is tried again") == 2
+    assert (root / store.spec_key(toy) / "final.csv").exists() and not (root / key).exists()
+    assert runs(toy) == ["-1", "1", "-1", "-1"]
+    store.execute_specs([toy], 1, progress=None)
+    assert len(runs(toy)) == 4
 
 
-SCRIPT = """
-import sys
-from dvpo_lib.experiments.specs.training import TrainingSpec
-from dvpo_lib.rl.training_settings import TrainingSettings
-from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.noise.sources import NoiseSettings
+def test_a_run_whose_process_dies_is_named_and_the_others_are_stored(toy, caplog):
+    specs = [Deadly(n, toy.source, toy.log) for n in (1, -1, 2, 3)]
+    with pytest.raises(store.RunsFailed, match="1 of 4 runs failed") as caught:
+        store.execute_specs(specs, store.SweepSettings(workers=2, retries=0), progress=None)
+    assert f"{store.spec_key(specs[1])} Deadly: its process died (exit code -9" in str(caught.value)
+    assert sorted(runs(toy)) == ["1", "2", "3"]
+
+
+def cut_in_half(folder):
+    (folder / "final.csv").write_text((folder / "final.csv").read_text()[:2])
+
+
+DAMAGES = {
+    "final.csv is damaged": cut_in_half,
+    "final.csv is missing": lambda folder: (folder / "final.csv").unlink(),
+    "stray.csv does not belong there": lambda folder: (folder / "stray.csv").write_text("x"),
+    "is missing": lambda folder: shutil.rmtree(folder),
+    "has no hashes beside it": lambda folder: folder.with_suffix(".json").unlink(),
+    "or its hashes cannot be read": lambda folder: folder.with_suffix(".json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGES)
+def test_a_stored_run_that_is_damaged_is_named_and_computed_again(toy, problem, caplog):
+    [folder] = store.execute_specs([toy], 1, None)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    DAMAGES[problem](folder)
+    assert store.execute_specs([toy], 1, None) == [folder]
+    assert problem in caplog.text and "Toy is computed again" in caplog.text and folder.name in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    caplog.clear()
+    store.execute_specs([toy], 1, None)
+    assert runs(toy) == ["1", "1"] and not caplog.text
+
+
+class Filling(Toy):
+    """Fills the disk as long as `log` is not there."""
+
+    def execute(self, folder, scratch):
+        (folder / "first.csv").write_text("x")
+        if not Path(self.log).exists():
+            with open("/dev/full", "w") as full:
+                full.write("x")
+        super().execute(folder, scratch)
+
+
+def test_a_full_disk_is_a_clear_error_and_damages_nothing(toy):
+    spec, root = Filling(1, toy.source, toy.log), store.store_folder()
+    with pytest.raises(store.RunsFailed, match="OSError: .Errno 28. No space left on device"):
+        store.execute_specs([spec], 1, None)
+    assert store.stored_problem(root, store.spec_key(spec)) == ""
+    Path(toy.log).touch()
+    [folder] = store.execute_specs([spec], 1, None)
+    assert {path.name for path in folder.iterdir()} == {"first.csv", "final.csv"}
+
+
+def test_workers_end_with_the_process_that_started_them(toy, tmp_path):
+    """Also if that one is killed."""
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.path.insert(0, {str(ROOT / "tests")!r})
+import test_run_store as here
 from dvpo_lib.experiments.run_store import execute_specs
-from dvpo_lib.tasks.evaluation import EvaluationSettings
-critic = CriticSettings(heads=2, quantiles=16)
-training = TrainingSettings(generation_batch_size=16)
-test = EvaluationSettings(prompts=4, k=1)
-spec = TrainingSpec(
-    "dvpo", "none", "dvpo", training, 41, critic, NoiseSettings(), "math", 0, test, None, "base", "suites"
-)
-print(execute_specs([spec], workers=1, progress=None)[0])
+execute_specs([here.Sleeper(n, {toy.source!r}, {toy.log!r}) for n in (1, 2)], 2, None)
 """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    deadline = time.monotonic() + 600
+    while len(runs(toy)) < 2:
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert {int(pid) for pid in runs(toy)} <= {process.pid for process in family}
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
 
 
-def test_sigkill_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
-    from dvpo_lib.models.policy import PolicySettings, build_policy
-    from dvpo_lib.tasks.chains import ChainSettings
-    from dvpo_lib.tasks.dialogue import DialogueSettings
-    from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
-    from dvpo_lib.tasks.suites import save_suites
+class Sleeper(Toy):
+    """Notes its process and sleeps."""
 
-    small = ChainSettings(demonstrations=1, train=20, test=4)
-    cfg = TaskSettings(math=small, science=small, dialogue=DialogueSettings(demonstrations=1, train=20, test=4))
-    save_suites(build_suites(cfg), tmp_path / "suites")
-    tokenizer = build_tokenizer(cfg)
-    build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=1), 0).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    def execute(self, folder, scratch):
+        with open(self.log, "a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(300)
 
-    def run(name, kill=False):
-        env = os.environ | {"DVPO_STORE": str(tmp_path / name), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", SCRIPT]
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-        if kill:
-            deadline = time.monotonic() + 120
-            while not list((tmp_path / name).glob("unfinished/*/checkpoints/checkpoint-*")):
-                assert process.poll() is None and time.monotonic() < deadline, "ended before its first checkpoint"
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate()
-        return Path(output.strip()) if not kill else None
 
-    undisturbed = run("straight")
-    run("killed", kill=True)
-    assert list((tmp_path / "killed").glob("unfinished/*/checkpoints/checkpoint-*"))
-    resumed = run("killed")
-    names = sorted(p.name for p in undisturbed.iterdir())
-    assert names == sorted(p.name for p in resumed.iterdir()) and "policy.safetensors" in names
-    for name in names:
-        assert (undisturbed / name).read_bytes() == (resumed / name).read_bytes(), name
+def test_sigkill_twice_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):
+    soak.make_world(tmp_path / "world")
+    straight, work = (soak.training_work(tmp_path / name, tmp_path / "world", 41) for name in ("straight", "killed"))
+    expected, _ = soak.run_undisturbed(straight)
+    assert any(name.endswith("/policy.safetensors") for name in expected)
+    work.renew()
+    process, deadline = work.start(), time.monotonic() + 600
+    while not list(work.folder.glob(".runs/unfinished/*/checkpoints/checkpoint-*")):
+        assert process.poll() is None and time.monotonic() < deadline, "ended before its first checkpoint"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    again = work.start()
+    time.sleep(1)
+    again.kill()
+    again.wait()
+    assert list(work.folder.glob(".runs/unfinished/*/checkpoints/checkpoint-*"))
+    assert work.start().wait() == 0 and work.files() == expected  # with nothing left over in the store
 
 
 def test_comments_and_docstrings_are_no_part_of_a_runs_key_and_all_else_is():

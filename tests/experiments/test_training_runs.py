@@ -1,6 +1,7 @@
 """Runs of every family at the smallest scale, from the base policy to the final test; what is shown of dialogues."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,18 @@ import pytest
 import torch
 
 from dvpo_lib.experiments.responses import first_training_batch, response_words
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_specs
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec, pretraining_rollouts
 from dvpo_lib.experiments.specs.training import TrainingSpec, build_trainer, final_test
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
-from dvpo_lib.models.policy import PolicySettings, load_policy
+from dvpo_lib.models.policy import PolicySettings, fit_language_model, load_policy
+from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.noise.proxies import corrupt_table
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting import dialogue_tables as talks
+from dvpo_lib.reporting import statistics
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.training_settings import TrainingSettings
 from dvpo_lib.tasks import families as tasks
@@ -34,6 +38,7 @@ CRITIC = CriticSettings(heads=2, quantiles=16, pretrain_rollouts=24, pretrain_ep
 SPIKES = NoiseSettings("spikes", rate=0.5, scale=5.0)
 SETTINGS = TrainingSettings(generation_batch_size=16)
 TEST = EvaluationSettings(prompts=6, k=2)
+QUICK = EvaluationSettings(prompts=2, k=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,69 @@ def test_every_family_runs_from_critic_to_final_test(world, family, tmp_path):
     batch = first_training_batch(spec)
     assert all(len(r.tokens) == len(r.advantages) for r in batch.itertuples())
     assert not any("<user>" in tokens and not tokens.index("<user>") for tokens in batch["tokens"])
+
+
+@pytest.mark.parametrize("rate, step", [(10.0, None), (1e38, 1)])
+def test_a_run_that_diverges_is_stored_as_diverged_once_and_the_others_go_on(
+    world, rate, step, tmp_path, monkeypatch, caplog
+):
+    """Whatever a learning rate of 10 does, the run ends with finite scores or is called diverged."""
+    monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
+    settings = dataclasses.replace(SETTINGS, learning_rate=rate)
+    specs = [
+        TrainingSpec(
+            f"rate {own.learning_rate}", "none", "grpo", own, 2, None, NoiseSettings(), "math", 4, QUICK, None, *world
+        )
+        for own in (settings, SETTINGS)
+    ]
+    folders = execute_specs(specs, 1, None)
+    curves, final = (collect_run_tables(folders, table, specs) for table in ("curves", "final"))
+    assert final.loc[final["method"] == f"rate {SETTINGS.learning_rate}", "value"].between(0, 1).all()
+    own = final[final["method"] == f"rate {rate}"]
+    diverged = (folders[0] / "diverged.json").exists()
+    assert diverged == own["value"].isna().all() == (not (folders[0] / "policy.safetensors").exists())
+    if step is not None:
+        found = json.loads((folders[0] / "diverged.json").read_text())
+        assert (found["method"], found["seed"], found["step"]) == ("grpo", 4, step)
+        assert "grpo, seed 4, step 1: " in found["error"] and "diverged" in caplog.text
+        assert set(own["diverged"]) == {step} and statistics.diverged_runs(final)["seed"].tolist() == [4]
+        assert statistics.missing_scores(final).empty
+        summary = statistics.summarise_scores(final).set_index("method")
+        assert summary.loc[f"rate {rate}", "iqm"].isna().all() and summary.loc[f"rate {rate}", "n"].eq(0).all()
+        assert curves.loc[curves["method"] == f"rate {rate}", "rollouts"].tolist() == [
+            16
+        ]  # of the iteration that it broke off
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
+    assert execute_specs(specs, 1, None) == folders  # not again
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_damaged_checkpoint_is_deleted_and_the_run_starts_anew(world, tmp_path, caplog):
+    spec = TrainingSpec("grpo", "none", "grpo", SETTINGS, 1, None, NoiseSettings(), "math", 0, QUICK, None, *world)
+    left = tmp_path / "scratch/checkpoints/checkpoint-80"
+    left.mkdir(parents=True)
+    (left / "manifest.json").write_text('{"files": {"model.safetensors": "0"}}')  # all that reached the disk
+    (tmp_path / "scratch/checkpoints/.checkpoint-84.new").mkdir()
+    for folder in ("clean", "result"):
+        (tmp_path / folder).mkdir()
+        spec.execute(tmp_path / folder, tmp_path / ("scratch" if folder == "result" else "other"))
+    assert "checkpoint-80" in caplog.text and not left.exists()
+    for file in ("curves.csv", "final.csv", "policy.safetensors"):
+        assert (tmp_path / "result" / file).read_bytes() == (tmp_path / "clean" / file).read_bytes()
+
+
+def test_numbers_gone_wrong_in_supervised_training_and_critics_are_errors_with_their_step(world):
+    policy, tokenizer = load_policy(world[0])
+    data = [{"prompt": r["prompt"], "completion": "answer 1"} for r in load_suites(world[1])["math"]["test"]]
+    tokens = encode_completions(tokenizer, [r["prompt"] for r in data], [r["completion"] for r in data])
+    critic = build_critic(policy, CRITIC, 0)
+    with torch.no_grad():
+        critic.backbone.embed_tokens.weight[:] = float("nan")
+        policy.lm_head.weight[:] = float("inf")
+    with pytest.raises(FloatingPointError, match="supervised training, seed 3, step 0: loss nan"):
+        fit_language_model(policy, tokens, PolicySettings(steps=2, batch_size=8), 3)
+    with pytest.raises(FloatingPointError, match="quantile critic, seed 5, step 0: loss nan"):
+        fit_critic(critic, [{**r, "reward": 1.0} for r in data], tokenizer, CRITIC, 5)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

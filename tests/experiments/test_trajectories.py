@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
-from dvpo_lib.experiments import run_store as store
+from dvpo_lib.experiments.import_graph import reachable_files
 from dvpo_lib.experiments.real import download, files, pretraining
 from dvpo_lib.experiments.real.score_tables import estimate_metric
 from dvpo_lib.experiments.real.settings import RealSettings, TrajectorySettings
@@ -343,7 +343,7 @@ def test_no_study_without_its_file(tmp_path):
 
 
 def test_run_keys_ignore_figures_and_scores():
-    used = store.reachable_files(["dvpo_lib.experiments.real.trajectories.specs"], ROOT)
+    used = reachable_files(["dvpo_lib.experiments.real.trajectories.specs"], ROOT)
     assert "dvpo_lib/experiments/real/pretraining.py" in used
     assert not [f for f in used if "/reporting/" in f or "/chain/" in f or "study" in f]
 

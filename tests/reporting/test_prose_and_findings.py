@@ -317,6 +317,31 @@ def test_findings_name_missing_scores_and_draw_no_conclusion_from_them():
     assert "missing" in clip_cost(without(lost, method="ppo", seed=0), 0.1)
 
 
+def test_runs_that_diverged_are_counted_and_named_and_never_averaged():
+    final = final_frame({(m, n): [0.8, 0.7, 0.9] for m in ("ppo", "dvpo") for n in ("none", "spikes")})
+    lost = (final["method"] == "dvpo") & (final["noise"] == "spikes") & (final["seed"] > 0)
+    final = final.assign(value=final["value"].mask(lost), diverged=pd.Series(7.0, final.index).where(lost))
+    for text in (
+        comparison_findings(final),
+        training_findings(final[final["method"] == "dvpo"], BASE),
+        failure_findings(final, BASE),
+    ):
+        assert "DVPO under heavy-tailed spikes: 2 of 3 diverged (math, seed 1, at step 7 and math, seed 2" in text
+        assert "Missing scores" not in text and "nan" not in text
+    assert "DVPO 2 of 3 diverged" in comparison_findings(final).replace("\N{NO-BREAK SPACE}", " ")
+    table = tables.final_table(final).set_index(["noise", "method"]).loc["heavy-tailed spikes"]
+    assert (
+        set(table.loc["DVPO", ["ID", "OOD", "ALL"]]) == {"2\xa0of\xa03\xa0diverged"} and table.loc["DVPO", "runs"] == 1
+    )
+    metrics = tables.final_metrics(final, pd.DataFrame({"rollouts": [10]}))
+    assert metrics["diverged"] == 2 and metrics["accuracy"]["dvpo"]["spikes"]["ID"] == {"iqm": None}
+    assert "diverged" not in tables.final_metrics(final[~lost], pd.DataFrame({"rollouts": [10]}))
+    rows = final.replace({"method": {"ppo": "core", "dvpo": "+ consistency"}})
+    rows = rows[rows["noise"] == "spikes"]
+    assert "the change is missing" in ablation_findings(rows) and "2 of 3 diverged" in ablation_findings(rows)
+    assert "2\xa0of\xa03\xa0diverged" in tables.ablation_table(rows, BASE).to_numpy()
+
+
 def test_ablation_findings_show_a_missing_change():
     final = final_frame({("core", "spikes"): [0.5] * 3, ("+ consistency", "spikes"): [0.6] * 3})
     row, _, named = ablation_findings(without(final, method="core", seed=1, suite="math_ood")).splitlines()

@@ -196,6 +196,23 @@ def test_what_is_not_finite_is_named_before_it_spoils_weights(tokenizer, where, 
     assert all(torch.equal(v, before[k]) or where == "weights" for k, v in t.policy.state_dict().items())
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("answer", ["<eos>", "answer"])
+def test_a_policy_that_gives_one_answer_or_never_ends_keeps_finite_weights(tokenizer, method, answer):
+    """Every response is one token, or a word up to the limit: no valid token, so updates are skipped and counted."""
+    policy = small_policy(tokenizer)
+    word = tokenizer.convert_tokens_to_ids(answer)
+    policy.lm_head = torch.nn.Linear(policy.config.hidden_size, len(tokenizer))
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(0.01)
+        policy.lm_head.bias.copy_(60.0 * torch.nn.functional.one_hot(torch.tensor(word), len(tokenizer)))
+    t = quiet_trainer(policy, arm, config(method, mask_truncated_completions=True), tokenizer)
+    logs = t.step()
+    assert t.table is not None and logs["completions/mean_length"] == (1 if answer == "<eos>" else 4)
+    assert all(p.isfinite().all() for network in networks(t) for p in network.parameters())
+    assert logs.get("skipped_update", 0) == (answer != "<eos>")
+
+
 def test_settings_are_checked_by_name():
     for changes, message in [
         (dict(beta=float("nan")), "beta"),

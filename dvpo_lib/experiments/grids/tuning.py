@@ -126,7 +126,7 @@ def train_grid(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
     """
     family = params.families[0]
     runs, critics = plan_grid(params, methods, seeds)
-    folders = iter(execute_specs(critics, params.runtime.workers, "critics of the grid"))
+    folders = iter(execute_specs(critics, params.runtime, "critics of the grid"))
     specs = []
     for method, _, seed, training, critic in runs:
         file = next(folders) / "critic.safetensors" if critic is not None else None
@@ -135,7 +135,7 @@ def train_grid(params, methods: Iterable[str], seeds: int) -> pd.DataFrame:
             dataclasses.replace(spec, evaluation=EvaluationSettings(prompts=1, k=1))
         )  # the final test is not used
     rows = []
-    trained = execute_specs(specs, params.runtime.workers, "the grid")
+    trained = execute_specs(specs, params.runtime, "the grid")
     for (method, point, seed, *_), folder in zip(runs, trained, strict=True):
         curves, setting = collect_run_tables([folder], "curves"), SENSITIVE_SETTINGS[method][0]
         rows.append(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +24,14 @@ from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer import DVPOTrainer
+from dvpo_lib.rl.trainer_base.checkpoints import CheckpointError, read_checkpoint_manifest
 from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with_changes
+from dvpo_lib.rl.updates import TrainingDiverged
 from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy
 from dvpo_lib.tasks.families import FAMILIES
 from dvpo_lib.tasks.suites import load_suites
 
+logger = logging.getLogger(__name__)
 CURVE_NAMES = {  # the trainer's names of metrics: those of curves.csv
     "reward": "reward_noisy",
     "completions/mean_length": "length",
@@ -38,7 +44,8 @@ UNUSED_LOGS = {"step", "loss", "grad_norm", "learning_rate", "epoch", "reward_st
 class TrainingSpec:
     """Trains one policy and tests it. Stores curves.csv, final.csv, policy.safetensors and, if any, critic.safetensors.
 
-    A spec holds everything that its run depends on, so that the run store can key the result by it.
+    A spec holds everything that its run depends on, so that the run store can key the result by it. A run that diverges
+    stores diverged.json in place of weights; its scores are missing, and column `diverged` of final.csv has the step.
     """
 
     name: str  # row in tables: a method, or a row of the ablation
@@ -78,21 +85,43 @@ class TrainingSpec:
 
     def execute(self, folder: Path, scratch: Path) -> None:
         """Writes the results to `folder`; keeps resumable state in `scratch`."""
-        trainer = build_trainer(self, scratch / "checkpoints")
-        trainer.train(resume_from_checkpoint=True)
-        policy, critic, curves = trainer.policy, trainer.critic, learning_curve(trainer)
+        drop_damaged_checkpoints(scratch / "checkpoints")
+        trainer, suites, diverged = build_trainer(self, scratch / "checkpoints"), load_suites(self.suites), None
+        try:
+            trainer.train(resume_from_checkpoint=True)
+        except TrainingDiverged as error:
+            diverged = {"method": self.method, "seed": self.seed, "step": trainer.state.global_step}
+            (folder / "diverged.json").write_text(json.dumps({**diverged, "error": str(error)}) + "\n", "utf-8")
+        curves, tokenizer = learning_curve(trainer), trainer.processing_class
+        if diverged:
+            final = untested_policy(suites, self.family, diverged["step"])
+        else:
+            final = final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed)
+            save_networks(trainer, folder)
         if self.critic_file:
             curves["rollouts"] += self.critic.pretrain_rollouts
-        suites, tokenizer = load_suites(self.suites), trainer.processing_class
-        final = pd.DataFrame(final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed))
-        for name, table in {"curves": curves, "final": final}.items():
+        for name, table in {"curves": curves, "final": pd.DataFrame(final)}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
-        state = policy.state_dict()
-        if policy.config.tie_word_embeddings:
-            state.pop("lm_head.weight", None)  # the embeddings once more: safetensors refuses shared memory
-        save_file(state, folder / "policy.safetensors")
-        if critic is not None:
-            save_file(critic.state_dict(), folder / "critic.safetensors")
+
+
+def save_networks(trainer: DVPOTrainer, folder: Path) -> None:
+    """Writes policy.safetensors and, if there is a critic, critic.safetensors."""
+    state = trainer.policy.state_dict()
+    if trainer.policy.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # the embeddings once more: safetensors refuses shared memory
+    save_file(state, folder / "policy.safetensors")
+    if trainer.critic is not None:
+        save_file(trainer.critic.state_dict(), folder / "critic.safetensors")
+
+
+def drop_damaged_checkpoints(folder: Path) -> None:
+    """Deletes checkpoints that a crash has damaged, so that the run goes on from an earlier one or starts anew."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            read_checkpoint_manifest(checkpoint)
+        except CheckpointError as error:
+            logger.warning(f"{error}; it is deleted")
+            shutil.rmtree(checkpoint)
 
 
 def build_trainer(spec: TrainingSpec, checkpoints: Path | None = None) -> DVPOTrainer:
@@ -121,11 +150,18 @@ def build_trainer(spec: TrainingSpec, checkpoints: Path | None = None) -> DVPOTr
 
 
 def learning_curve(trainer: DVPOTrainer) -> pd.DataFrame:
-    """The logs of a run, one row per iteration, under the names of curves.csv."""
+    """The logs of a run, one row per iteration, under the names of curves.csv.
+
+    A run that stopped early has a last row without rewards, for the iteration in which it stopped.
+    """
+    args = trainer.args
     logs = [record for record in trainer.state.log_history if "reward" in record and "train_loss" not in record]
+    step = (trainer.state.global_step // args.steps_per_iteration + 1) * args.steps_per_iteration
+    if step <= trainer.state.max_steps:
+        logs.append({"step": step, "reward": None, "reward_true": None})
     curves = pd.DataFrame(logs).rename(columns=CURVE_NAMES)
-    curves["iteration"] = curves["step"] // trainer.args.steps_per_iteration - 1
-    curves["rollouts"] = (curves["iteration"] + 1) * trainer.args.generation_batch_size
+    curves["iteration"] = curves["step"] // args.steps_per_iteration - 1
+    curves["rollouts"] = (curves["iteration"] + 1) * args.generation_batch_size
     unused = [name for name in curves if name in UNUSED_LOGS or name.startswith("rewards/")]
     curves = curves.drop(columns=unused)
     first = ["iteration", "rollouts", "reward_noisy", "reward_true"]
@@ -172,15 +208,25 @@ def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, 
     Yields:
         {suite, role, metric, value}; role is ID (trained family), OOD (its longer problems) or transfer (others).
     """
-    for name, splits in suites.items():
+    for name, split, suite, role in _test_sets(suites, family):
+        data = suites[name][split].select(range(min(cfg.prompts, len(suites[name][split]))))
+        scores = evaluate_policy(policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite))
+        yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
+
+
+def untested_policy(suites, family: str, step: int) -> Iterator[dict]:
+    """The rows of `final_test` for a run that diverged: values are missing, and `diverged` is the step."""
+    for *_, suite, role in _test_sets(suites, family):
+        for metric in ("sampled", "pass_at_k", "greedy"):
+            yield dict(suite=suite, role=role, metric=metric, value=None, diverged=step)
+
+
+def _test_sets(suites, family: str) -> Iterator[tuple[str, str, str, str]]:
+    """(family, split, name of the test set, role) of every test set for a policy trained on `family`."""
+    for name in suites:
         for split in ("test", "ood"):
-            data = splits[split].select(range(min(cfg.prompts, len(splits[split]))))
             role = "transfer" if name != family else "ID" if split == "test" else "OOD"
-            suite = f"{name}_{'id' if split == 'test' else 'ood'}"
-            scores = evaluate_policy(
-                policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite)
-            )
-            yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
+            yield name, split, f"{name}_{'id' if split == 'test' else 'ood'}", role
 
 
 def training_spec(

@@ -23,7 +23,7 @@ from dvpo_lib.reporting.figures.style import (
     new_figure,
 )
 from dvpo_lib.reporting.prose import missing_text
-from dvpo_lib.reporting.statistics import curve_bands, missing_scores, run_scores, summarise_scores
+from dvpo_lib.reporting.statistics import curve_bands, diverged_runs, missing_scores, run_scores, summarise_scores
 
 
 def _in_order(values) -> list:
@@ -186,7 +186,8 @@ def final_comparison(
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
     dashed = " Dashed: the base policy." if base else ""
-    dashed += data_text(" " + missing_text(missing_scores(final, metric)).replace("**", ""), 600).rstrip()
+    lost = missing_text(missing_scores(final, metric), diverged_runs(final)).replace("**", "")
+    dashed += data_text(f" {lost}", 600).rstrip()
     return add_caption(
         figure,
         "Symbols: interquartile mean over runs with its stratified bootstrap 95 % interval; "

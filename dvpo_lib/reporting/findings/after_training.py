@@ -14,6 +14,8 @@ from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import (
+    MISSING,
+    diverged_cells,
     interval_text,
     join_words,
     missing_text,
@@ -91,14 +93,16 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
     s = statistics.summarise_scores(final, metric).set_index(["noise", "role"])
     base = {role: base.get(role, np.nan) for role in dict.fromkeys([*final["role"], "ID"])}
     name = look_of(final["method"].iloc[0]).name
-    lines = []
+    lines, lost = [], diverged_cells(statistics.diverged_runs(final))
     for noise in dict.fromkeys(final["noise"]):
         parts = []
         for role in dict.fromkeys(final["role"]):
             r = s.loc[(noise, role)]
             score, change = interval_text(r["iqm"], r["low"], r["high"]), signed_points(r["iqm"] - base[role])
             parts.append(f"{score} {ROLE_PHRASES[role]} ({change})")
-        lines.append(f"- **{noise_phrase(noise, capital=True)}** {name} reaches {join_words(parts)}.")
+        gap = lost.get((final["method"].iloc[0], noise))
+        reached = f"has no score: {gap}" if gap else f"reaches {join_words(parts)}"
+        lines.append(f"- **{noise_phrase(noise, capital=True)}** {name} {reached}.")
     if "none" in s.index and len(set(final["noise"])) > 1:
         free = s.loc[("none", "ID"), "iqm"] - base["ID"]
         for noise in dict.fromkeys(n for n in final["noise"] if n != "none"):
@@ -111,25 +115,28 @@ def training_findings(final: pd.DataFrame, base: Mapping[str, float], metric: st
             else:
                 lines.append("- There is no noise-free gain of which a share could be kept.")
     n = int(s["n"].min())
-    bands = "In brackets: 95 % bootstrap intervals" if n > 1 else "One seed, so no intervals"
+    bands = "In brackets: 95 % bootstrap intervals" if n != 1 else "One seed, so no intervals"
     lines.append(f"- {bands}; in parentheses: the change over the base policy.")
     lines += _missing_line(final, metric)
     return "\n".join(lines)
 
 
 def _missing_line(final: pd.DataFrame, metric: str) -> list[str]:
-    """One list item that names the missing scores, or nothing."""
-    text = missing_text(statistics.missing_scores(final, metric))
+    """One list item that names runs that diverged and missing scores, or nothing."""
+    text = missing_text(statistics.missing_scores(final, metric), statistics.diverged_runs(final))
     return [f"- {text}"] if text else []
 
 
 def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
     """Ranking of methods under each noise (ID), and those that differ from the baseline beyond their intervals."""
     s, p = statistics.summarise_scores(final, metric), statistics.improvement_table(final, baseline, metric)
-    lines = []
+    lines, lost = [], diverged_cells(statistics.diverged_runs(final))
     for noise in dict.fromkeys(s["noise"]):
         own = s[(s["noise"] == noise) & (s["role"] == "ID")].sort_values("iqm", ascending=False)
-        order = join_words(f"{display_name(r.method)} {interval_text(r.iqm, r.low, r.high)}" for r in own.itertuples())
+        own["gap"] = [lost.get((method, noise), MISSING) for method in own["method"]]
+        order = join_words(
+            f"{display_name(r.method)} {interval_text(r.iqm, r.low, r.high, gap=r.gap)}" for r in own.itertuples()
+        )
         versus = p[(p["noise"] == noise) & (p["role"] == "ID")]
         up = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.low > 0.5]
         down = [f"{display_name(r.method)} (P = {r.probability:.2f})" for r in versus.itertuples() if r.high < 0.5]
@@ -159,7 +166,7 @@ def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
     return [
         (display_name(m), display_name(control))
         for m, control in pairs
-        if control in own and own[m].equals(own[control])
+        if control in own and own[m].equals(own[control]) and own[m].notna().any()
     ]
 
 

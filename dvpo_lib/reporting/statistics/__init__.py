@@ -10,6 +10,7 @@ from dvpo_lib.reporting.statistics.bootstrap import (
 from dvpo_lib.reporting.statistics.runs import (
     complete_mean,
     curve_bands,
+    diverged_runs,
     improvement_table,
     missing_scores,
     paired_differences,
@@ -23,6 +24,7 @@ __all__ = [
     "cluster_bootstrap",
     "complete_mean",
     "curve_bands",
+    "diverged_runs",
     "improvement_table",
     "interquartile_mean",
     "missing_scores",

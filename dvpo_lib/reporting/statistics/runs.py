@@ -43,8 +43,25 @@ def _scores_by_suite(final: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.concat([chosen, absent], ignore_index=True) if len(absent) else chosen
 
 
+def diverged_runs(final: pd.DataFrame) -> pd.DataFrame:
+    """Runs that diverged, which have no scores.
+
+    Args:
+        final: As in `run_scores`. Column `diverged`, if there is one: the optimiser step at which the run diverged.
+
+    Returns:
+        Columns method, noise, family, seed, diverged, and runs: the number of all runs of the method under the noise.
+    """
+    runs = final.drop_duplicates(RUN)
+    runs = runs.assign(runs=runs.groupby(["method", "noise"])["seed"].transform("size"))
+    found = runs[runs["diverged"].notna()] if "diverged" in runs else runs.head(0).assign(diverged=np.nan)
+    return found[[*RUN, "diverged", "runs"]].reset_index(drop=True)
+
+
 def missing_scores(final: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
     """Runs and test sets without a score: the value is missing, or the run has no row of the test set.
+
+    Those of runs that diverged are not among them: `diverged_runs` lists these.
 
     Args:
         final: As in `run_scores`.
@@ -54,7 +71,9 @@ def missing_scores(final: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame
         Columns method, noise, family, seed, suite, role; empty if nothing is missing.
     """
     scores = _scores_by_suite(final, metric)
-    return scores.loc[scores["value"].isna(), [*RUN, "suite", "role"]].reset_index(drop=True)
+    missing = scores.loc[scores["value"].isna(), [*RUN, "suite", "role"]]
+    diverged = pd.MultiIndex.from_frame(diverged_runs(final)[RUN])
+    return missing[~pd.MultiIndex.from_frame(missing[RUN]).isin(diverged)].reset_index(drop=True)
 
 
 def run_scores(final: pd.DataFrame, metric: str = "sampled", overall: bool = False) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from dvpo_lib.experiments.real.solutions.data import (
     truncate_texts,
 )
 from dvpo_lib.experiments.real.solutions.specs import solution_backbone_spec, solution_critic_specs
-from dvpo_lib.experiments.run_store import execute_specs
+from dvpo_lib.experiments.run_store import SweepSettings, execute_specs
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.models.policy import load_policy
@@ -63,7 +63,7 @@ def run_solution_study(
     cfg: RealSettings,
     critics: Mapping[str, CriticSettings],
     seed: int,
-    workers: int | None = None,
+    workers: SweepSettings | int | None = None,
     progress: str | None = "critics on real solutions",
     resamples: int = 1000,
 ) -> SolutionStudy | None:
@@ -73,7 +73,7 @@ def run_solution_study(
         cfg: Settings of the study.
         critics: {name: settings} of the critics in params.yaml.
         seed: First seed.
-        workers: Processes at a time. One per core if None.
+        workers: Where runs are computed: argument `runtime` of `execute_specs`.
         progress: Label of the progress bar. No bar if None.
         resamples: Bootstrap resamples.
 

@@ -30,7 +30,7 @@ from dvpo_lib.experiments.real.trajectories.data import (
     tokenize_turns,
 )
 from dvpo_lib.experiments.real.trajectories.specs import trajectory_backbone_specs, trajectory_critic_specs
-from dvpo_lib.experiments.run_store import collect_run_tables, execute_specs
+from dvpo_lib.experiments.run_store import SweepSettings, collect_run_tables, execute_specs
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.reporting.statistics import Estimate
@@ -76,7 +76,7 @@ def run_trajectory_study(
     cfg: RealSettings,
     critics: Mapping[str, CriticSettings],
     seed: int,
-    workers: int | None = None,
+    workers: SweepSettings | int | None = None,
     progress: str | None = "critics on conversations",
     resamples: int = 1000,
 ) -> TrajectoryStudy | None:

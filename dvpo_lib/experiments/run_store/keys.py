@@ -1,0 +1,61 @@
+"""Keys of runs: hashes of everything that a run depends on."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from dvpo_lib.experiments.import_graph import reachable_files
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder."""
+    path, digest = Path(path), hashlib.sha256()
+    for p in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(p.relative_to(path).as_posix().encode() + b"\0" + p.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """SHA-256 of the code of a module and of all modules of this package that it imports, directly or not."""
+    root = Path(__file__).parents[3]
+    files = sorted(reachable_files([module], root))
+    return hashlib.sha256(
+        "".join(f + source_without_comments((root / f).read_text("utf-8")) for f in files).encode()
+    ).hexdigest()
+
+
+def source_without_comments(source: str) -> str:
+    """The syntax tree of a source as text, without comments, layout and docstrings: they change no result."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = body[1:]
+    return ast.dump(tree)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on."""
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
+def spec_key(spec) -> str:
+    """The key of a run: its folder's name in the store."""
+    content = {k: v for k, v in dataclasses.asdict(spec).items() if k not in getattr(spec, "not_hashed", ())}
+    content |= {name: file_hash(content[name]) for name in spec.inputs if content[name] is not None}
+    content |= {"spec": type(spec).__name__, "code": code_hash(type(spec).__module__), **library_versions()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def spec_name(spec) -> str:
+    """The name of a run in messages, such as "TrainingSpec dvpo, spikes, math, seed 3"."""
+    known = getattr(spec, "labels", None) or {k: getattr(spec, k) for k in ("family", "seed") if hasattr(spec, k)}
+    parts = [f"{k} {v}" if isinstance(v, int) else str(v) for k, v in known.items()]
+    return " ".join([type(spec).__name__, ", ".join(parts)]).strip()
