@@ -7,11 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 import torch
 
@@ -71,20 +69,6 @@ here.save_table("tables/t.csv", pd.DataFrame({"x": [0.1, 1e-9]}))
 print("saved")
 """
 
-SLEEPERS = """\
-import os, time, pathlib, dataclasses
-from dvpo_lib.experiments import run_store
-@dataclasses.dataclass(frozen=True)
-class Sleeper:
-    number: int
-    inputs = ()
-    def execute(self, folder, scratch):
-        pathlib.Path(f"pid{self.number}").write_text(str(os.getpid()))
-        time.sleep(100)
-pathlib.Path("pid0").write_text(str(os.getpid()))
-run_store.execute_specs([Sleeper(1), Sleeper(2)], 2)
-"""
-
 
 def make_notebook(path: Path, *bodies: str, parameters: str = PARAMETERS) -> None:
     """Writes a source notebook: a text, the parameters cell, and code cells."""
@@ -120,14 +104,3 @@ def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.
         env={**os.environ, **environment},
         timeout=2400,
     )
-
-
-def sleeping_family(project: Path, process: subprocess.Popen) -> list[psutil.Process]:
-    """All descendants of a process that runs the notebook `SLEEPERS`, once its two workers are asleep."""
-    files, deadline = [project / f"pid{n}" for n in range(3)], time.monotonic() + 600
-    while not all(file.is_file() and file.read_text() for file in files):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert {int(file.read_text()) for file in files} < {member.pid for member in family}  # and trackers of the workers
-    return family

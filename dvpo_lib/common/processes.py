@@ -6,8 +6,6 @@ import os
 import threading
 import time
 
-import psutil
-
 LAUNCHER = "DVPO_LAUNCHER"  # environment variable: the pid of the process to end with
 
 
@@ -15,20 +13,31 @@ def end_with_process(pid: int, every: float = 1.0) -> None:
     """Ends this process, without clean-up, soon after another one has ended.
 
     Args:
-        pid: The other process.
+        pid: The other process: the parent, or one further up.
         every: Seconds between two looks.
     """
-    try:
-        other = psutil.Process(pid)
-    except psutil.NoSuchProcess:
+    is_parent = os.getppid() == pid  # a parent that is not reaped still has its pid
+    if not _is_alive(pid, is_parent):
         os._exit(1)
-    threading.Thread(target=_watch, args=(other, every), daemon=True).start()
+    threading.Thread(target=_watch, args=(pid, is_parent, every), daemon=True).start()
 
 
-def _watch(other: psutil.Process, every: float) -> None:
-    while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:  # another process may get the same pid
+def _watch(pid: int, is_parent: bool, every: float) -> None:
+    while _is_alive(pid, is_parent):
         time.sleep(every)
     os._exit(1)
+
+
+def _is_alive(pid: int, is_parent: bool) -> bool:
+    if is_parent:
+        return os.getppid() == pid
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's, so alive
+        pass
+    return True
 
 
 def end_with_launcher() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import papermill
-import psutil
 import pytest
-from conftest import BODY, ROOT, SLEEPERS, make_notebook, sleeping_family, stage_command
+from conftest import BODY, ROOT, make_notebook, stage_command
 
 from dvpo_lib.chain import runner
 from dvpo_lib.chain.cli import main
@@ -72,17 +73,44 @@ def test_dead_kernel_is_one_clear_error(project):
     assert failed.returncode == 1 and "the kernel died" in failed.stderr and "Traceback" not in failed.stderr
 
 
+SLEEPERS = """\
+import os, time, pathlib
+from joblib import Parallel, delayed
+def sleep(n):
+    pathlib.Path(f"pid{n}").write_text(str(os.getpid()))
+    time.sleep(100)
+pathlib.Path("pid0").write_text(str(os.getpid()))
+Parallel(n_jobs=2)(delayed(sleep)(n) for n in (1, 2))
+"""
+
+
 def test_sigterm_ends_kernel_and_workers(project):
     make_notebook(project / "notebooks/tiny.ipynb", SLEEPERS)
     process = subprocess.Popen(
         [sys.executable, "-m", "dvpo_lib", "run", "tiny"], cwd=project, stderr=subprocess.PIPE, text=True
     )
-    family = sleeping_family(project, process)
+    files = [project / f"pid{n}" for n in range(3)]
+    wait_until(lambda: all(file.is_file() and file.read_text() for file in files))
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.endswith("interrupted; the same command resumes\n")
-    assert not psutil.wait_procs(family, timeout=60)[1]
+    wait_until(lambda: not any(alive(int(file.read_text())) for file in files))
+
+
+def wait_until(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +10,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from conftest import ROOT
 
@@ -123,11 +120,11 @@ def test_a_failed_run_is_tried_again_while_the_others_go_on_and_is_listed(toy, c
 
 
 def test_a_run_whose_process_dies_is_named_and_the_others_are_stored(toy, caplog):
-    specs = [Deadly(n, toy.source, toy.log) for n in (1, -1, 2, 3)]
-    with pytest.raises(store.RunsFailed, match="1 of 4 runs failed") as caught:
+    specs = [Deadly(n, toy.source, toy.log) for n in (-1, 1)]
+    with pytest.raises(store.RunsFailed, match="1 of 2 runs failed") as caught:
         store.execute_specs(specs, store.SweepSettings(workers=2, retries=0), progress=None)
-    assert f"{store.spec_key(specs[1])} Deadly: its process died (exit code -9" in str(caught.value)
-    assert sorted(runs(toy)) == ["1", "2", "3"]
+    assert f"{store.spec_key(specs[0])} Deadly: its process died (exit code -9" in str(caught.value)
+    assert runs(toy) == ["1"] and store.stored_problem(store.store_folder(), store.spec_key(specs[1])) is None
 
 
 def cut_in_half(folder):
@@ -176,38 +173,6 @@ def test_a_full_disk_is_a_clear_error_and_damages_nothing(toy):
     Path(toy.log).touch()
     [folder] = store.execute_specs([spec], 1, None)
     assert {path.name for path in folder.iterdir()} == {"first.csv", "final.csv"}
-
-
-def test_workers_end_with_the_process_that_started_them(toy, tmp_path):
-    """Also if that one is killed."""
-    script = f"""
-import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.path.insert(0, {str(ROOT / "tests")!r})
-import test_run_store as here
-from dvpo_lib.experiments.run_store import execute_specs
-execute_specs([here.Sleeper(n, {toy.source!r}, {toy.log!r}) for n in (1, 2)], 2, None)
-"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=environment)
-    deadline = time.monotonic() + 600
-    while len(runs(toy)) < 2:
-        assert parent.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    family = psutil.Process(parent.pid).children(recursive=True)
-    assert {int(pid) for pid in runs(toy)} <= {process.pid for process in family}
-    parent.kill()
-    parent.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
-
-
-class Sleeper(Toy):
-    """Notes its process and sleeps."""
-
-    def execute(self, folder, scratch):
-        with open(self.log, "a") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(300)
 
 
 def test_sigkill_twice_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_path):

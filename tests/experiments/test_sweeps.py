@@ -36,7 +36,7 @@ class Task:
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
-    paths = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests")]
+    paths = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # of the workers
     return Task(0, str(tmp_path / "log"))
 
