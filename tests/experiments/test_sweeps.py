@@ -38,12 +38,13 @@ def task(tmp_path, monkeypatch):
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
     paths = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # of the workers
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "600000")  # a busy machine is slow to start Ray
     return Task(0, str(tmp_path / "log"))
 
 
 SETTINGS = {
     "ray": store.SweepSettings("ray", workers=2, retries=1),
-    "slurm": store.SweepSettings("slurm", retries=1, executor_options={"cluster": "local", "timeout_min": 5}),
+    "slurm": store.SweepSettings("slurm", retries=1, executor_options={"cluster": "local", "timeout_min": 60}),
 }
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
