@@ -94,6 +94,25 @@ def aggregate_loss(
     raise ValueError(f"unknown aggregation {how!r}, or 'constant' without max_length")
 
 
+def policy_ratio(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, level: Literal["token", "sequence"] = "token"
+) -> tuple[Tensor, Tensor]:
+    """(B, T) log-ratios logp - old_logp, 0 if masked, and their exponentials by `bounded_exp`.
+
+    Args:
+        logp: (B, T).
+        old_logp: (B, T).
+        mask: (B, T).
+        level: "token", or "sequence": each token has the mean of its response's log-ratios (GSPO, Zheng et al. 2025).
+    """
+    zero = torch.zeros_like(logp)
+    log_ratio = torch.where(mask, logp - torch.where(mask, old_logp, zero), zero)
+    if level == "sequence":
+        mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        log_ratio = torch.where(mask, mean, zero)
+    return log_ratio, bounded_exp(log_ratio)
+
+
 def policy_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -103,6 +122,8 @@ def policy_loss(
     epsilon_high: float | None = None,
     how: Literal["token_mean", "sequence_mean", "constant"] = "token_mean",
     max_length: int | None = None,
+    level: Literal["token", "sequence"] = "token",
+    delta: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped loss -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (Schulman et al. 2017).
 
@@ -115,16 +136,17 @@ def policy_loss(
         epsilon_high: Upper clip range; default epsilon.
         how: See `aggregate_loss`.
         max_length: See `aggregate_loss`.
+        level: Of the ratio, see `policy_ratio`.
+        delta: Largest ratio where the advantage is negative, too (two-sided clip, INTELLECT-2 2025); None: no limit.
 
     Returns:
         (loss, {"clip_fraction", "approx_kl"}): approx_kl is the k3 estimate of KL(old || new).
     """
-    zero = torch.zeros_like(logp)
-    log_ratio = torch.where(mask, logp - torch.where(mask, old_logp, zero), zero)
-    advantages = torch.where(mask, advantages, zero)
-    ratio = bounded_exp(log_ratio)
+    log_ratio, ratio = policy_ratio(logp, old_logp, mask, level)
+    advantages = torch.where(mask, advantages, torch.zeros_like(logp))
     clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
-    loss = aggregate_loss(-torch.minimum(ratio * advantages, clipped * advantages), mask, how, max_length)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    loss = aggregate_loss(-torch.minimum(bounded * advantages, clipped * advantages), mask, how, max_length)
     with torch.no_grad():
         stats = {
             "clip_fraction": masked_mean((ratio != clipped).to(logp.dtype), mask),

@@ -84,7 +84,12 @@ def copy_backbone(policy: nn.Module, layers: int | None = None) -> nn.Module:
     """
     if hasattr(policy, "merge_and_unload"):
         policy = copy.deepcopy(policy).merge_and_unload()
-    backbone = text_backbone(policy)
+    backbone = _copy_layers(text_backbone(policy), layers)
+    backbone.generation_config = copy.deepcopy(getattr(policy, "generation_config", None))  # it lists ends of turns
+    return backbone
+
+
+def _copy_layers(backbone: nn.Module, layers: int | None) -> nn.Module:
     if layers is None:
         return copy.deepcopy(backbone)
     depth = backbone.config.num_hidden_layers

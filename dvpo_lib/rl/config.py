@@ -25,6 +25,7 @@ BOUNDS = (
     ("beta", 0, None),
     ("epsilon", 0, None),
     ("epsilon_high", 0, None),
+    ("delta", 0, None),
     ("entropy_coef", 0, None),
     ("gamma", 0, 1),
     ("lam", 0, 1),
@@ -36,7 +37,7 @@ BOUNDS = (
     ("importance_sampling_cap", 0, None),
     ("sampling_batch_size", 1, None),
 )
-ABOVE_ZERO = ("temperature", "top_p", "epsilon", "epsilon_high", "gamma", "lam_adaptive", "awr_temperature")
+ABOVE_ZERO = ("temperature", "top_p", "epsilon", "epsilon_high", "delta", "gamma", "lam_adaptive", "awr_temperature")
 NESTED = {"critic": CriticSettings, "readout": adv.ReadoutSettings}
 
 
@@ -78,6 +79,7 @@ class DVPOConfig(TrainingArguments):
     beta: float = 0.0  # weight of the KL penalty to the reference policy; 0: no reference policy
     kl_placement: Literal["reward", "loss"] | None = None  # of the penalty; null: as in the method's source
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # of the KL there; null: as in the method's source
+    use_bias_correction_kl: bool = False  # KL in the loss times the policy ratio: k3's gradient is then that of the KL
     gamma: float = 1.0  # discount
     lam: float = 0.95  # lambda of the actor's advantages
     lam_critic: float = 1.0  # lambda of the critic's targets
@@ -96,6 +98,8 @@ class DVPOConfig(TrainingArguments):
     num_iterations: int = 1  # passes over a generation batch
     epsilon: float = 0.2  # clip range of the policy ratio
     epsilon_high: float | None = None  # upper clip range; null: epsilon
+    delta: float | None = None  # largest ratio at negative advantages, above 1 + epsilon_high; null: no limit
+    importance_sampling_level: Literal["token", "sequence"] = "token"  # ratio of each token, or mean of its response
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] | None = None  # TRL's names of averages; null: the method's
     entropy_coef: float = 0.0  # weight of the entropy bonus
     router_aux_loss_coef: float | None = None  # of a mixture of experts' load balance; null: the model's own
@@ -167,7 +171,10 @@ class DVPOConfig(TrainingArguments):
 
     def _apply_generation_kwargs(self) -> None:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        as_it_is = dict(do_sample=True, num_beams=1, num_return_sequences=1)  # other values: no sampling
         for name, value in (self.generation_kwargs or {}).items():
+            if name in as_it_is and value == as_it_is[name]:
+                continue
             if name not in names:
                 raise ValueError(f"generation_kwargs: {name} is not supported; there are {', '.join(names)}")
             setattr(self, name, value)

@@ -173,7 +173,8 @@ def _by_group(x: Experience, args: DVPOConfig, scale: str) -> tuple[Tensor, None
     rewards = response_rewards(x, args)
     advantages = adv.group_advantages(rewards, args.num_generations, scale == "group")
     if scale == "batch":
-        advantages = advantages / (rewards[x.known].std() + 1e-4)
+        known = rewards[x.known]
+        advantages = advantages / (known.std() + 1e-4) if len(known) > 1 else advantages  # one reward: all are 0
     return advantages[:, None].expand(x.mask.shape), None
 
 

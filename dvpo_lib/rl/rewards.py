@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -195,15 +197,26 @@ def _awaited(pending: list) -> list:
     """Results or exceptions of awaitables, run side by side in a thread: notebooks have a running loop in theirs."""
     if not pending:
         return []
-    results: list = []
 
-    async def together():
-        results.extend(await asyncio.gather(*pending, return_exceptions=True))
+    async def settled(awaitable):
+        try:
+            return await awaitable
+        except BaseException as error:  # an interrupt, too: it would end the loop's thread and leave us waiting
+            return error
 
-    thread = threading.Thread(target=asyncio.run, args=(together(),))
-    thread.start()
-    thread.join()
-    return results
+    async def together() -> list:
+        return await asyncio.gather(*map(settled, pending))
+
+    loop = _loop_of(os.getpid(), threading.get_ident())
+    return asyncio.run_coroutine_threadsafe(together(), loop).result()
+
+
+@functools.cache
+def _loop_of(process: int, thread: int) -> asyncio.AbstractEventLoop:
+    """One loop for all calls from a thread: what functions keep (clients, semaphores) belongs to the loop it met."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward]:

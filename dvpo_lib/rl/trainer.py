@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -30,15 +30,7 @@ from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_
 from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
-from dvpo_lib.rl.updates import (
-    Batch,
-    NotFiniteError,
-    TrainingDiverged,
-    batch_of,
-    check_weights,
-    update_critic,
-    update_policy,
-)
+from dvpo_lib.rl.updates import Batch, NotFiniteError, batch_of, update_critic, update_policy
 
 
 class DVPOTrainer(PreparedTrainer):
@@ -69,8 +61,7 @@ class DVPOTrainer(PreparedTrainer):
                 self._after_step(logs, learning_rate, trial, ignore_keys_for_eval, start)
                 if self.control.should_training_stop:
                     break
-        with self._divergence_named():
-            check_weights(self.model)
+        self.check_networks()
         return self._finalize_training(trial, samples, start)
 
     def step(self) -> dict[str, float]:
@@ -236,7 +227,10 @@ class DVPOTrainer(PreparedTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         """Samples, scores and judges completions of a dataset's prompts, for `evaluate`; nothing is learned."""
-        return evaluate_prompts(self, dataloader, metric_key_prefix)
+        with self._divergence_named(), self.separate_logs() as logged:
+            output = evaluate_prompts(self, dataloader, metric_key_prefix)
+            means = {f"{metric_key_prefix}_{name}": float(np.mean(values)) for name, values in logged.items()}
+            return output._replace(metrics=output.metrics | means)
 
     # ---- bookkeeping ----
 
@@ -260,10 +254,11 @@ class DVPOTrainer(PreparedTrainer):
         they are never scored.
         """
         reward = batch_metrics(rollouts, scores, x, self.args, self.terminated(rollouts), self.group_size)
+        watched = rollouts
         if self.method.offline:
-            rollouts, columns = self.sample(self.actor, "watching")
-            reward |= self._watched(rollouts)
-        for name, value in (reward | self.watched_rewards(rollouts, columns)).items():
+            watched, columns = self.sample(self.actor, "watching")
+            reward |= self._watched(watched)
+        for name, value in (reward | self.watched_rewards(watched, columns)).items():
             self.log_metric(name, value)
         if self.args.log_completions:
             mean = torch.where(x.mask, advantages, 0.0).sum(1) / x.mask.sum(1).clamp(min=1)
@@ -285,14 +280,3 @@ class DVPOTrainer(PreparedTrainer):
             name: self.score(rollouts, columns, {name: f}).rewards.nanmean().item()
             for name, f in self.log_funcs.items()
         }
-
-    @contextmanager
-    def _divergence_named(self) -> Iterator[None]:
-        try:
-            yield
-        except NotFiniteError as error:
-            args = self.args
-            raise TrainingDiverged(
-                f"{args.method}, seed {args.seed}, step {self.state.global_step}: {error}. Training stops before the "
-                f"weights are spoilt; lower learning_rate ({args.learning_rate}) or raise beta"
-            ) from error

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from dvpo_lib.functional.critic_losses import mean_gap, return_scale
 from dvpo_lib.functional.final_states import join_final
-from dvpo_lib.functional.policy_losses import aggregate_loss, awr_loss, kl_estimate, masked_mean, policy_loss
+from dvpo_lib.functional.policy_losses import (
+    aggregate_loss,
+    awr_loss,
+    kl_estimate,
+    masked_mean,
+    policy_loss,
+    policy_ratio,
+)
 from dvpo_lib.models.critic import critic_objective
 from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.models.policy import token_logprobs
@@ -169,11 +176,15 @@ def policy_objective(
     if METHODS[args.method].offline:
         loss, stats = awr_loss(logprobs, advantages, tokens.mask, args.awr_temperature, **average)
     else:
-        loss, stats = policy_loss(logprobs, old, advantages, tokens.mask, args.epsilon, args.epsilon_high, **average)
+        clip = dict(epsilon=args.epsilon, epsilon_high=args.epsilon_high, delta=args.delta)
+        level = args.importance_sampling_level
+        loss, stats = policy_loss(logprobs, old, advantages, tokens.mask, level=level, **clip, **average)
     if args.kl_placement == "loss" and args.beta:
         reference = select_batch_rows(batch.reference_logprobs, rows, tokens)
         reference = torch.where(tokens.mask, reference, logprobs.detach())
         penalty = kl_estimate(logprobs, reference, args.kl_estimator)
+        if args.use_bias_correction_kl:
+            penalty = penalty * policy_ratio(logprobs, old, tokens.mask, args.importance_sampling_level)[1]
         loss = loss + args.beta * aggregate_loss(penalty, tokens.mask, **average)
     if args.entropy_coef:
         loss = loss - args.entropy_coef * aggregate_loss(entropy, tokens.mask, **average)

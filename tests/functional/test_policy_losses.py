@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from dvpo_lib.functional.policy_losses import aggregate_loss, kl_estimate, masked_mean, policy_loss, value_loss
+from dvpo_lib.functional.policy_losses import (
+    aggregate_loss,
+    kl_estimate,
+    masked_mean,
+    policy_loss,
+    policy_ratio,
+    value_loss,
+)
 
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
 NAN = float("nan")
@@ -109,6 +116,36 @@ def test_at_the_old_policy_the_gradient_is_the_policy_gradient():
     slope = torch.autograd.grad(loss, logp)[0]
     torch.testing.assert_close(slope, torch.where(MASK, -ADVANTAGE / 5, 0.0))
     assert stats["clip_fraction"] == stats["approx_kl"] == 0
+
+
+def test_a_sequences_ratio_is_the_mean_of_its_tokens_log_ratios():
+    """Ratios 4 and 1 of a response count as 2 and 2; the third token is masked."""
+    logp, mask = doubles([4, 1, NAN]).log().requires_grad_(), torch.tensor([[True, True, False]])
+    log_ratio, ratio = policy_ratio(logp, torch.zeros_like(logp), mask, "sequence")
+    assert ratio.tolist() == pytest.approx([[2, 2, 1]]) and log_ratio[0, 2] == 0
+    loss, _ = policy_loss(logp, torch.zeros_like(logp), -torch.ones_like(logp), mask, level="sequence")
+    assert loss.item() == pytest.approx(2)
+    assert torch.autograd.grad(loss, logp)[0][0, :2].tolist() == pytest.approx([1, 1])
+    assert policy_loss(logp, torch.zeros_like(logp), torch.ones_like(logp), mask, level="sequence")[0] == -1.2
+
+
+def test_delta_bounds_the_ratio_of_a_negative_advantage():
+    """Which min(rA, clip(r)A) leaves unbounded."""
+    logp, one = doubles([3]).log().requires_grad_(), torch.ones(1, 1, dtype=torch.float64)
+    losses = [policy_loss(logp, 0 * one, -one, one > 0, delta=delta)[0] for delta in (None, 4.0, 1.3)]
+    assert [loss.item() for loss in losses] == pytest.approx([3, 3, 1.3])
+    assert torch.autograd.grad(losses[2], logp)[0] == 0
+
+
+def test_k3_times_the_ratio_has_the_gradient_of_the_kl():
+    """Exact over five outcomes, drawn from the policy before the update."""
+    logits = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    p, q = logits[:1].log_softmax(1), logits[1:].detach().log_softmax(1)
+    exact = torch.autograd.grad((p.exp() * (p - q)).sum(), logits, retain_graph=True)[0]
+    old = p.detach()
+    ratio = policy_ratio(p, old, torch.ones_like(p) > 0)[1]
+    found = torch.autograd.grad((old.exp() * ratio * kl_estimate(p, q, "k3")).sum(), logits)[0]
+    torch.testing.assert_close(found, exact)
 
 
 def test_masked_positions_change_nothing():

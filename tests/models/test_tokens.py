@@ -299,9 +299,9 @@ def test_critics_read_tables_as_their_backbones_model_ends_turns():
     """A turn closed by an end of the model's own is closed; in conversations the policy's tokens alone have values."""
     tokenizer = tokenizer_of("Llama 3")
     eot = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    critic = Critic(
-        tiny_model("Llama", vocab_size=len(tokenizer), eos_token_id=[2, eot], max_position_embeddings=512), 1, 8, seed=0
-    )
+    policy = tiny_model("Llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    policy.generation_config.eos_token_id = [2, eot]
+    critic = Critic(policy, 1, 8, seed=0)
     tokenizer_without = tokenizer_of("Llama 3")
     tokenizer_without.chat_template = None
     words = [text.strip() for text in WORDS]

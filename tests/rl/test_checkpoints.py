@@ -88,6 +88,43 @@ def test_a_damaged_checkpoint_is_named(tokenizer, finished, tmp_path, file, dama
         saving(tokenizer, tmp_path).train(resume_from_checkpoint=str(copied))
 
 
+def test_every_flipped_bit_of_a_manifest_is_seen(finished, tmp_path):
+    content = (finished / "checkpoint-10" / "manifest.json").read_bytes()
+    for place in range(0, len(content), 97):
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1 << place % 8
+        (tmp_path / "manifest.json").write_bytes(spoilt)
+        with pytest.raises(CheckpointError, match="manifest.json is damaged"):
+            checkpoints.read_checkpoint_manifest(tmp_path)
+
+
+def test_a_model_alone_cannot_be_gone_on_from(tokenizer, tmp_path):
+    saving(tokenizer, tmp_path, save_only_model=True, max_steps=2).train()
+    with pytest.raises(CheckpointError, match="holds a model alone"):
+        saving(tokenizer, tmp_path, save_only_model=True).train(resume_from_checkpoint=True)
+
+
+def test_adapters_go_on_bit_for_bit_and_other_adapters_are_refused(tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+
+    def with_adapters(rank=4, alpha=8):
+        lora = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        places = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=5, save_total_limit=None)
+        policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+        return quiet_trainer(policy, arm, config("dvpo", **places), tokenizer, peft_config=lora)
+
+    straight, resumed = with_adapters(), with_adapters()
+    for a, b in zip(straight.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(a, b)  # the seed decides the adapters' first weights
+    straight.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    for one, other in zip(networks(straight), networks(resumed), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    for changes, name in ((dict(rank=2), "r was 4 and is 2"), (dict(alpha=2), "lora_alpha was 8 and is 2")):
+        with pytest.raises(CheckpointError, match=f"peft_config.default.{name}"):
+            with_adapters(**changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
 def test_what_is_no_checkpoint_is_named(tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint of DVPOTrainer: it has no manifest.json"):
         saving(tokenizer, tmp_path).train(resume_from_checkpoint=str(tmp_path))
@@ -151,4 +188,4 @@ def test_manifest_lists_every_file(finished):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     assert manifest["settings"]["method"] == "ppo" and len(manifest["reference"]) == 64
-    assert run_settings(method="ppo").to_dict().keys() >= manifest["settings"].keys() - {"critic"}
+    assert run_settings(method="ppo").to_dict().keys() >= manifest["settings"].keys() - {"critic", "peft_config"}

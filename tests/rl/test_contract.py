@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import run_settings
+from datasets import Dataset
 from test_trainer import PROMPTS, arm, quiet_trainer, records_of, trainer
 from transformers import PrinterCallback
 
@@ -95,6 +96,25 @@ def test_async_functions_work_inside_a_running_loop(tokenizer):
     assert asyncio.run(notebook()).tolist() == [1.0] * 8
 
 
+def test_async_functions_keep_their_loop_from_call_to_call(tokenizer):
+    """A semaphore that two calls wait for belongs to the loop of the first batch; interrupts come through."""
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def reward(completions, **others):
+        async with one_at_a_time:
+            await asyncio.sleep(0.001)
+        return [1.0] * len(completions)
+
+    async def interrupted(completions, **others):
+        raise KeyboardInterrupt
+
+    t = chat_trainer(tokenizer, [reward, reward])
+    rollouts, columns = t.sample()
+    assert [t.score(rollouts, columns).rewards[0] for _ in range(2)] == [2, 2]
+    with pytest.raises(KeyboardInterrupt):
+        t.score(rollouts, columns, {"interrupted": interrupted})
+
+
 def by_token(completion_ids, **others):
     return [[0.1 * (k + 1) for k in range(len(ids))] for ids in completion_ids]
 
@@ -159,10 +179,29 @@ def test_functions_may_log_metrics_and_columns(tokenizer, tmp_path, capsys):
     assert "completion" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["grpo", "cql"])
+def test_what_evaluation_logs_is_its_own_and_a_row_of_the_table_is_of_one_response(tokenizer, method):
+    def reward(completions, log_metric, log_extra, **others):
+        log_metric("words", len(completions))
+        log_extra("said", [completions[0], *range(1, len(completions))])
+        return [float(len(completion)) for completion in completions]
+
+    args = run_settings(method=method, generation_batch_size=8, num_generations=4, max_completion_length=4, max_steps=1)
+    t = quiet_trainer(small_policy(tokenizer), reward, args, tokenizer)
+    t.args.log_completions = True
+    t.collect_batch()
+    found, before = t.evaluate(PROMPTS[:1]), dict(t._metrics["train"])
+    assert found["eval_words"] == (4 if method == "grpo" else 1) and before["words"] == [8]
+    table = t.table.table(step=0)
+    assert [len(text) for text in table["completion"]] == table["reward"].tolist()
+    assert table["said"].tolist() == [table["completion"][0], *map(str, range(1, 8))]
+
+
 @pytest.mark.parametrize(
     "data, message",
     [
         ([{"prompt": "math 1 ?"}, {"prompt": ""}], "record 1: the prompt is empty"),
+        ([{"prompt": "math 1 ?"}, {"prompt": " \n"}], "record 1: the prompt is empty, it has no tokens"),
         ([{"prompt": "math 1 ?"}, {"question": "x"}], "record 1 has no column 'prompt'"),
         ([{"prompt": "math 1 ?"}, {"prompt": 3}], "record 1: prompt '?3'? is neither"),
         ([{"prompt": []}], "record 0: the prompt is empty"),
@@ -241,6 +280,22 @@ def test_streams_without_length_are_read_in_order(tokenizer):
     t.remove_callback(PrinterCallback)
     t.train()
     assert seen == [record["prompt"] for record in [*PROMPTS, *PROMPTS][:16]]
+
+
+def test_streams_are_read_by_one_process_alone(tokenizer):
+    stream = Dataset.from_list(PROMPTS).to_iterable_dataset()
+    args = dict(method="ppo", generation_batch_size=8, max_completion_length=2, max_steps=1)
+    with pytest.raises(ValueError, match="Iterable datasets require `dispatch_batches=False`"):
+        config = run_settings(**args, accelerator_config={"dispatch_batches": True})
+        DVPOTrainer(small_policy(tokenizer), arm, config, stream, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        DVPOTrainer(small_policy(tokenizer), arm, run_settings(**args), processing_class=tokenizer)
+    args = run_settings(**args, dataloader_num_workers=2)
+    t = DVPOTrainer(small_policy(tokenizer), arm, args, Dataset.from_list(PROMPTS), stream, processing_class=tokenizer)
+    assert t.get_eval_dataloader().num_workers == 0 and t.args.dataloader_num_workers == 2
+    assert t.get_eval_dataloader(Dataset.from_list(PROMPTS)).num_workers == 2
+    t = DVPOTrainer(small_policy(tokenizer), arm, args, stream, processing_class=tokenizer)
+    assert t.args.dataloader_num_workers == 0
 
 
 def test_sampling_in_parts_gives_the_same_tokens(tokenizer):

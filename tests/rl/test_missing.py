@@ -94,6 +94,13 @@ def test_incomplete_groups_by_hand():
         torch.testing.assert_close(beside_a_gap[:4], complete)
 
 
+def test_the_only_reward_of_a_batch_gives_no_signal_whatever_the_scale(tokenizer):
+    t = trainer(tokenizer, "grpo", gappy(set(range(1, 32))), scale_rewards="batch", beta=0.0)
+    before = parameters(t)
+    t.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(t), strict=True))
+
+
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "grpo_clip_reward"])
 def test_groups_use_their_remaining_members(tokenizer, method):
     """A group without rewards in the middle, one with a single reward, which counts as flat."""

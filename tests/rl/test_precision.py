@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import run_settings
-from test_trainer import arm, config, networks, quiet_trainer, records_of, trainer
+from test_trainer import PROMPTS, Watcher, arm, config, networks, quiet_trainer, records_of, trainer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dvpo_lib.models.critic import CriticSettings, build_critic
@@ -75,6 +75,27 @@ def test_equal_weights_have_ratio_zero_under_autocast(tokenizer, method):
     assert torch.isfinite(torch.tensor(t.step()["policy_loss"]))
 
 
+@pytest.mark.parametrize("method", ["grpo", "dvpo"])
+def test_whole_layers_that_are_trained_beside_adapters_are_float32(tokenizer, method):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    t = quiet_trainer(small_policy(tokenizer).bfloat16(), arm, config(method), tokenizer, peft_config=lora)
+    trained = {p.dtype for m in networks(t) for p in m.parameters() if p.requires_grad}
+    frozen = {p.dtype for p in t.policy.parameters() if not p.requires_grad}
+    assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_critics_weights_decay_as_the_settings_say(tokenizer, rate):
+    """Not at the rate that AdamW has by default."""
+    t = trainer(tokenizer, "dvpo", weight_decay=rate)
+    t.make_ready()
+    decays = {id(p): group["weight_decay"] for group in t.critic_optimizer.param_groups for p in group["params"]}
+    assert [decays[id(p)] for _, p in t.critic.named_parameters()] == [
+        0.0 if "norm" in name or name.endswith("bias") else rate for name, _ in t.critic.named_parameters()
+    ]
+
+
 def test_importance_weights_are_truncated_at_the_cap(tokenizer):
     t = trainer(tokenizer, "grpo", old_logprobs="truncated", importance_sampling_cap=1.5)
     sampled, mask = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[True, True, False]])
@@ -84,6 +105,21 @@ def test_importance_weights_are_truncated_at_the_cap(tokenizer):
     x = replace(x, tokens=tokens, logprobs=torch.tensor([[-0.1, -1.1, 9.0]]), sampled_logprobs=sampled)
     want = torch.tensor([[1.5, 0.9048374, 1.0]])
     torch.testing.assert_close(importance_weights(x, t.args), want)
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(importance_sampling_level="sequence"), dict(delta=1.001), dict(use_bias_correction_kl=True)]
+)
+def test_settings_of_the_ratio_reach_the_update(tokenizer, changes):
+    """The first step is at ratio 1, where they change nothing; later ones differ."""
+    settings = dict(beta=0.1, num_iterations=2, epsilon=1e-4, learning_rate=1e-2)
+    logs = []
+    for t in (trainer(tokenizer, "grpo", **settings), trainer(tokenizer, "grpo", **settings | changes)):
+        t.make_ready()
+        batch = t.collect_batch()
+        logs.append([t.update(batch, rows) for rows in t.rows_of_steps(batch)])
+    assert logs[0][0]["policy_loss"] == pytest.approx(logs[1][0]["policy_loss"], abs=1e-6)
+    assert logs[0][-1]["policy_loss"] != pytest.approx(logs[1][-1]["policy_loss"], abs=1e-6)
 
 
 # ---- modes ----
@@ -168,6 +204,27 @@ def test_a_diverging_run_ends_with_method_seed_and_step(tokenizer, method, rate)
     except TrainingDiverged as error:
         assert f"{method}, seed 3, step " in str(error)
     assert all(p.isfinite().all() for p in t.policy.parameters())
+
+
+@pytest.mark.parametrize("network", ["policy", "critic"])
+def test_no_checkpoint_and_no_run_ends_with_a_weight_that_is_not_finite(tokenizer, network, tmp_path):
+    t = trainer(tokenizer, "ppo", max_steps=1, output_dir=str(tmp_path), save_strategy="steps")
+
+    def spoil(state):
+        if state.global_step == 4:
+            next(getattr(t, network).parameters()).data[0] = float("inf")
+
+    t.add_callback(Watcher(on_step_end=spoil))
+    with pytest.raises(TrainingDiverged, match="ppo, seed 0, step 4: .* is not finite"):
+        t.train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_of_what_is_not_finite_says_so(tokenizer):
+    t = trainer(tokenizer, "grpo")
+    t.policy.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="grpo, seed 0, step 0"):
+        t.evaluate(PROMPTS[:2])
 
 
 @pytest.mark.parametrize("where", ["weights", "rollout", "loss", "critic"])

@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from dvpo_lib.rl.config import DVPOConfig
-from dvpo_lib.rl.trainer_base.networks import fingerprint, is_peft_model
+from dvpo_lib.rl.trainer_base.networks import adapter_settings, fingerprint, is_peft_model
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,7 @@ class CheckpointedTrainer(Trainer):
                 self._save_own_state(folder)
             self._export_callback_states()
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            write_checkpoint_manifest(
-                folder, settings=checkpoint_settings(self.args), reference=self.reference_fingerprint()
-            )
+            write_checkpoint_manifest(folder, settings=self._settings(), reference=self.reference_fingerprint())
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
         if self.args.should_save:
@@ -131,7 +129,9 @@ class CheckpointedTrainer(Trainer):
 
     def _check_checkpoint(self, folder: Path) -> None:
         manifest = read_checkpoint_manifest(folder)
-        compare_checkpoint_settings(folder, manifest["settings"], checkpoint_settings(self.args))
+        if "since_last_log.json" not in manifest["files"]:
+            raise CheckpointError(f"{folder} holds a model alone (save_only_model): it can be loaded, not gone on from")
+        compare_checkpoint_settings(folder, manifest["settings"], self._settings())
         if manifest["reference"] != self.reference_fingerprint():
             raise CheckpointError(
                 f"{folder}: the reference policy of the checkpoint is another one; pass the model that its training "
@@ -159,6 +159,10 @@ class CheckpointedTrainer(Trainer):
         self._metrics["train"].update(waiting["metrics"])
         self._tr_loss += waiting["loss"]
         self._globalstep_last_logged = waiting["last_logged"]
+
+    def _settings(self) -> dict[str, Any]:
+        adapters = adapter_settings(self.accelerator.unwrap_model(self.model))
+        return checkpoint_settings(self.args) | {"peft_config": adapters}
 
     def reference_fingerprint(self) -> str | None:
         """Of the reference policy, or of the frozen base under adapters; None if there is neither."""
@@ -188,7 +192,8 @@ def atomic_folder(place: Path) -> Iterator[Path]:
 def write_checkpoint_manifest(folder: Path, **content: Any) -> None:
     """Writes hashes of all files in the folder, and `content` beside them."""
     files = {str(path.relative_to(folder)): _hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({**content, "files": files}, indent=1))
+    content |= {"files": files}
+    (folder / MANIFEST).write_text(json.dumps({**content, "digest": _digest(content)}, indent=1))
 
 
 def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
@@ -200,10 +205,12 @@ def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
     advice = "go on from an earlier checkpoint, or start anew"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest.pop("digest") != _digest(manifest):
+            raise ValueError
         files = manifest["files"]
     except OSError:
         raise CheckpointError(f"{folder} is no checkpoint of DVPOTrainer: it has no {MANIFEST}; {advice}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder / MANIFEST} is damaged; {advice}") from None
     for name, digest in files.items():
         if not (folder / name).is_file():
@@ -259,6 +266,10 @@ def _flat(tree: dict[str, Any], parent: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{parent}{name}.") if isinstance(value, dict) else {f"{parent}{name}": value}
     return flat
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _hash(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class CompletionTable:
         texts = {name: [_text(x) for x in self.columns[name]] for name in ("prompt", "completion")}
         others = {**self.columns["rewards"], **self.columns["extra"], "advantage": self.columns["advantages"]}
         rows = len(texts["prompt"])
-        others = {name: [None] * (rows - len(values)) + list(values)[-rows:] for name, values in others.items()}
+        others = {
+            name: [None] * (rows - len(values)) + _one_kind(list(values)[-rows:]) for name, values in others.items()
+        }
         return pd.DataFrame({"step": [step] * rows, **texts, **others})
 
     def write(self, folder: Path, step: int, shown: int | None, trackers: Iterable[str]) -> None:
@@ -65,6 +68,11 @@ class CompletionTable:
 
             if wandb.run is not None:
                 wandb.log({"completions": wandb.Table(dataframe=table)})
+
+
+def _one_kind(values: list) -> list:
+    """Numbers as they are, else texts: a column of several kinds cannot be written."""
+    return values if all(isinstance(x, Number | None) for x in values) else [_text(x) for x in values]
 
 
 def _text(x) -> str:

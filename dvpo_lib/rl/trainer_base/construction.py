@@ -10,7 +10,7 @@ from torch import nn
 
 from dvpo_lib.common.tables import frame_records, is_data_frame
 from dvpo_lib.models.architectures import train_in_float32
-from dvpo_lib.models.causal_lm import end_tokens, position_limit
+from dvpo_lib.models.causal_lm import end_tokens, inner_model, position_limit
 from dvpo_lib.models.q_critic import PerturbedPolicy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
@@ -76,7 +76,7 @@ class PreparedTrainer(RunningTrainer):
         if args.world_size > 1:
             raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
         if train_dataset is None:
-            raise ValueError("train_dataset is missing: records with a column 'prompt'")
+            raise ValueError("`train_dataset` is required: records with a column 'prompt'")
         train_dataset, eval_dataset = (
             frame_records(data) if is_data_frame(data) else data for data in (train_dataset, eval_dataset)
         )
@@ -85,11 +85,18 @@ class PreparedTrainer(RunningTrainer):
         networks.check_special_tokens(tokenizer, model)
         checks = PromptChecks(tokenizer, _longest_prompt(model, args), args.chat_template_kwargs)
         self.prompts = PromptStream(train_dataset, checks, args.seed, args.shuffle_dataset)
+        if self.prompts.size is None:
+            if args.accelerator_config.dispatch_batches:
+                raise ValueError("Iterable datasets require `dispatch_batches=False` (in accelerator_config)")
+            args.dataloader_num_workers = 0
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False  # records are no tensors: each process reads its own
         self._set_reward_funcs(reward_funcs, reward_processing_classes, args)
         self.log_funcs, self.reply = log_funcs or {}, reply
         self.ends = end_tokens(model, tokenizer)
+        generation = getattr(inner_model(model), "generation_config", None)
+        if len(self.ends) > 1 and generation is not None:
+            generation.eos_token_id = list(self.ends)  # saved with the model; `transformers` resets its other settings
         self.filters = sampling_filters(args.top_p, args.top_k, args.min_p, args.repetition_penalty)
         model = self._build_networks(model, critic, peft_config, args)
         config = model.config.get_text_config()
@@ -163,7 +170,7 @@ class PreparedTrainer(RunningTrainer):
             self.target_critic = networks.frozen_copy(self.critic)
         self.has_reference = args.beta > 0 or self.method.offline
         if peft_config is not None:
-            model = networks.with_adapters(model, peft_config)
+            model = networks.with_adapters(model, peft_config, args.seed)
         elif self.has_reference and not (networks.is_peft_model(model) and networks.adapters_change_nothing(model)):
             self.reference = networks.frozen_copy(model)
         return model
@@ -180,6 +187,15 @@ class PreparedTrainer(RunningTrainer):
                 enable(activation_checkpointing_kwargs=dict(arguments))
             if network is not None and networks.is_peft_model(network):
                 network.enable_input_require_grads()
+
+    def _get_dataloader(self, dataset, *arguments, **others):
+        """As in `transformers.Trainer`, but a dataset without length has no workers: each would read all of it."""
+        workers = self.args.dataloader_num_workers
+        self.args.dataloader_num_workers = workers if hasattr(dataset, "__len__") else 0
+        try:
+            return super()._get_dataloader(dataset, *arguments, **others)
+        finally:
+            self.args.dataloader_num_workers = workers
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

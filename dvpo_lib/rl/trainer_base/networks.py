@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 
 import torch
 from torch import nn
 
+from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.q_critic import QCritic
@@ -72,8 +74,13 @@ def is_peft_model(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
-def with_adapters(model: nn.Module, peft_config) -> nn.Module:
+def with_adapters(model: nn.Module, peft_config, seed: int) -> nn.Module:
     """The model with new adapters, which alone are trained.
+
+    Args:
+        model: Without adapters.
+        peft_config: Of the package `peft`.
+        seed: Of the adapters' weights. Global generators are left alone.
 
     Raises:
         ImportError: If `peft` is not installed.
@@ -87,7 +94,19 @@ def with_adapters(model: nn.Module, peft_config) -> nn.Module:
         raise TypeError(f"peft_config must be a peft.PeftConfig, LoraConfig say, not {type(peft_config).__name__}")
     if is_peft_model(model):
         raise ValueError("peft_config was passed with a model that has adapters already: merge and unload them first")
-    return peft.get_peft_model(model, peft_config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "adapters"))
+        model = peft.get_peft_model(model, peft_config)
+    train_in_float32(model)  # copies of whole modules (`modules_to_save`), too
+    return model
+
+
+def adapter_settings(model: nn.Module) -> dict[str, dict]:
+    """Plain values of a model's adapters by name, less those that name a place or a version; empty without adapters."""
+    free = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+    configs = model.peft_config if is_peft_model(model) else {}
+    plain = {name: {k: v for k, v in config.to_dict().items() if k not in free} for name, config in configs.items()}
+    return json.loads(json.dumps(plain, default=lambda x: sorted(x) if isinstance(x, set) else str(x)))
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -119,12 +138,11 @@ def critic_of(
             raise ValueError(f"the critic that was passed is none of kind {cfg.kind} as args.critic has it")
         critic = fresh if critic is None else critic
     critic.requires_grad_(True)
-    if peft_config is None:
-        train_in_float32(critic)
-    elif critic.backbone is not None:
+    if peft_config is not None and critic.backbone is not None:
         own = copy.deepcopy(peft_config)
         own.task_type, own.modules_to_save, own.inference_mode = None, None, False
-        critic.backbone = with_adapters(critic.backbone, own)
+        critic.backbone = with_adapters(critic.backbone, own, args.seed)
+    train_in_float32(critic)
     return critic
 
 

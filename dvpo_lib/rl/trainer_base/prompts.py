@@ -46,6 +46,12 @@ class PromptChecks:
         pieces = [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]
         for piece in pieces:
             check_text(piece, f"record {number}: the prompt")
+        if (
+            isinstance(prompt, str)
+            and prompt.isspace()
+            and not self.tokenizer(prompt, add_special_tokens=False).input_ids
+        ):
+            raise ValueError(f"record {number}: the prompt is empty, it has no tokens")
         if self.longest is None:
             return
         pieces = [prompt] if isinstance(prompt, str) else [repr(message) for message in prompt]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from dvpo_lib.rl.sampling.rollouts import Rollouts
 from dvpo_lib.rl.trainer_base.checkpoints import CheckpointedTrainer
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.prompts import PromptStream
+from dvpo_lib.rl.updates import NotFiniteError, TrainingDiverged, check_weights
 
 
 class RunningTrainer(CheckpointedTrainer):
@@ -48,9 +50,17 @@ class RunningTrainer(CheckpointedTrainer):
         self._prepare_for_training(self.total_steps(), None, checkpoint)
         if self.critic is not None and self.critic_optimizer is None:
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.critic)
-            parameters = [p for p in self.critic.parameters() if p.requires_grad]
-            optimizer = kind(parameters, **{**arguments, "lr": self.args.critic.learning_rate})
+            optimizer = kind(self._critic_groups(), **{**arguments, "lr": self.args.critic.learning_rate})
             self.critic, self.critic_optimizer = self.accelerator.prepare(self.critic, optimizer)
+
+    def _critic_groups(self) -> list[dict]:
+        """The critic's trained parameters with `weight_decay` and, of norms and biases, without, as the policy's."""
+        decayed = set(self.get_decay_parameter_names(self.critic))
+        trained = [(name, p) for name, p in self.critic.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for name, p in trained if (name in decayed) == decay], "weight_decay": rate}
+            for decay, rate in ((True, self.args.weight_decay), (False, 0.0))
+        ]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The schedule of `transformers`, but no step is taken at learning rate 0.
@@ -139,6 +149,32 @@ class RunningTrainer(CheckpointedTrainer):
             if not done:
                 self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
 
+    # ---- divergence ----
+
+    @contextmanager
+    def _divergence_named(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFiniteError as error:
+            args = self.args
+            raise TrainingDiverged(
+                f"{args.method}, seed {args.seed}, step {self.state.global_step}: {error}. Training stops before the "
+                f"weights are spoilt; lower learning_rate ({args.learning_rate}) or raise beta"
+            ) from error
+
+    def check_networks(self) -> None:
+        """Raises:
+        TrainingDiverged: If a weight of the policy or the critic is not finite.
+        """
+        with self._divergence_named():
+            for network in (self.model, self.critic):
+                if network is not None:
+                    check_weights(network)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.check_networks()  # no checkpoint holds what cannot be gone on from
+        super()._save_checkpoint(model, trial)
+
     # ---- modes and randomness ----
 
     @property
@@ -207,6 +243,16 @@ class RunningTrainer(CheckpointedTrainer):
     def log_metric(self, name: str, value: float) -> None:
         """A number that is averaged until the next log, for reward functions, too."""
         self._metrics["train"][name].append(float(value))
+
+    @contextmanager
+    def separate_logs(self) -> Iterator[dict[str, list[float]]]:
+        """Metrics by name that reward functions log inside, apart from the training's; their columns are dropped."""
+        kept = self._metrics, self.table
+        self._metrics, self.table = {"train": defaultdict(list)}, CompletionTable(0)
+        try:
+            yield self._metrics["train"]
+        finally:
+            self._metrics, self.table = kept
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs with the means of all metrics since the last log; None if a metric applied nowhere."""
