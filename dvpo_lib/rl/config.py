@@ -26,6 +26,8 @@ BOUNDS = (
     ("epsilon", 0, None),
     ("epsilon_high", 0, None),
     ("delta", 0, None),
+    ("ref_model_sync_steps", 1, None),
+    ("ref_model_mixup_alpha", 0, 1),
     ("entropy_coef", 0, None),
     ("gamma", 0, 1),
     ("lam", 0, 1),
@@ -80,6 +82,9 @@ class DVPOConfig(TrainingArguments):
     kl_placement: Literal["reward", "loss"] | None = None  # of the penalty; null: as in the method's source
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # of the KL there; null: as in the method's source
     use_bias_correction_kl: bool = False  # KL in the loss times the policy ratio: k3's gradient is then that of the KL
+    sync_ref_model: bool = False  # the reference policy follows the policy (TR-DPO) ...
+    ref_model_sync_steps: int = 512  # ... after so many optimiser steps each ...
+    ref_model_mixup_alpha: float = 0.6  # ... this share of the way
     gamma: float = 1.0  # discount
     lam: float = 0.95  # lambda of the actor's advantages
     lam_critic: float = 1.0  # lambda of the critic's targets

@@ -229,7 +229,7 @@ def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward
     try:
         if isinstance(returned, Mapping | Set | str | bytes):  # of no order, or no rewards
             raise TypeError
-        values = _plain(returned) if isinstance(returned, Tensor | np.ndarray) else [_plain(x) for x in returned]
+        values = _plain(returned, 1) if isinstance(returned, Tensor | np.ndarray) else [_plain(x) for x in returned]
         values = list(values)
     except TypeError:
         shown = repr(returned)[:200]
@@ -254,8 +254,10 @@ def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward
     return values
 
 
-def _plain(value):
-    """A number, or a list of numbers, of `torch` or `numpy` as that of Python."""
+def _plain(value, dimensions: int = 0):
+    """A number, or a list of numbers, of `torch` or `numpy` as Python has it; a last dimension of 1 too many goes."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim > dimensions and value.shape[-1] == 1:
+        value = value.squeeze(-1)  # a column, as classifiers return it
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
     if isinstance(value, np.ndarray | np.generic):

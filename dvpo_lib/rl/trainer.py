@@ -17,6 +17,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
@@ -120,11 +121,13 @@ class DVPOTrainer(PreparedTrainer):
             if self.trains_policy and len(rows):
                 logs |= update_policy(self.policy, self.optimizer, batch, rows, self.args, self.accelerator)
                 self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
-        if self.trains_policy:
+        if self.trains_policy and not isinstance(self.lr_scheduler, ReduceLROnPlateau):  # which evaluations step
             self.lr_scheduler.step()
         self.state.global_step += 1
         if self.target_critic is not None and self.state.global_step % self.args.steps_per_iteration == 0:
             self.update_target_critic()
+        if self.args.sync_ref_model and self.state.global_step % self.args.ref_model_sync_steps == 0:
+            self.update_reference()
         return logs
 
     # ---- its parts ----

@@ -125,6 +125,24 @@ def test_adapters_go_on_bit_for_bit_and_other_adapters_are_refused(tokenizer, tm
             with_adapters(**changes).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
+def test_a_reference_that_follows_the_policy_goes_on_bit_for_bit(tokenizer, tmp_path):
+    settings = dict(method="grpo", beta=0.1, sync_ref_model=True, ref_model_sync_steps=3, ref_model_mixup_alpha=0.5)
+    straight, resumed = (saving(tokenizer, tmp_path, **settings) for _ in range(2))
+    first = [p.clone() for p in straight.ref_model.parameters()]
+    straight.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    for name in ("policy", "ref_model"):
+        pairs = zip(getattr(straight, name).parameters(), getattr(resumed, name).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(torch.equal(a, b) for a, b in zip(first, straight.ref_model.parameters()))
+    policy, reference = ([p.clone() for p in m.parameters()] for m in (straight.policy, straight.ref_model))
+    straight.update_reference()
+    for source, before, after in zip(policy, reference, straight.ref_model.parameters(), strict=True):
+        torch.testing.assert_close(after, (source + before) / 2)
+    with pytest.raises(ValueError, match="sync_ref_model needs a reference policy"):
+        saving(tokenizer, tmp_path, **settings | dict(beta=0.0))
+
+
 def test_what_is_no_checkpoint_is_named(tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint of DVPOTrainer: it has no manifest.json"):
         saving(tokenizer, tmp_path).train(resume_from_checkpoint=str(tmp_path))

@@ -71,10 +71,16 @@ def test_rewards_may_be_any_kind_of_number_list_or_awaitable(tokenizer):
         await asyncio.sleep(0.3)
         return np.full(len(completions), 2.0)
 
+    def column(completions, **others):
+        return torch.ones(len(completions), 1) * 0
+
+    def columns(completions, **others):
+        return [np.zeros(1) for _ in completions]
+
     def at_times(completions, **others):
         return [np.float32(4.0) if i % 2 else None for i in range(len(completions))]
 
-    t = chat_trainer(tokenizer, [slow, slow_too, at_times], reward_weights=[1.0, 0.5, 0.25])
+    t = chat_trainer(tokenizer, [slow, slow_too, at_times, column, columns], reward_weights=[1, 0.5, 0.25, 1, 1])
     rollouts, columns = t.sample()
     start = time.monotonic()
     scores = t.score(rollouts, columns)

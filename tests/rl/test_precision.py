@@ -176,6 +176,15 @@ def test_warm_up_rises_to_the_rate_and_no_step_is_at_zero(tokenizer, kind):
     assert (rates[-1] == 1) == (kind == "constant")
 
 
+def test_a_rate_that_falls_on_a_plateau_waits_for_evaluations(tokenizer):
+    rule = dict(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": 0, "threshold": 10.0})
+    when = dict(eval_strategy="steps", eval_steps=4, metric_for_best_model="eval_loss", max_steps=2)
+    t = trainer(tokenizer, "grpo", **rule, **when)
+    t.eval_dataset = PROMPTS[:1]
+    t.train()
+    assert t.lr_scheduler.get_last_lr()[0] == pytest.approx(0.1 * t.args.learning_rate)
+
+
 @pytest.mark.parametrize("how", ["accelerator", "attribute"])
 def test_accelerates_own_accumulation_scales_no_gradient(tokenizer, how):
     norms = []

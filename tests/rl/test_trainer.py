@@ -128,6 +128,8 @@ def test_restored_run_goes_on_bit_for_bit(tokenizer, method, extraction, end, sa
     assert begun == [6 if save_steps == 3 else 8]
     assert len(records_of(second)) == 4
     assert records_of(second) == records_of(straight)
+    means = [t.state.log_history[-1]["train_loss"] for t in (straight, second)]
+    assert means[0] == pytest.approx(means[1], abs=1e-7)
     for one, other in zip(networks(straight), networks(second), strict=True):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)

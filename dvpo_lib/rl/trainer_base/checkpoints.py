@@ -116,11 +116,14 @@ class CheckpointedTrainer(Trainer):
             torch.save(self.critic_optimizer.state_dict(), folder / "critic_optimizer.pt")
         if self.target_critic is not None:
             save_file(copied_weights(self.target_critic), folder / "target_critic.safetensors")
+        if self.args.sync_ref_model:
+            save_file(copied_weights(self.reference), folder / "reference.safetensors")
         if self.pending is not None:
             save_file(self.pending.tensors(), folder / "batch.safetensors")
         since_last_log = {
             "metrics": self._metrics["train"],
             "loss": self._tr_loss.item(),
+            "logged_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
         }
         (folder / "since_last_log.json").write_text(json.dumps(since_last_log))
@@ -153,11 +156,14 @@ class CheckpointedTrainer(Trainer):
             self.critic_optimizer.load_state_dict(state)
         if self.target_critic is not None:
             load_weights(self.target_critic, folder / "target_critic.safetensors")
+        if self.args.sync_ref_model:
+            load_weights(self.reference, folder / "reference.safetensors")
         if (batch := folder / "batch.safetensors").exists():
             self.pending = Batch.of_tensors(load_file(batch), self.accelerator.device)
         waiting = json.loads((folder / "since_last_log.json").read_text())
         self._metrics["train"].update(waiting["metrics"])
         self._tr_loss += waiting["loss"]
+        self._total_loss_scalar = waiting["logged_loss"]
         self._globalstep_last_logged = waiting["last_logged"]
 
     def _settings(self) -> dict[str, Any]:

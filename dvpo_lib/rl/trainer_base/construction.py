@@ -173,6 +173,10 @@ class PreparedTrainer(RunningTrainer):
             model = networks.with_adapters(model, peft_config, args.seed)
         elif self.has_reference and not (networks.is_peft_model(model) and networks.adapters_change_nothing(model)):
             self.reference = networks.frozen_copy(model)
+        if args.sync_ref_model and (self.reference is None or self.method.offline):
+            raise ValueError(
+                "sync_ref_model needs a reference policy that can move: beta above 0, no adapters, no offline method"
+            )
         return model
 
     def _enable_checkpointing(self) -> None:

@@ -149,6 +149,14 @@ class RunningTrainer(CheckpointedTrainer):
             if not done:
                 self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
 
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        """As in `transformers.Trainer`, but `train_loss` is the mean of all steps, before a resumption, too."""
+        done, here = self.state.global_step, self.state.global_step - self._initial_global_step
+        if 0 < here < done:  # the base class divides the sum by the steps of this call
+            rest = self._tr_loss.item()
+            self._total_loss_scalar = (self._total_loss_scalar + rest) * here / done - rest
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
     # ---- divergence ----
 
     @contextmanager
@@ -211,6 +219,19 @@ class RunningTrainer(CheckpointedTrainer):
         else:
             with self.accelerator.unwrap_model(self.model).disable_adapter():
                 yield self.model
+
+    @torch.no_grad()
+    def update_reference(self) -> None:
+        """Moves the reference a share `ref_model_mixup_alpha` of the way to the policy."""
+        self.reference_fingerprint()  # of the first reference, while it is there
+        policy = self.accelerator.unwrap_model(self.model)
+        for target, source in zip(self.reference.parameters(), policy.parameters(), strict=True):
+            target.lerp_(source, self.args.ref_model_mixup_alpha)
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The reference policy by TRL's name."""
+        return self.reference
 
     def by_micro_batch(self, function: Callable[[Tokens], Tensor | QValues], tokens: Tokens):
         """(B, T, ...) outputs of a function of tokens, computed a micro-batch at a time; 0 beyond a row's end."""
