@@ -156,6 +156,20 @@ def test_another_reference_policy_is_refused(tokenizer, finished):
         t.train(resume_from_checkpoint=str(finished / "checkpoint-10"))
 
 
+def test_a_model_of_another_size_is_refused(tokenizer, tmp_path):
+    settings = dict(output_dir=str(tmp_path), save_strategy="steps", max_steps=1, beta=0.0)
+    for layers in (1, 2):
+        policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_hidden_layers=layers), seed=0)
+        t = quiet_trainer(policy, arm, config("grpo", **settings), tokenizer)
+        if layers == 1:
+            t.train()
+        else:
+            with pytest.raises(
+                CheckpointError, match="model was Qwen3ForCausalLM of .* parameters and is Qwen3ForCausalLM"
+            ):
+                t.train(resume_from_checkpoint=True)
+
+
 def test_a_run_can_go_on_beyond_its_end(tokenizer, finished):
     t = saving(tokenizer, finished, max_steps=4, save_strategy="no")
     t.train(resume_from_checkpoint=str(finished / "checkpoint-12"))
@@ -206,4 +220,8 @@ def test_manifest_lists_every_file(finished):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     assert manifest["settings"]["method"] == "ppo" and len(manifest["reference"]) == 64
-    assert run_settings(method="ppo").to_dict().keys() >= manifest["settings"].keys() - {"critic", "peft_config"}
+    assert run_settings(method="ppo").to_dict().keys() >= manifest["settings"].keys() - {
+        "critic",
+        "model",
+        "peft_config",
+    }

@@ -167,8 +167,9 @@ class CheckpointedTrainer(Trainer):
         self._globalstep_last_logged = waiting["last_logged"]
 
     def _settings(self) -> dict[str, Any]:
-        adapters = adapter_settings(self.accelerator.unwrap_model(self.model))
-        return checkpoint_settings(self.args) | {"peft_config": adapters}
+        policy = self.accelerator.unwrap_model(self.model)
+        size = f"{type(policy).__name__} of {sum(p.numel() for p in policy.parameters()):,} parameters"
+        return checkpoint_settings(self.args) | {"model": size, "peft_config": adapter_settings(policy)}
 
     def reference_fingerprint(self) -> str | None:
         """Of the reference policy, or of the frozen base under adapters; None if there is neither."""
