@@ -5,7 +5,8 @@ The same command is started again, until the kills are used up; then it runs to 
 is compared as well, and starts anew in empty folders. Counted are processes that are still there `GRACE` seconds after
 their command, files that differ from those of an undisturbed run, and commands that fail without having been hurt.
 
-The result is written after every kill. A soak that was interrupted goes on with the kills that are left.
+The result is written after every kill. A soak that was interrupted goes on with the kills that are left. Without kills of
+one of the two, its earlier result stays.
 """
 
 from __future__ import annotations
@@ -259,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     works = [(chosen.chain, chain_work), (chosen.trainings, None)]
     progress = workdir / "progress.json"
     found = json.loads(progress.read_text()) if progress.is_file() else {}
+    earlier = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}  # a part that is left out now stays
     for kills, make in works:
         if not kills:
             continue
@@ -278,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
         def save() -> None:
             write_durably(progress, json.dumps(found))
             shown = {part: {**v["result"], "files": len(v["expected"])} for part, v in found.items() if "result" in v}
-            write_durably(chosen.out, json.dumps(shown, indent=1) + "\n")
+            write_durably(chosen.out, json.dumps(earlier | shown, indent=1, sort_keys=True) + "\n")
 
         soak_work(work_in(f"{name}-killed"), kills, own["expected"], own["seconds"] * chosen.share, result, save)
         print(f"{name}: {json.dumps(result)}", file=sys.stderr)
