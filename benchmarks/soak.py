@@ -5,8 +5,8 @@ The same command is started again, until the kills are used up; then it runs to 
 is compared as well, and starts anew in empty folders. Counted are processes that are still there `GRACE` seconds after
 their command, files that differ from those of an undisturbed run, and commands that fail without having been hurt.
 
-The result is written after every kill. A soak that was interrupted goes on with the kills that are left. Without kills of
-one of the two, its earlier result stays.
+The result is written after every kill. A soak that was interrupted goes on with the kills that are left. A part without
+kills (`--chain 0`) keeps its earlier result.
 """
 
 from __future__ import annotations
