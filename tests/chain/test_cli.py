@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 
 import pytest
@@ -78,3 +79,19 @@ def test_parameters_are_yaml_1_2(monkeypatch):
     monkeypatch.setattr(cli, "run_stage", lambda stage, parameters: found.update(parameters))
     assert main(["run", "critics", "-p", "x=1e-4", "-p", "y=[a, 'b=c', null]", "-p", "z=k=v"]) == 0
     assert found == {"x": 1e-4, "y": ["a", "b=c", None], "z": "k=v"}
+
+
+def test_a_full_disk_is_one_line_and_other_errors_of_the_system_are_not_hidden(monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(number, "No space left on device", "work/run/critics/notebook.ipynb")
+
+    monkeypatch.setattr(cli, "run_stage", fail)
+    number = errno.ENOSPC
+    assert main(["run", "critics"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: [Errno 28] No space left on device: 'work/run/critics/notebook.ipynb'; the same command"
+    )
+    number = errno.EIO
+    with pytest.raises(OSError):
+        main(["run", "critics"])
