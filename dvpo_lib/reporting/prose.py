@@ -67,13 +67,14 @@ def missing_text(missing: pd.DataFrame, diverged: pd.DataFrame | None = None, mo
     Args:
         missing: Rows of `statistics.missing_scores`.
         diverged: Rows of `statistics.diverged_runs`; None for none.
-        most: Number of runs that are named; the rest are counted.
+        most: Number of runs with missing scores that are named; the rest are counted.
     """
     sentences = []
     for (method, noise), text in ({} if diverged is None else diverged_cells(diverged)).items():
         own = diverged[(diverged["method"] == method) & (diverged["noise"] == noise)]
-        which = join_words(f"{r.family}, seed {r.seed}, at step {r.diverged:.0f}" for r in own.itertuples())
-        sentences.append(f"{display_name(method)} {noise_phrase(noise)}: {text} ({which})")
+        which = [f"{r.family}, seed {r.seed}, at step {r.diverged:.0f}" for r in own.head(3).itertuples()]
+        which += [f"{len(own) - 3} more"] if len(own) > 3 else []
+        sentences.append(f"{display_name(method)} {noise_phrase(noise)}: {text} ({'; '.join(which)})")
     text = f"**Diverged**, so without a score: {'; '.join(sentences)}. " if sentences else ""
     runs = [
         f"{display_name(method)} {noise_phrase(noise)}, trained on {family}, seed {seed} "

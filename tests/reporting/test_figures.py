@@ -363,6 +363,8 @@ def test_figures_mark_and_name_missing_values(frames):
     bold = [line for line in figure.axes[0].get_lines() if line.get_label() == "DVPO"]
     assert np.isnan(bold[0].get_ydata()).tolist() == [False, False, True, True, False]
     assert "DVPO, no noise" in figure.get_supxlabel()
+    empty = figures.diagnostic_panels(curves.assign(kl=np.nan), columns=["kl"])  # all runs diverged at once
+    assert "There is nothing to draw" in empty.get_supxlabel()
     figure = figures.diagnostic_panels(holed[holed["method"] == "dvpo"], columns=["reward_true"])
     assert "true reward, no noise" in figure.get_supxlabel().replace("\n", " ")
     pits = pd.DataFrame({"critic": "quantile", "pit": [0.1, np.nan, 0.7], "crps": [0.1, 0.2, np.nan]})

@@ -326,7 +326,7 @@ def test_runs_that_diverged_are_counted_and_named_and_never_averaged():
         training_findings(final[final["method"] == "dvpo"], BASE),
         failure_findings(final, BASE),
     ):
-        assert "DVPO under heavy-tailed spikes: 2 of 3 diverged (math, seed 1, at step 7 and math, seed 2" in text
+        assert "DVPO under heavy-tailed spikes: 2 of 3 diverged (math, seed 1, at step 7; math, seed 2" in text
         assert "Missing scores" not in text and "nan" not in text
     assert "DVPO 2 of 3 diverged" in comparison_findings(final).replace("\N{NO-BREAK SPACE}", " ")
     table = tables.final_table(final).set_index(["noise", "method"]).loc["heavy-tailed spikes"]

@@ -47,6 +47,10 @@ def diagnostic_panels(
     """
     columns = [c for c in columns if c in curves and curves[c].notna().any()]
     noises = list(dict.fromkeys(curves["noise"]))
+    if not columns:  # every run diverged in its first iteration
+        figure, [[ax]] = new_figure(6, 1)
+        ax.set_axis_off()
+        return add_caption(figure, f"There is nothing to draw: no run has logged a diagnostic. {note}")
     wide = min(4, len(columns))
     tall = -(-len(columns) // wide)
     figure, axes = new_figure(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
