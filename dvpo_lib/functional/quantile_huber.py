@@ -138,7 +138,8 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
         (...) losses, return units.
 
     Raises:
-        ValueError: If the shapes do not fit, kappa is negative, or quantiles or targets are not finite.
+        ValueError: If the shapes do not fit, or kappa is negative.
+        FloatingPointError: If quantiles or targets are not finite.
         RuntimeError: On a second derivative, which is not implemented.
 
     Example:
@@ -152,7 +153,7 @@ def quantile_huber(quantiles: Tensor, targets: Tensor, kappa: float = 0.0, weigh
     if weights is not None and weights.shape != quantiles.shape[-1:]:
         raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({quantiles.shape[-1]},)")
     if not all(x.detach().abs().amax().isfinite() for x in (quantiles, targets) if x.numel()):
-        raise ValueError("quantiles and targets must be finite")
+        raise FloatingPointError("quantiles or targets are not finite")
     dtype = torch.promote_types(quantiles.dtype, torch.float32)
     tau = midpoint_levels(quantiles.shape[-1], dtype=dtype, device=quantiles.device)
     return quantile_huber_at(quantiles, targets, tau, kappa, weights)

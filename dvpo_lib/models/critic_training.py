@@ -192,23 +192,26 @@ def fit_critic(
                 old = [sort_quantiles(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
         rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
-        with learning_mode_of(critic):  # dropout off: it would draw from global generators
-            loss, terms = critic_objective(
-                critic(batch),
-                targets[rows, : batch.completion_length],
-                batch.mask,
-                cfg,
-                reference,
-                None if weights is None else weights.to(device)[rows],
-            )
-            optimizer.zero_grad()
-            loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0))
-        history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
-        if not math.isfinite(history[-1]["loss"] + norm):
-            problem = f"loss {loss.item()}, gradient {norm}; lower learning_rate ({cfg.learning_rate})"
-            raise FloatingPointError(f"{cfg.kind} critic, seed {seed}, step {step}: {problem}")
+        try:
+            with learning_mode_of(critic):  # dropout off: it would draw from global generators
+                loss, terms = critic_objective(
+                    critic(batch),
+                    targets[rows, : batch.completion_length],
+                    batch.mask,
+                    cfg,
+                    reference,
+                    None if weights is None else weights.to(device)[rows],
+                )
+                optimizer.zero_grad()
+                loss.backward()
+            norm = float(torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0))
+            if not math.isfinite(loss.item() + norm):
+                raise FloatingPointError(f"the loss is {loss.item()}, the gradient's norm {norm}")
+        except FloatingPointError as error:
+            advice = f"lower learning_rate ({cfg.learning_rate})"
+            raise FloatingPointError(f"{cfg.kind} critic, seed {seed}, step {step}: {error}; {advice}") from error
         optimizer.step()
+        history.append({"loss": loss.item(), **{k: float(v) for k, v in terms.items()}})
     critic.eval()
     return history
 

@@ -35,12 +35,12 @@ from dvpo_lib.rl.methods import METHODS
 AVERAGES = {"grpo": "sequence_mean", "dr_grpo": "constant", "dapo": "token_mean", "bnpo": "token_mean"}  # TRL's names
 
 
-class NotFiniteError(ArithmeticError):
+class NotFiniteError(FloatingPointError):
     """A loss, gradient, log-probability or weight is not finite."""
 
 
 class TrainingDiverged(RuntimeError):
-    """`NotFiniteError` of a run; the message names method, seed and step."""
+    """A number of a run is not finite; the message names method, seed and step."""
 
 
 @dataclass

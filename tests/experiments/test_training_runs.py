@@ -137,7 +137,7 @@ def test_numbers_gone_wrong_in_supervised_training_and_critics_are_errors_with_t
         policy.lm_head.weight[:] = float("inf")
     with pytest.raises(FloatingPointError, match="supervised training, seed 3, step 0: loss nan"):
         fit_language_model(policy, tokens, PolicySettings(steps=2, batch_size=8), 3)
-    with pytest.raises(FloatingPointError, match="quantile critic, seed 5, step 0: loss nan"):
+    with pytest.raises(FloatingPointError, match="quantile critic, seed 5, step 0: .* not finite; lower learning_rate"):
         fit_critic(critic, [{**r, "reward": 1.0} for r in data], tokenizer, CRITIC, 5)
 
 

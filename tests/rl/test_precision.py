@@ -262,6 +262,16 @@ def test_what_is_not_finite_is_named_before_it_spoils_weights(tokenizer, where, 
     assert all(torch.equal(v, before[k]) or where == "weights" for k, v in t.policy.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["ppo", "dvpo", "cql"])
+def test_a_critic_that_is_not_finite_ends_the_run_with_its_step(tokenizer, method):
+    t = trainer(tokenizer, method, seed=2)
+    t.make_ready()
+    with torch.no_grad():
+        next(t.critic.parameters())[:] = float("nan")
+    with pytest.raises(TrainingDiverged, match=f"{method}, seed 2, step 0: "):
+        t.step()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("answer", ["<eos>", "answer"])
 def test_a_policy_that_gives_one_answer_or_never_ends_keeps_finite_weights(tokenizer, method, answer):

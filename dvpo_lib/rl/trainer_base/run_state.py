@@ -21,7 +21,7 @@ from dvpo_lib.rl.sampling.rollouts import Rollouts
 from dvpo_lib.rl.trainer_base.checkpoints import CheckpointedTrainer
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.prompts import PromptStream
-from dvpo_lib.rl.updates import NotFiniteError, TrainingDiverged, check_weights
+from dvpo_lib.rl.updates import TrainingDiverged, check_weights
 
 
 class RunningTrainer(CheckpointedTrainer):
@@ -163,7 +163,7 @@ class RunningTrainer(CheckpointedTrainer):
     def _divergence_named(self) -> Iterator[None]:
         try:
             yield
-        except NotFiniteError as error:
+        except FloatingPointError as error:  # `NotFiniteError`, or one of the losses' own
             args = self.args
             raise TrainingDiverged(
                 f"{args.method}, seed {args.seed}, step {self.state.global_step}: {error}. Training stops before the "
