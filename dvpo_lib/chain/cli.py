@@ -205,11 +205,10 @@ def _reproduce(root: Path, targets: Iterable[str], minutes: float) -> int:
 
 
 def set_unreadable_aside(root: Path) -> None:
-    """Moves files of DVC that a crash has cut off to work/failed; DVC itself would refuse them for ever."""
+    """Moves files of DVC that a crash has left behind to work/failed; DVC itself would refuse them for ever."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
-    readers = {"dvc.lock": lambda path: COMPILED_LOCKFILE_SCHEMA(read_yaml(path))}
-    readers[".dvc/tmp/rwlock"] = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    readers = {"dvc.lock": lambda path: COMPILED_LOCKFILE_SCHEMA(read_yaml(path)), ".dvc/tmp/rwlock": _check_owners}
     for name, reader in readers.items():
         try:
             if (root / name).is_file():
@@ -219,6 +218,16 @@ def set_unreadable_aside(root: Path) -> None:
             os.replace(root / name, root / FAILED_FOLDER / Path(name).name)
             problem = str(error).splitlines()[0]
             print(f"warning: {name} is damaged ({problem}); it is now in {FAILED_FOLDER}", file=sys.stderr)
+
+
+def _check_owners(rwlock: Path) -> None:
+    held = json.loads(rwlock.read_text(encoding="utf-8"))
+    readers = [owner for owners in held["read"].values() for owner in owners]
+    for owner in [*readers, *filter(None, held["write"].values())]:
+        if psutil.pid_exists(owner["pid"]):  # after a restart of the machine it may be another program's
+            words = psutil.Process(owner["pid"]).cmdline()
+            if not any(Path(word).name == "dvc" or "dvc.cli" in word for word in words):
+                raise ValueError(f"process {owner['pid']}, which should hold it, is no DVC")
 
 
 def _run_dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:

@@ -191,8 +191,14 @@ def test_a_chain_survives_what_a_crash_leaves_and_a_second_chain_waits_its_turn(
     assert not (chain / "dvc.lock").exists() and not (chain / ".dvc/tmp/rwlock").exists()
     assert {path.name for path in (chain / "work/failed").iterdir()} == {"dvc.lock", "rwlock"}
     (chain / "dvc.lock").write_text("schema: '2.0'\nstages:\n  tiny:\n    cmd: python\n")
-    assert cli.main(["repro"]) == 0 and (chain / "dvc.lock").exists()
+    gone = {"read": {"/x": [{"pid": 2**22 + 1, "cmd": "dvc repro"}]}, "write": {"/y": {}}}
+    (chain / ".dvc/tmp/rwlock").write_text(json.dumps(gone))  # DVC drops the entries of processes that are gone
+    assert cli.main(["repro"]) == 0 and (chain / "dvc.lock").exists() and (chain / ".dvc/tmp/rwlock").exists()
     assert "damaged" not in capsys.readouterr().err
+    another = {"read": {}, "write": {"/y": {"pid": os.getpid(), "cmd": "dvc repro"}}}  # its pid is another program's
+    (chain / ".dvc/tmp/rwlock").write_text(json.dumps(another))
+    assert cli.main(["repro"]) == 0 and not (chain / ".dvc/tmp/rwlock").exists()
+    assert f"process {os.getpid()}, which should hold it, is no DVC" in capsys.readouterr().err
     with locked_file(chain / cli.CHAIN_LOCK):
         assert cli.main(["repro"]) == 1
     [line] = capsys.readouterr().err.splitlines()
