@@ -159,13 +159,19 @@ def _treatment(treated: Tensor) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
-def train_in_float32(model: nn.Module) -> None:
+def train_in_float32(model: nn.Module, autocast: bool = False) -> None:
     """Makes the master weights float32, whatever the file held: at usual learning rates steps vanish in bf16.
 
-    Of a model with adapters only what is trained: its base stays as it is.
+    Of a model with adapters only what is trained: its base stays as it is. If whole layers are trained beside the
+    adapters (`modules_to_save`), a base in 16 bits can read their outputs under autocast alone.
+
+    Args:
+        model: Policy or critic.
+        autocast: Whether forwards run under autocast.
     """
     half = (torch.float16, torch.bfloat16)
-    if any(hasattr(module, "peft_config") for module in model.modules()):
+    layers = any("modules_to_save" in name and p.requires_grad for name, p in model.named_parameters())
+    if any(hasattr(module, "peft_config") for module in model.modules()) and (autocast or not layers):
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype in half:
                 parameter.data = parameter.data.float()

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import run_settings
 from test_trainer import PROMPTS, Watcher, arm, config, networks, quiet_trainer, records_of, trainer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, SchedulerType
 
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import fit_critic
@@ -75,14 +75,17 @@ def test_equal_weights_have_ratio_zero_under_autocast(tokenizer, method):
     assert torch.isfinite(torch.tensor(t.step()["policy_loss"]))
 
 
-@pytest.mark.parametrize("method", ["grpo", "dvpo"])
-def test_whole_layers_that_are_trained_beside_adapters_are_float32(tokenizer, method):
+@pytest.mark.parametrize("layers, bf16", [(None, False), (["embed_tokens"], True), (["embed_tokens"], False)])
+def test_whole_layers_that_are_trained_beside_adapters_are_float32(tokenizer, layers, bf16):
+    """The frozen base keeps its 16 bits, if it can read what float32 layers give."""
     peft = pytest.importorskip("peft")
-    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    t = quiet_trainer(small_policy(tokenizer).bfloat16(), arm, config(method), tokenizer, peft_config=lora)
+    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=layers, task_type="CAUSAL_LM")
+    args = config("dvpo", bf16=bf16, old_logprobs=None)
+    t = quiet_trainer(small_policy(tokenizer).bfloat16(), arm, args, tokenizer, peft_config=lora)
     trained = {p.dtype for m in networks(t) for p in m.parameters() if p.requires_grad}
     frozen = {p.dtype for p in t.policy.parameters() if not p.requires_grad}
-    assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
+    assert (trained, frozen) == ({torch.float32}, {torch.float32 if layers and not bf16 else torch.bfloat16})
+    assert torch.isfinite(torch.tensor(t.step()["policy_loss"]))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
@@ -177,12 +180,14 @@ def test_warm_up_rises_to_the_rate_and_no_step_is_at_zero(tokenizer, kind):
 
 
 def test_a_rate_that_falls_on_a_plateau_waits_for_evaluations(tokenizer):
-    rule = dict(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": 0, "threshold": 10.0})
-    when = dict(eval_strategy="steps", eval_steps=4, metric_for_best_model="eval_loss", max_steps=2)
-    t = trainer(tokenizer, "grpo", **rule, **when)
-    t.eval_dataset = PROMPTS[:1]
+    """Two of them; no metric counts as better."""
+    rule = dict(lr_scheduler_kwargs={"patience": 0, "threshold": 10.0})
+    when = dict(eval_strategy="steps", eval_steps=4, metric_for_best_model="eval_reward", max_steps=2)
+    args = config("grpo", **rule, **when)
+    t = quiet_trainer(small_policy(tokenizer), arm, args, tokenizer, eval_dataset=PROMPTS[:1])
+    t.args.lr_scheduler_type = SchedulerType.REDUCE_ON_PLATEAU
     t.train()
-    assert t.lr_scheduler.get_last_lr()[0] == pytest.approx(0.1 * t.args.learning_rate)
+    assert t.lr_scheduler.get_last_lr()[0] == pytest.approx(0.01 * t.args.learning_rate)
 
 
 @pytest.mark.parametrize("how", ["accelerator", "attribute"])

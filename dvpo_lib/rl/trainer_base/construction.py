@@ -161,7 +161,7 @@ class PreparedTrainer(RunningTrainer):
     def _build_networks(self, model: nn.Module, critic, peft_config, args: DVPOConfig) -> nn.Module:
         """Critic, reference and target critic, each from the policy as it came; returns the policy."""
         if peft_config is None:
-            train_in_float32(model)
+            train_in_float32(model, args.bf16 or args.fp16)
         if self.method.critic is not None:
             own = peft_config or (model.active_peft_config if networks.is_peft_model(model) else None)
             own = own if args.critic_peft else None
@@ -170,7 +170,7 @@ class PreparedTrainer(RunningTrainer):
             self.target_critic = networks.frozen_copy(self.critic)
         self.has_reference = args.beta > 0 or self.method.offline
         if peft_config is not None:
-            model = networks.with_adapters(model, peft_config, args.seed)
+            model = networks.with_adapters(model, peft_config, args)
         elif self.has_reference and not (networks.is_peft_model(model) and networks.adapters_change_nothing(model)):
             self.reference = networks.frozen_copy(model)
         if args.sync_ref_model and (self.reference is None or self.method.offline):

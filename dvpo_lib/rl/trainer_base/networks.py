@@ -74,13 +74,13 @@ def is_peft_model(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
-def with_adapters(model: nn.Module, peft_config, seed: int) -> nn.Module:
+def with_adapters(model: nn.Module, peft_config, args: DVPOConfig) -> nn.Module:
     """The model with new adapters, which alone are trained.
 
     Args:
         model: Without adapters.
         peft_config: Of the package `peft`.
-        seed: Of the adapters' weights. Global generators are left alone.
+        args: Its seed decides the adapters' first weights; global generators are left alone.
 
     Raises:
         ImportError: If `peft` is not installed.
@@ -95,9 +95,9 @@ def with_adapters(model: nn.Module, peft_config, seed: int) -> nn.Module:
     if is_peft_model(model):
         raise ValueError("peft_config was passed with a model that has adapters already: merge and unload them first")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "adapters"))
+        torch.manual_seed(seed_for(args.seed, "adapters"))
         model = peft.get_peft_model(model, peft_config)
-    train_in_float32(model)  # copies of whole modules (`modules_to_save`), too
+    train_in_float32(model, args.bf16 or args.fp16)
     return model
 
 
@@ -141,7 +141,7 @@ def critic_of(
     if peft_config is not None and critic.backbone is not None:
         own = copy.deepcopy(peft_config)
         own.task_type, own.modules_to_save, own.inference_mode = None, None, False
-        critic.backbone = with_adapters(critic.backbone, own, args.seed)
+        critic.backbone = with_adapters(critic.backbone, own, args)
     train_in_float32(critic)
     return critic
 
