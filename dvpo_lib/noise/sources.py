@@ -16,13 +16,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 
 from dvpo_lib.common.seeds import seed_for
+from dvpo_lib.common.settings_tree import cut_text
 from dvpo_lib.rl.rewards import call_reward
 
 PROXIES = ("majority_vote", "reward_model")  # kinds that need a reward function in place of the true one
@@ -42,18 +43,7 @@ class NoiseSettings:
         ['length_bias', 'missing']
     """
 
-    kind: Literal[
-        "none",
-        "flip",
-        "false_positive",
-        "false_negative",
-        "spikes",
-        "prompt_spikes",
-        "missing",
-        "length_bias",
-        "majority_vote",
-        "reward_model",
-    ] = "none"
+    kind: Annotated[str, AfterValidator(lambda kind: _known_kind(kind))] = "none"  # a row of NOISES
     rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # probability that it corrupts a reward
     scale: Annotated[float, Field(ge=0)] = 5.0  # spikes: standard deviation; length_bias: reward per deviation
     drift: tuple[int, int] | None = None  # steps between which the rate rises from 0; null: constant rate
@@ -152,6 +142,12 @@ NOISES = {
         reward_model,
     )
 }
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in NOISES:
+        raise ValueError(f"{cut_text(repr(kind))} is no kind of noise; there are {', '.join(NOISES)}")
+    return kind
 
 
 def corrupt_rewards(
