@@ -65,12 +65,14 @@ def run_stage(name: str, parameters: Mapping[str, Any] | None = None) -> None:
     check_kernel()
     try:
         with locked_file(SCRATCH_FOLDER / f"{name}.lock", wait=False):
-            _run_notebook(spec, scratch, parameters, settings.runtime.cell_timeout)
+            _run_notebook(spec, stages, scratch, parameters, settings.runtime.cell_timeout)
     except BlockingIOError as owner:
         raise StageError(f"stage {name} runs in this checkout (process {owner}); wait for it, or stop it") from None
 
 
-def _run_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any], cell_timeout: int) -> None:
+def _run_notebook(
+    spec: StageSpec, stages: Mapping[str, StageSpec], scratch: Path, parameters: Mapping[str, Any], cell_timeout: int
+) -> None:
     """Executes a notebook in a new scratch folder and moves its outputs into place."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -78,7 +80,7 @@ def _run_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, Any],
     started = time.monotonic()
     print(f"[{spec.name}] runs {spec.notebook}", file=sys.stderr, flush=True)
     notebook = execute_notebook(spec, scratch, parameters, cell_timeout)
-    save_rendered(notebook, scratch / spec.results, title=Path(spec.notebook).stem.replace("_", " "))
+    save_rendered(notebook, scratch / spec.results, Path(spec.notebook).stem.replace("_", " "), (stages, spec.name))
     move_into_place(spec, scratch)
     minutes = (time.monotonic() - started) / 60
     print(f"[{spec.name}] done in {minutes:.1f} min: {spec.results}/notebook.html", file=sys.stderr, flush=True)
@@ -221,16 +223,26 @@ def _keep_failed(unfinished: Path, kept: Path) -> str:
     return f"the notebook as far as it ran: {kept}"
 
 
-def save_rendered(notebook: Any, folder: Path, title: str) -> None:
-    """Writes notebook.ipynb and notebook.html of an executed notebook to a folder, equal bytes for equal runs."""
+def save_rendered(
+    notebook: Any, folder: Path, title: str, place: tuple[Mapping[str, StageSpec], str] | None = None
+) -> None:
+    """Writes notebook.ipynb and notebook.html of an executed notebook to a folder, equal bytes for equal runs.
+
+    Args:
+        notebook: The notebook as it was executed.
+        folder: The folder to write to.
+        title: The page's title.
+        place: All stages and the name of this one, for links to its neighbours; None for a page that stands alone.
+    """
     import nbformat
 
-    from dvpo_lib.chain.pages import clean_notebook, render_page
+    from dvpo_lib.chain.pages import clean_notebook, neighbour_links, render_page
 
     notebook = clean_notebook(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / "notebook.ipynb")
-    (folder / "notebook.html").write_text(render_page(notebook, title), encoding="utf-8")
+    page = render_page(notebook, title, neighbour_links(*place) if place else None)
+    (folder / "notebook.html").write_text(page, encoding="utf-8")
 
 
 def move_into_place(spec: StageSpec, scratch: Path) -> None:

@@ -141,7 +141,7 @@ class Stage:
         return path
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Writes metrics.json, which `dvc metrics` shows: nested mappings of finite numbers, keys sorted."""
+        """Writes metrics.json, which `dvc metrics` shows: nested mappings of finite numbers or null, keys sorted."""
         text = json.dumps(_finite_numbers(metrics, "metrics"), indent=2, sort_keys=True) + "\n"
         self.path(f"{self.spec.results}/metrics.json").write_text(text, encoding="utf-8")
 
@@ -155,6 +155,8 @@ def _finite_numbers(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite_numbers(item, f"{name}.{key}") for key, item in value.items()}
     number = value.item() if hasattr(value, "item") else value
+    if number is None:  # missing
+        return None
     if isinstance(number, (int, float)) and math.isfinite(number):
         return number
     raise ValueError(f"{name}: expected a finite number, not {value!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -159,15 +158,13 @@ def _or_null(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def headline_metrics(final: pd.DataFrame, improvement: pd.DataFrame) -> dict:
-    """For `dvc metrics show`: accuracy and probability of improvement, {method: {noise: {role: value or null}}}."""
-    accuracy: dict = {}
-    for r in statistics.summarise_scores(final, overall=True).itertuples():
-        accuracy.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = _or_null(r.iqm)
-    better: dict = {}
-    for r in improvement.itertuples():
-        better.setdefault(r.method, {}).setdefault(r.noise, {})[r.role] = _or_null(r.probability)
-    return {"accuracy": accuracy, "improvement_over_ppo": better}
+def headline_metrics(final: pd.DataFrame) -> dict:
+    """For `dvc exp show`: the sampled score in distribution (ID), {method: {noise: value or null}}."""
+    scores: dict = {}
+    for r in statistics.summarise_scores(final).itertuples():
+        if r.role == "ID":
+            scores.setdefault(r.method, {})[r.noise] = _or_null(r.iqm)
+    return scores
 
 
 def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
@@ -277,23 +274,9 @@ def page_addresses(methods: Iterable[str]) -> dict[str, str]:
     found = {title: f"../{name}/notebook.html" for title, name in PAGE_FOLDERS.items()}
     training = {f"Training: {display_name(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
     ablations = found.popitem()
-    return {**found, **training, ablations[0]: ablations[1]}
+    return {**found, **training, ablations[0]: ablations[1], "The report": "notebook.html"}
 
 
 def page_links(addresses: Mapping[str, str]) -> str:
     """Links as a Markdown list."""
     return "\n".join(f"- [{title}]({address})" for title, address in addresses.items())
-
-
-def index_page(addresses: Mapping[str, str]) -> str:
-    """A small HTML page with links to the report and all other notebooks."""
-    links = {"Report (read this first)": "notebook.html", **addresses}
-    items = "\n".join(f'<li><a href="{html.escape(a)}">{html.escape(t)}</a></li>' for t, a in links.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>DVPO: all notebooks</title>
-<style>body {{ font: 16px/1.6 sans-serif; max-width: 42em; margin: 3em auto; padding: 0 1em }}</style></head>
-<body><h1>DVPO: all notebooks of this run</h1>
-<ol>
-{items}
-</ol></body></html>
-"""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+import os
 import re
 from html.parser import HTMLParser
 
 import nbformat.v4 as nb
 import pytest
+from conftest import ROOT
+from PIL import Image
 
 from dvpo_lib.chain.pages import (
     INJECTED_ID,
     WIDGET_STATE,
     WIDGET_VIEW,
+    PageLinks,
     clean_notebook,
+    index_page,
     latex_to_mathml,
+    lay_out_page,
+    neighbour_links,
+    page_body,
     render_page,
     sanitize_html,
 )
+from dvpo_lib.chain.stages import read_stages
 
 
 def notebook(*outputs, **metadata):
@@ -173,3 +184,62 @@ def test_mathematics_becomes_mathml(latex, expected):
 
 def test_mathematics_that_cannot_be_converted_is_shown_as_written():
     assert latex_to_mathml(r"x^{a}^{b} <", "inline") == r"<code>x^{a}^{b} &lt;</code>"
+
+
+# ---- layout ----
+
+
+def picture() -> str:
+    """A PNG of 40 x 30 pixels in base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_headings_figures_and_tables_get_their_places():
+    image = nb.new_output("display_data", data={"image/png": picture()})
+    page = notebook(
+        image, image, nb.new_output("display_data", data={"text/html": "<table><tr><td>1</td></tr></table>"})
+    )
+    page.cells.append(nb.new_markdown_cell("# Top\n## What <b>is</b> it?\n## What is it?\n### Detail", id="m"))
+    links = PageLinks(("i.html", "All"), previous=("a.html", "A & B"), following=("c.html", "C"))
+    shown = render_page(clean_notebook(page), "t", links)
+    for anchor in ("what-is-it", "what-is-it-2", "detail", "large-1", "large-2", "figure-1", "figure-2"):
+        assert shown.count(f'id="{anchor}"') == 1 and f'href="#{anchor}"' in shown
+    assert 'style="aspect-ratio: 40 / 30; max-width: 40px"' in shown and shown.count(picture()) == 2
+    assert '<div class="table" tabindex="0"' in shown and "A &amp; B" in shown and 'href="#top"' not in shown
+    assert lay_out_page(page_body(shown), "t", links) == shown  # a page can be laid out again
+
+
+def test_pages_lead_from_one_to_the_next():
+    """Every address that a page of the chain gives its neighbours is the page of a stage, or its place on the index."""
+    stages = read_stages(ROOT)
+    names, seen = list(stages), set()
+    index = index_page(
+        "All", "text", {s: os.path.relpath(f"{stages[s].results}/notebook.html", "results/05_report") for s in names}
+    )
+    places = {f"index.html#{anchor}" for anchor in re.findall(r'id="([^"]+)"', index)} | {"index.html"}
+    for name in names:
+        links = neighbour_links(stages, name)
+        assert (links.previous is None) == (name == names[0]) and (links.following is None) == (name == names[-1])
+        for address, _ in filter(None, (links.home, links.previous, links.following)):
+            file = os.path.normpath(os.path.join(stages[name].results, address))
+            seen.add(file)
+            assert (
+                any(file in spec.outs for spec in stages.values()) or file.removeprefix("results/05_report/") in places
+            )
+    assert {
+        f"{stages[name].results}/notebook.html" for name in ("method", "data", "critics", "ablations", "report")
+    } < seen
+
+
+def test_index_lists_every_page_once_beside_figure_and_findings():
+    pages = {
+        "A": "../00_a/notebook.html",
+        "B": "../03_b/x/notebook.html",
+        "C": "../03_b/y/notebook.html",
+        "D": "notebook.html",
+    }
+    shown = index_page("Run", "- **found** <script>x()</script>", pages, base64.b64decode(picture()))
+    assert all(shown.count(f'href="{address}"') == 1 for address in pages.values())
+    assert "<strong>found</strong>" in shown and "<script" not in shown and picture() in shown

@@ -130,6 +130,8 @@ def test_saved_files_have_stable_bytes(project):
     here = open_stage("tiny")
     here.save_metrics({"b": {"y": math.pi}, "a": pd.Series([2]).sum()})
     assert (here.results / "metrics.json").read_text().startswith('{\n  "a": 2,\n  "b": {\n    "y": 3.14159')
+    here.save_metrics({"a": None})  # a missing score
+    assert json.loads((here.results / "metrics.json").read_text()) == {"a": None}
     with pytest.raises(ValueError, match="metrics.b.y: expected a finite number, not nan"):
         here.save_metrics({"b": {"y": math.nan}})
     here.save_table("tables/x.csv", pd.DataFrame({"x": [1 / 3], "n": [1]}))

@@ -275,11 +275,9 @@ def test_tables_are_the_same_html_every_time_and_carry_no_index():
     ).to_html().replace("\N{NO-BREAK SPACE}", " ")  # a word of dialogues, no tag
 
 
-def test_index_links_every_page_once():
+def test_links_to_every_page():
     pages = tables.page_addresses(["dvpo", "ppo"])
-    html = tables.index_page(pages)
-    for address in [*pages.values(), "notebook.html"]:
-        assert html.count(f'href="{address}"') == 1
+    assert len(set(pages.values())) == len(pages) and "../03_dvpo_training/ppo/notebook.html" in pages.values()
     assert tables.page_links(pages).count("\n") == len(pages) - 1
 
 
@@ -357,7 +355,9 @@ def test_tables_and_metrics_show_missing_scores():
     curves = pd.DataFrame({"rollouts": [10]})
     accuracy = tables.final_metrics(final, curves)["accuracy"]
     assert accuracy["dvpo"]["none"]["OOD"] == {"iqm": None} and accuracy["dvpo"]["none"]["ID"]["iqm"] > 0
-    assert tables.headline_metrics(final, pd.DataFrame())["accuracy"]["dvpo"]["none"]["ALL"] is None
+    cut = final.drop(final[(final["method"] == "dvpo") & (final["seed"] == 1) & (final["role"] == "ID")].index)
+    shown = tables.headline_metrics(cut)
+    assert set(shown) == {"ppo", "dvpo"} and shown["dvpo"] == {"none": None} and shown["ppo"]["none"] > 0
 
 
 def test_base_policy_without_a_test_set_has_no_mean():
