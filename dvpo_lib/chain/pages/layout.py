@@ -134,12 +134,12 @@ def _with_anchors(body: str) -> tuple[str, list[tuple[int, str, str]]]:
 
     def anchored(found: re.Match) -> str:
         text = html.unescape(re.sub(r"<[^>]+>", "", found[2])).strip()
-        slug = base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+        slug = base = re.sub(r"\s+", "-", text)  # as in JupyterLab, whose links work here then
         while slug in used:
             slug = f"{base}-{len(used)}"
         used.add(slug)
         if found[1] != "1":
             headings.append((int(found[1]), slug, text))
-        return f'<h{found[1]} id="{slug}">{found[2]}</h{found[1]}>'
+        return f'<h{found[1]} id="{html.escape(slug)}">{found[2]}</h{found[1]}>'
 
     return HEADING.sub(anchored, body), headings
