@@ -5,11 +5,12 @@ VENV ?= .venv
 EXTRA ?= dev
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 CHAIN := $(PY) -m dvpo_lib
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference tune test sweep-test soak lint format lab real-data bench bench-trl pin clean
+.PHONY: help install repro smoke full reference tune test sweep-test soak site site-test package-test lint format lab real-data bench bench-trl pin clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -48,6 +49,23 @@ sweep-test:  ## run the tests of sweeps on Ray and Slurm, in their own environme
 soak: $(STAMP)  ## kill the smoke chain and trainings at random moments and compare bytes (about 40 minutes; resumable)
 	@$(PY) -m benchmarks.soak $(if $(KILLS),--chain $(KILLS) --trainings $(KILLS))
 
+$(DOCS_STAMP): $(STAMP)
+	@echo "Installing what builds and checks the site into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRA),docs]'
+	@touch $(DOCS_STAMP)
+
+site: $(DOCS_STAMP)  ## build the site in work/site from docs/, docstrings and rendered notebooks; it needs no network
+	@SOURCE_DATE_EPOCH=0 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file website/mkdocs.yml
+	@echo "work/site/index.html"
+
+site-test: site  ## check every page of the site in Chromium: links, contrast, widths, console, network, equal bytes
+	@$(PY) -m website.check work/site
+	@cp -r work/site work/site-first && $(MAKE) --no-print-directory site && diff -r work/site-first work/site
+	@rm -r work/site-first
+
+package-test:  ## build wheel and sdist, install them into new environments, and use them there
+	@$(PYTHON) tests/project/package_check.py
+
 lint: $(STAMP)  ## check rules and format of the code (ruff)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -70,7 +88,7 @@ bench-trl:  ## measure grpo against TRL's GRPOTrainer, in its own environment .v
 	@.venv-trl/bin/python -m benchmarks.against_trl
 	@test ! -d data/base || .venv-trl/bin/python -m benchmarks.against_trl --policy data/base
 
-pin: $(STAMP)  ## write the installed versions to constraints.txt
+pin: $(DOCS_STAMP)  ## write the installed versions to constraints.txt
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 

@@ -1,9 +1,13 @@
-"""Checks of the built site: links without a browser; contrast, width, console and network in headless Chromium."""
+"""Checks of the built site: links without a browser; contrast, width, console and network in headless Chromium.
+
+python -m website.check work/site      # all pages; `make site-test`
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -75,8 +79,10 @@ def browser_problems(site: Path, pages: Iterable[Path]) -> Iterator[str]:
                 tab.on("console", lambda m, found=problems: m.type == "error" and found.append(f"console: {m.text}"))
                 tab.on(
                     "request",
-                    lambda r, found=problems: r.url.split(":")[0] not in ("file", "data", "about", "blob")
-                    and found.append(f"request: {r.url}"),
+                    lambda r, found=problems: (
+                        r.url.split(":")[0] not in ("file", "data", "about", "blob")
+                        and found.append(f"request: {r.url}")
+                    ),
                 )
                 for width in WIDTHS:
                     tab.set_viewport_size({"width": width, "height": 900})
@@ -87,9 +93,26 @@ def browser_problems(site: Path, pages: Iterable[Path]) -> Iterator[str]:
                 found = axe.run(tab, options={"runOnly": {"type": "rule", "values": RULES}}).response
                 for violation in found["violations"]:
                     node = violation["nodes"][0]
-                    text = f"{violation['id']} ({len(violation['nodes'])}): {node['html'][:160]} {node['failureSummary'][:300]}"
-                    problems.append(" ".join(text.split()))
+                    text = f"{violation['id']}, {len(violation['nodes'])} times: {node['html'][:160]}"
+                    problems.append(" ".join(f"{text} {node['failureSummary'][:300]}".split()))
                 yield from (f"{name}: {problem}" for problem in problems)
                 tab.close()
             context.close()
         browser.close()
+
+
+def main(site: Path) -> int:
+    """Checks every page and prints what is wrong."""
+    if chromium_path() is None:
+        print("error: no Chromium; install your system's package, or set CHROMIUM to its path", file=sys.stderr)
+        return 2
+    pages, count = sorted(site.rglob("*.html")), 0
+    for problem in (*dead_links(site), *browser_problems(site, pages)):
+        count += 1
+        print(problem, flush=True)
+    print(f"{len(pages)} pages at {len(WIDTHS)} widths in {len(THEMES)} themes: {count} problems")
+    return int(count > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

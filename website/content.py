@@ -39,7 +39,7 @@ def run_folder(root: Path = ROOT) -> Path:
 
 
 def notebook_titles(folder: Path) -> dict[str, str]:
-    """{path of a page, relative to the folder: title} in the order of the notebooks; methods in the order of METHODS."""
+    """{path of a page below the folder: title}, in the order of the notebooks, and methods in that of METHODS."""
     rank = list(METHODS).index
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("notebook.html")]
     found.sort(key=lambda path: [rank(part) if part in METHODS else part for part in Path(path).parts])
@@ -92,8 +92,8 @@ def start_page(folder: Path, root: Path = ROOT) -> str:
 [![Sampled score after training, by method and noise](assets/main_figure.png)](assets/main_figure.png)
 
 {findings}
-The [report](notebooks/{REPORT}/notebook.html) has the details, the failures and the settings; each notebook's page is one
-file that can be mailed.
+The [report](notebooks/{REPORT}/notebook.html) has the details, the failures and the settings. Each notebook's page is
+one file that can be mailed.
 
 ## Start
 
@@ -164,7 +164,9 @@ def settings_text(name: str) -> str:
     """The settings that matter to a method, with default, meaning and source."""
     m, table = METHODS[name], settings_table()
     sections = ("training", *(("training.readout",) if name.startswith("dvpo") else ()), *CRITIC_SECTIONS[m.critic])
-    parts = ["## Settings", "Defaults of the chain (`params.yaml`); [`DVPOConfig`](../trl.md) has TRL's where TRL has one."]
+    note = "Defaults of the chain (`params.yaml`); [`DVPOConfig`](../trl.md) has TRL's where TRL has one."
+    head = "| setting | default | meaning | source |\n|---|---|---|---|\n"
+    parts = ["## Settings", note]
     for section in sections:
         rows = table[table["where"] == section]
         lines = [
@@ -172,7 +174,7 @@ def settings_text(name: str) -> str:
             for row in rows.rename(columns={"what it is": "meaning"}).itertuples()
             if section != "training" or matters_to(row.setting, name, m)
         ]
-        parts.append(f"### `{section}`\n\n| setting | default | meaning | source |\n|---|---|---|---|\n" + "\n".join(lines))
+        parts.append(f"### `{section}`\n\n{head}" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -208,10 +210,11 @@ def score_text(name: str, folder: Path) -> str:
         texts = [_score(cells.loc[role]) for role in roles]
         lines.append(f"| {display_name(noise)} | " + " | ".join(texts) + " |")
     head = "| noise | " + " | ".join(display_name(role) for role in roles) + " |\n|---" + "|---" * len(roles) + "|\n"
-    return (
-        f"## Scores\n\n{head}" + "\n".join(lines) + "\n\nSampled score in per cent: interquartile mean over runs, with its "
-        f"95 % interval. [The report](../notebooks/{REPORT}/notebook.html) compares all methods."
+    note = (
+        "Sampled score in per cent: interquartile mean over runs, with its 95 % interval. "
+        f"[The report](../notebooks/{REPORT}/notebook.html) compares all methods."
     )
+    return f"## Scores\n\n{head}" + "\n".join(lines) + f"\n\n{note}"
 
 
 def _score(row) -> str:
@@ -227,8 +230,10 @@ def library_index() -> str:
     """The public names, each with the first sentence of its docstring and a link to its place."""
     rows = []
     for name, module in dvpo_lib._MODULES.items():
-        summary = (getattr(dvpo_lib, name).__doc__ or "").strip().split("\n")[0] if name != "METHODS" else "The table of methods."
-        place = f"[`{name}`][dvpo_lib.{module}.{name}]" if name != "METHODS" else "[`METHODS`](../methods/index.md)"
+        summary = (getattr(dvpo_lib, name).__doc__ or "").strip().split("\n")[0]
+        place = f"[`{name}`][dvpo_lib.{module}.{name}]"
+        if name == "METHODS":
+            summary, place = "The table of methods.", "[`METHODS`](../methods/index.md)"
         rows.append(f"| {place} | `dvpo_lib.{module}` | {_cell(summary)} |")
     packages = "\n".join(f"- [`{p}`]({p}.md): {_docstring(ROOT / 'dvpo_lib' / p / '__init__.py')}" for p in PACKAGES)
     names = "| name | module | content |\n|---|---|---|\n" + "\n".join(rows)

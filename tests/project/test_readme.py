@@ -11,9 +11,13 @@ from ruamel.yaml import YAML
 from dvpo_lib.chain.cli import COMMANDS
 from dvpo_lib.chain.exports import FINDINGS, insert_findings
 from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("docs/**/*.md")}
+GUIDE = "\n".join([TEXT, *PAGES.values()])
 
 
 def minutes(file: str) -> float:
@@ -26,23 +30,23 @@ def test_programs_run_one_after_the_other(tmp_path, monkeypatch):
     build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), 0).save_pretrained("data/base")
     tokenizer.save_pretrained("data/base")
     names: dict = {}
-    programs = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(programs) == 2
+    programs = re.findall(r"```python\n(.*?)```", TEXT + PAGES["docs/guide/trainer.md"], re.DOTALL)
+    assert len(programs) == 3
     for program in programs:
         exec(compile(program, "README.md", "exec"), names)
     assert len(names["values"]) == 2 and (tmp_path / "values.png").stat().st_size > 10_000
 
 
 def test_commands_exist():
-    assert set(re.findall(r"python -m dvpo_lib (\w+)", TEXT)) <= set(COMMANDS)
+    assert set(re.findall(r"python -m dvpo_lib (\w+)", GUIDE)) <= set(COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)", TEXT))
+    named = set(re.findall(r"[`\n]make ([a-z-]+)", GUIDE))
     assert {"repro", "test"} <= named <= targets
 
 
 def test_settings_of_its_experiments_can_be_set():
     """`dvc exp run -S` takes only what stands in params.yaml already."""
-    changes = re.findall(r"-S ([\w.]+)=", TEXT + (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    changes = re.findall(r"-S ([\w.]+)=", GUIDE + (ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert len(changes) >= 2
     for dotted in changes:
         value = YAML(typ="safe").load(ROOT / "params.yaml")
@@ -50,20 +54,44 @@ def test_settings_of_its_experiments_can_be_set():
             value = value[part]
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", *PAGES])
 def test_links_lead_to_files(file):
     for target in re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / file).read_text(encoding="utf-8")):
         assert ((ROOT / file).parent / target).is_file(), target
 
 
 def test_it_is_short():
-    assert len(TEXT.splitlines()) <= 250
+    assert len(TEXT.splitlines()) <= 200
+    assert all(len(list(folder.iterdir())) <= 10 for folder in (ROOT / "docs", *ROOT.glob("docs/*/")))
+
+
+def test_every_method_of_the_readme_exists_and_the_other_way_round():
+    assert set(re.findall(r"^## (\w+)$", PAGES["docs/methods.md"], re.MULTILINE)) == set(METHODS)
+    listed = TEXT.partition("There are eleven methods:")[2].partition("\n\n")[0]
+    plain = {name for name in METHODS if not name.endswith("_clip_reward")}
+    assert len(METHODS) == 11 and plain <= set(re.findall(r"`(\w+)`", listed))
+
+
+def test_every_test_in_the_table_of_faults_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES["docs/faults.md"] + PAGES["docs/guide/sharing.md"])
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_settings_of_the_pages_exist():
+    new = PAGES["docs/trl.md"].partition("## What is new")[2].partition("##")[0]
+    names = [name for row in re.findall(r"^\| (`.*?) \|", new, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    same = re.search(r"\*\*Names of settings and logs\*\*: (.*?);", PAGES["docs/trl.md"], re.DOTALL)[1]
+    names += re.findall(r"`(\w+)`", same)
+    assert len(names) > 20 and set(names) <= set(DVPOConfig.__dataclass_fields__)
 
 
 def test_numbers_are_those_of_files():
     assert f"about {minutes('params.yaml'):g} minutes on two cores" in TEXT
-    assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in TEXT
-    assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in TEXT
+    chain = PAGES["docs/guide/chain.md"]
+    assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in chain
+    assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in chain
     assert (ROOT / "reports" / FINDINGS).read_text(encoding="utf-8") in TEXT
 
 

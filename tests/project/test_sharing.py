@@ -1,0 +1,103 @@
+"""Sharing by DVC: a colleague pulls results from a remote and has nothing to compute; plots and metrics are readable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+STAGES = """\
+stages:
+  data:
+    cmd: mkdir -p data/base && echo weights > data/base/model && echo words > data/base/tokens
+    params: [seed]
+    outs: [data/base]
+  train:
+    foreach: ${methods}
+    do:
+      cmd: mkdir -p results/${key}/tables && cp data/base/model results/${key}/tables && cp curves.csv results/${key}
+      deps: [data/base, curves.csv]
+      outs: [results/${key}/tables]
+      plots:
+        - results/${key}/curves.csv: {template: methods, x: rollouts, y: reward_true, title: '${key}'}
+  report:
+    cmd: mkdir -p results/report && cp curves.csv results/report/scores.png && cp scores.json results/report/metrics.json
+    deps: [results/dvpo/tables]
+    metrics: [results/report/metrics.json]
+    plots: [results/report/scores.png]
+"""
+
+
+def git(folder, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A project of our shape whose chain has run and was pushed to a remote, its remote, and its files."""
+    project, remote = tmp_path / "project", tmp_path / "remote"
+    (project / ".dvc").mkdir(parents=True)
+    git(project, "init")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, project / ".dvc")
+    shutil.copytree(ROOT / ".dvc/plots", project / ".dvc/plots")
+    (project / "dvc.yaml").write_text(STAGES)
+    (project / "params.yaml").write_text("seed: 0\nmethods: {dvpo: {critic: quantile}, ppo: {critic: scalar}}\n")
+    (project / "curves.csv").write_text("method,noise,seed,family,rollouts,reward_true\ndvpo,none,0,math,128,0.5\n")
+    (project / "scores.json").write_text('{"dvpo": {"none": 0.5}}')
+    (project / ".gitignore").write_text("/results/\n/data/\n")
+    with Repo(project) as repo:
+        repo.reproduce()
+        with repo.config.edit("repo") as config:
+            config["remote"] = {"shared": {"url": str(remote)}}
+            config["core"]["remote"] = "shared"
+        git(project, "add", ".")
+        git(project, "commit", "-m", "results")
+    with Repo(project) as repo:
+        assert repo.push() > 0
+    return project, remote
+
+
+def contents(folder) -> dict[str, bytes]:
+    places = (folder / "results", folder / "data")
+    return {str(f.relative_to(folder)): f.read_bytes() for p in places for f in sorted(p.rglob("*")) if f.is_file()}
+
+
+def test_a_colleague_pulls_results_and_computes_nothing(finished, tmp_path):
+    project, _ = finished
+    git(tmp_path, "clone", "project", "colleague")
+    shutil.rmtree(project / ".dvc/cache")
+    assert contents(tmp_path / "colleague") == {}
+    with Repo(tmp_path / "colleague") as repo:
+        repo.pull()
+        assert contents(tmp_path / "colleague") == contents(project) and len(contents(project)) == 8
+        assert repo.status() == {} and repo.reproduce() == []
+        assert repo.metrics.show()[""]["data"]["results/report/metrics.json"]["data"] == {"dvpo": {"none": 0.5}}
+
+
+def test_plots_have_a_picture_and_curves_in_the_colours_of_methods(finished):
+    from dvc.render.match import match_defs_renderers
+
+    with Repo(finished[0]) as repo:
+        shown = match_defs_renderers(repo.plots.show(), out=finished[0] / "plots", templates_dir=".dvc/plots")
+        renderers = {type(found.renderer).__name__: found.renderer for found in shown}
+        assert set(renderers) == {"VegaRenderer", "ImageRenderer"}
+        drawn = json.loads(renderers["VegaRenderer"].get_filled_template())
+    assert drawn["facet"]["column"]["field"] == "noise"
+    assert "#0072B2" in drawn["spec"]["encoding"]["color"]["scale"]["range"]
+
+
+def test_experiments_show_few_metrics():
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    stages = {name: stage.get("do", stage) for name, stage in stages.items()}
+    assert {name for name, stage in stages.items() if "metrics" in stage} == {"report"}
+    plots = [plot for stage in stages.values() for plot in stage.get("plots", ())]
+    templates = {options["template"] for plot in plots if isinstance(plot, dict) for options in plot.values()}
+    assert all((ROOT / f".dvc/plots/{name}.json").is_file() for name in templates)
+    assert "results/05_report/scores.png" in plots
