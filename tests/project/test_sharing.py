@@ -1,4 +1,4 @@
-"""Sharing by DVC: a colleague pulls results from a remote and has nothing to compute; plots and metrics are readable."""
+"""Sharing by DVC: a colleague pulls results from a remote and computes nothing; plots and metrics are readable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ stages:
       plots:
         - results/${key}/curves.csv: {template: methods, x: rollouts, y: reward_true, title: '${key}'}
   report:
-    cmd: mkdir -p results/report && cp curves.csv results/report/scores.png && cp scores.json results/report/metrics.json
+    cmd: mkdir -p results/report && cd results/report && cp ../../curves.csv scores.png && cp ../../scores.json metrics.json
     deps: [results/dvpo/tables]
     metrics: [results/report/metrics.json]
     plots: [results/report/scores.png]

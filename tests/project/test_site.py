@@ -1,4 +1,4 @@
-"""The site: pages of every method, notebooks that lead on, and, if mkdocs and Chromium are there, pages in a browser."""
+"""The site: a page for each method, notebooks that lead on, and pages in Chromium where it and mkdocs are installed."""
 
 from __future__ import annotations
 
