@@ -26,7 +26,7 @@ stages:
       plots:
         - results/${key}/curves.csv: {template: methods, x: rollouts, y: reward_true, title: '${key}'}
   report:
-    cmd: mkdir -p results/report && cd results/report && cp ../../curves.csv scores.png && cp ../../scores.json metrics.json
+    cmd: mkdir -p results/report && cp curves.csv results/report/scores.png && cp metrics.json results/report
     deps: [results/dvpo/tables]
     metrics: [results/report/metrics.json]
     plots: [results/report/scores.png]
@@ -50,7 +50,7 @@ def finished(tmp_path):
     (project / "dvc.yaml").write_text(STAGES)
     (project / "params.yaml").write_text("seed: 0\nmethods: {dvpo: {critic: quantile}, ppo: {critic: scalar}}\n")
     (project / "curves.csv").write_text("method,noise,seed,family,rollouts,reward_true\ndvpo,none,0,math,128,0.5\n")
-    (project / "scores.json").write_text('{"dvpo": {"none": 0.5}}')
+    (project / "metrics.json").write_text('{"dvpo": {"none": 0.5}}')
     (project / ".gitignore").write_text("/results/\n/data/\n")
     with Repo(project) as repo:
         repo.reproduce()
