@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
+from contextlib import chdir
 
 import pytest
 from conftest import ROOT
@@ -22,7 +22,7 @@ stages:
     do:
       cmd: mkdir -p results/${key}/tables && cp data/base/model results/${key}/tables && cp curves.csv results/${key}
       deps: [data/base, curves.csv]
-      outs: [results/${key}/tables]
+      outs: ['results/${key}/tables']
       plots:
         - results/${key}/curves.csv: {template: methods, x: rollouts, y: reward_true, title: '${key}'}
   report:
@@ -38,10 +38,10 @@ def git(folder, *arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-@pytest.fixture
-def finished(tmp_path):
-    """A project of our shape whose chain has run and was pushed to a remote, its remote, and its files."""
-    project, remote = tmp_path / "project", tmp_path / "remote"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project of our shape whose chain has run, whose results were pushed to a remote."""
+    project, remote = (tmp_path_factory.mktemp("sharing") / name for name in ("project", "remote"))
     (project / ".dvc").mkdir(parents=True)
     git(project, "init")
     for name in ("config", ".gitignore"):
@@ -52,7 +52,7 @@ def finished(tmp_path):
     (project / "curves.csv").write_text("method,noise,seed,family,rollouts,reward_true\ndvpo,none,0,math,128,0.5\n")
     (project / "metrics.json").write_text('{"dvpo": {"none": 0.5}}')
     (project / ".gitignore").write_text("/results/\n/data/\n")
-    with Repo(project) as repo:
+    with chdir(project), Repo(project) as repo:  # DVC reproduces the dvc.yaml of the working directory
         repo.reproduce()
         with repo.config.edit("repo") as config:
             config["remote"] = {"shared": {"url": str(remote)}}
@@ -61,7 +61,7 @@ def finished(tmp_path):
         git(project, "commit", "-m", "results")
     with Repo(project) as repo:
         assert repo.push() > 0
-    return project, remote
+    return project
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -69,14 +69,14 @@ def contents(folder) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for p in places for f in sorted(p.rglob("*")) if f.is_file()}
 
 
-def test_a_colleague_pulls_results_and_computes_nothing(finished, tmp_path):
-    project, _ = finished
-    git(tmp_path, "clone", "project", "colleague")
-    shutil.rmtree(project / ".dvc/cache")
+def test_a_colleague_pulls_results_and_computes_nothing(finished, tmp_path, monkeypatch):
+    git(tmp_path, "clone", str(finished), "colleague")
+    shutil.rmtree(finished / ".dvc/cache")
     assert contents(tmp_path / "colleague") == {}
+    monkeypatch.chdir(tmp_path / "colleague")
     with Repo(tmp_path / "colleague") as repo:
         repo.pull()
-        assert contents(tmp_path / "colleague") == contents(project) and len(contents(project)) == 8
+        assert contents(tmp_path / "colleague") == contents(finished) and len(contents(finished)) == 8
         assert repo.status() == {} and repo.reproduce() == []
         assert repo.metrics.show()[""]["data"]["results/report/metrics.json"]["data"] == {"dvpo": {"none": 0.5}}
 
@@ -84,11 +84,11 @@ def test_a_colleague_pulls_results_and_computes_nothing(finished, tmp_path):
 def test_plots_have_a_picture_and_curves_in_the_colours_of_methods(finished):
     from dvc.render.match import match_defs_renderers
 
-    with Repo(finished[0]) as repo:
-        shown = match_defs_renderers(repo.plots.show(), out=finished[0] / "plots", templates_dir=".dvc/plots")
+    with Repo(finished) as repo:
+        shown = match_defs_renderers(repo.plots.show(), out=finished / "plots", templates_dir=".dvc/plots")
         renderers = {type(found.renderer).__name__: found.renderer for found in shown}
         assert set(renderers) == {"VegaRenderer", "ImageRenderer"}
-        drawn = json.loads(renderers["VegaRenderer"].get_filled_template())
+        drawn = renderers["VegaRenderer"].get_filled_template()
     assert drawn["facet"]["column"]["field"] == "noise"
     assert "#0072B2" in drawn["spec"]["encoding"]["color"]["scale"]["range"]
 

@@ -45,7 +45,7 @@ class PageLinks:
 
 def page_body(page: str) -> str:
     """The body of a page that `lay_out_page` made; of any page, what stands in its `main`."""
-    return MAIN.search(page)[1]
+    return MAIN.search(page)[1].strip()
 
 
 def lay_out_page(body: str, title: str, links: PageLinks | None = None) -> str:
@@ -62,7 +62,7 @@ def lay_out_page(body: str, title: str, links: PageLinks | None = None) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True)
     code_css = {theme: HtmlFormatter(style=style).get_style_defs(".highlight") for theme, style in CODE_STYLES.items()}
     return environment.get_template("page.html.j2").render(
-        body=body,
+        body=body.strip(),
         title=title,
         links=links or PageLinks(),
         headings=headings,
