@@ -150,7 +150,7 @@ def load_params(
     values = set_dotted(to_builtins(tree), changes or {})
 
     def fail(location: tuple, problem: str) -> typing.NoReturn:
-        dotted = cut_text(".".join(map(str, location)))
+        dotted = cut_text(".".join(str(part) or "''" for part in location))
         raise ConfigError(f"{_place(files, location, changes or {})}: {dotted}: {problem}")
 
     for name in values:
@@ -205,20 +205,25 @@ def _validate(name: str, value: Any, fail) -> Any:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        location = tuple(part for part in first["loc"] if not _is_branch(part))
+        location = _file_location(value, first["loc"])
+        if first["type"] == "missing":
+            fail((name, *location, first["loc"][-1]), "this setting is missing")
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             if name == "training" and location[-1] in SET_BY_THE_CHAIN:
                 fail((name, *location), f"is not set here but by {SET_BY_THE_CHAIN[location[-1]]}")
             fail((name, *location), f"unknown parameter{did_you_mean(location[-1], _fields(kind, location[:-1]))}")
-        if first["type"] == "missing":
-            fail((name, *location), "this setting is missing")
         message = cut_text(first["msg"].replace("Input should", "should"))
         fail((name, *location), f"{message}, not {cut_text(repr(first['input']))}")
 
 
-def _is_branch(part: Any) -> bool:
-    """Whether a part of pydantic's location names the branch of a union instead of a key in the file."""
-    return isinstance(part, str) and (part in ("int", "float", "str", "bool", "constrained-int") or "[" in part)
+def _file_location(value: Any, location: tuple) -> tuple:
+    """pydantic's location without the parts that name no key of the file, such as the branch of a union."""
+    found = []
+    for part in location:
+        if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
+            found.append(part)
+            value = value[part]
+    return tuple(found)
 
 
 def _fields(kind: Any, location: tuple) -> list[str]:
@@ -258,7 +263,7 @@ def _place(files: Mapping[str, Any], location: tuple, changes: Mapping[str, Any]
     best, depth = next(iter(files)) + ":1", 0
     for file, node in reversed(files.items()):
         for level, part in enumerate(location, start=1):
-            if not (isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int)):
+            if not (part in node if isinstance(node, dict) else isinstance(node, list) and part in range(len(node))):
                 break
             line = (node.lc.item(part) if isinstance(node, list) else node.lc.key(part))[0] + 1
             best, depth = (f"{file}:{line}", level) if level >= depth else (best, depth)

@@ -8,6 +8,7 @@ null is dropped. The chain runs in a temporary copy of the working tree, deleted
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import locked_file, write_durably
 from dvpo_lib.common.processes import launched_environment
-from dvpo_lib.common.settings_tree import merge_trees, set_dotted
+from dvpo_lib.common.settings_tree import cut_text, merge_trees, set_dotted
 from dvpo_lib.common.settings_yaml import read_yaml, read_yaml_assignment
 
+PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 COPIED_FILES = ".synced"  # marks a copy: the list of files that came from the project
 
 
@@ -62,6 +64,8 @@ def run_profile(chosen: argparse.Namespace) -> int:
         StageError: If the copy cannot be made there, or the export is too large.
     """
     root = project_root()
+    if not PROFILE_NAME.fullmatch(chosen.name):
+        raise StageError(f"{cut_text(chosen.name)}: a profile is named by letters, digits, hyphens and underscores")
     profile = root / "profiles" / f"{chosen.name}.yaml"
     changes = dict(read_yaml_assignment(text, "--set") for text in chosen.set)
     load_params(root / "params.yaml", overlaid=profile, changes=changes)

@@ -134,7 +134,8 @@ class Stage:
         Raises:
             ConfigError: If the stage declares no such output; DVC would not keep it.
         """
-        if not any(Path(declared).is_relative_to(out) for out in self.spec.outs):
+        inside = ".." not in Path(declared).parts
+        if not (inside and any(Path(declared).is_relative_to(out) for out in self.spec.outs)):
             raise ConfigError(f"dvc.yaml: stage {self.name} declares no output {declared}")
         path = self.out / declared
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,9 +45,9 @@ def read_yaml(path: str | Path) -> Any:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, key = raw.count(b"\n", 0, error.start) + 1, raw[raw.rfind(b"\n", 0, error.start) + 1 : error.start]
-        name = key.partition(b":")[0].strip().decode("utf-8", "replace")
-        raise ConfigError(f"{path.name}:{line}: {cut_text(name)}: not valid UTF-8") from None
-    tree = _load(text, path.name, YAML())
+        name = key.partition(b":")[0].strip().decode("utf-8", "replace") if b":" in key else ""
+        raise ConfigError(f"{path.name}:{line}: {cut_text(name)}{': ' * bool(name)}not valid UTF-8") from None
+    tree = _load(text.replace("\r\n", "\n"), path.name, YAML())
     if not isinstance(tree, dict):
         raise ConfigError(f"{path.name}:1: expected a mapping of sections")
     return tree
@@ -79,13 +79,15 @@ def _load(text: str, name: str, yaml: YAML) -> Any:
         raise
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{name}:{line}: not valid YAML: {cut_text(error.problem or 'unreadable')}") from None
+        problem = cut_text(" ".join((error.problem or "unreadable").split()))
+        raise ConfigError(f"{name}:{line}: not valid YAML: {problem}") from None
     except YAMLError as error:  # a character that YAML does not allow
         place = getattr(error, "position", 0)
         line = text.count("\n", 0, place) + 1 if isinstance(place, int) else 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {cut_text(str(error).splitlines()[0])}") from None
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        raise ConfigError(f"{name}:1: not valid YAML: {cut_text(str(error))}") from None
+    except (ValueError, ArithmeticError, RecursionError, NotImplementedError) as error:
+        problem = cut_text(" ".join(str(error).split()))
+        raise ConfigError(f"{name}:1: not valid YAML: {problem}") from None
 
 
 def _check_events(text: str, name: str) -> None:
@@ -123,6 +125,8 @@ def _check_events(text: str, name: str) -> None:
                 continue
             if is_key:
                 keys[-1] = event.value
+                if event.value == "<<" and event.implicit[0]:
+                    fail("merge keys are not supported; write the settings out")
                 continue
             if event.implicit[0] and DATE.match(event.value):
                 fail(f"a date is no setting; write a text in quotes: {cut_text(event.value)}")

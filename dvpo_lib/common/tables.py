@@ -72,10 +72,13 @@ def plain_number(value: Any) -> Any:
 
 
 def short_repr(value: Any, limit: int = 80) -> str:
-    """A value for a message, cut; Python refuses to write integers of more than 4300 digits."""
+    """A value for a message, in one line and cut; Python refuses to write integers of more than 4300 digits."""
     if isinstance(value, int) and value.bit_length() > 300:
         return f"an integer of {value.bit_length()} bits"
-    return repr(value)[:limit]
+    try:
+        return " ".join(repr(value).split("\n"))[:limit]
+    except Exception:  # of the value's own code
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def number_problem(value: Any) -> str | None:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from dvpo_lib.common.jsonl import read_json_lines, record_problem, write_json_lines
 from dvpo_lib.common.seeds import seed_for
+from dvpo_lib.common.tables import short_repr
 
 LABELS_FILE = "labels.jsonl"
 
@@ -83,7 +84,7 @@ def load_labels(path: Path) -> pd.DataFrame:
     def check(record: Any) -> str | None:
         problem = record_problem(record, "prompt", "label", "agreement")
         if not problem and not isinstance(record["agreement"], int | float):
-            problem = f"`agreement` must be a number, not {record['agreement']!r}"
+            problem = f"`agreement` must be a number, not {short_repr(record['agreement'])}"
         return problem
 
     return _table([(r["prompt"], r["label"], float(r["agreement"])) for r in read_json_lines(path, check)])

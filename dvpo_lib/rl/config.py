@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.functional import advantages as adv
 from dvpo_lib.models.critic import CriticSettings
 
@@ -41,6 +43,7 @@ BOUNDS = (
 )
 ABOVE_ZERO = ("temperature", "top_p", "epsilon", "epsilon_high", "delta", "gamma", "lam_adaptive", "awr_temperature")
 NESTED = {"critic": CriticSettings, "readout": adv.ReadoutSettings}
+JSON_SETTINGS = ("model_init_kwargs", "generation_kwargs", "chat_template_kwargs")  # may be JSON texts, as `NESTED` may
 
 
 @dataclass
@@ -147,7 +150,13 @@ class DVPOConfig(TrainingArguments):
             self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # where it would run anyway; `transformers` asks for the word
-        own = {name: value for name, value in vars(self).items() if name in NESTED and not isinstance(value, str)}
+        if isinstance(self.scale_rewards, bool):
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        for name in (*NESTED, *JSON_SETTINGS):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, _parsed(name, value))
+        self._check_values()
+        own = {name: getattr(self, name) for name in NESTED}
         for name in own:  # the base class parses JSON, and knows no settings objects
             setattr(self, name, None)
         if self.activation_checkpointing is None:  # the newer name of the same setting
@@ -156,12 +165,9 @@ class DVPOConfig(TrainingArguments):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         super().__post_init__()
         for name, kind in NESTED.items():
-            value = own.get(name, getattr(self, name))
-            setattr(self, name, TypeAdapter(kind | None).validate_python(value))
+            setattr(self, name, _validated(name, kind | None, own[name]))
         self.readout = self.readout or adv.ReadoutSettings()
-        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
         self._apply_generation_kwargs()
-        self._check_ranges()
         self._set_batch_sizes()
 
     @property
@@ -183,21 +189,24 @@ class DVPOConfig(TrainingArguments):
             if name not in names:
                 raise ValueError(f"generation_kwargs: {name} is not supported; there are {', '.join(names)}")
             setattr(self, name, value)
+        self._check_values()
 
-    def _check_ranges(self) -> None:
+    def _check_values(self) -> None:
         for name, low, high in BOUNDS:
             value = getattr(self, name)
             if value is None:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"{name}: {value!r} is not a number")
+                raise ValueError(f"{name}: {short_repr(value)} is not a number")
             if not (value >= low) or value == 0 and name in ABOVE_ZERO or high is not None and value > high:
                 wanted = f"{'above' if name in ABOVE_ZERO else 'at least'} {low}"
                 raise ValueError(f"{name}: {value} should be {wanted}{f' and at most {high}' if high else ''}")
         for name, choices in {**_choices(), "scale_rewards": ("group", "batch", "none")}.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
-                raise ValueError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+                raise ValueError(f"{name}: {short_repr(value)} is none of {', '.join(map(str, choices))}")
+        for name, kind in _plain_kinds().items():
+            _validated(name, kind, getattr(self, name), strict=True)
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size would split groups: lower per_device_train_batch_size instead")
 
@@ -233,6 +242,32 @@ def changed_settings(args: DVPOConfig, **changes: Any) -> DVPOConfig:
     args = copy.copy(args)
     vars(args).update(changes)
     return args
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}: {short_repr(text)}") from None
+
+
+def _validated(name: str, kind: Any, value: Any, strict: bool | None = None) -> Any:
+    """The value as one of this kind; the message of the ValueError names the setting, or the one inside it."""
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=strict)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        inner = [str(part) for part in first["loc"] if "[" not in str(part) and "Settings" not in str(part)]
+        place, problem = ".".join([name, *inner]), first["msg"].replace("Input should", "should")
+        raise ValueError(f"{place}: {problem}, not {short_repr(first['input'])}") from None
+
+
+@functools.cache
+def _plain_kinds() -> dict[str, Any]:
+    """The types of own settings that are neither nested nor one of a fixed list."""
+    names = [name for name in DVPOConfig.__annotations__ if name[0] != "_"]
+    hints = typing.get_type_hints(DVPOConfig)
+    return {name: hints[name] for name in names if name not in {*NESTED, *_choices(), "scale_rewards"}}
 
 
 @functools.cache

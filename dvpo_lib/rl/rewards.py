@@ -175,11 +175,11 @@ def _outcomes(funcs: Sequence[Callable], prompts, completions, columns, state) -
                 raise result
     except RewardError:  # of a function inside a wrapper: it says all that is to be said
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         name, step = function_names([func])[0], getattr(state, "global_step", 0)
         culprit = _culprit(func, prompts, completions, columns, state, type(error))
         alone = "" if culprit is None else f"; also on {_record(culprit, step, prompts)} alone"
-        raise RewardError(f"reward function {name} raised at step {step}: {error!r}{alone}") from error
+        raise RewardError(f"reward function {name} raised at step {step}: {short_repr(error, 500)}{alone}") from error
     finally:
         for outcome in outcomes:
             if inspect.iscoroutine(outcome):
@@ -231,9 +231,10 @@ def _checked(func, returned, prompts, state, completion_ids=None) -> list[Reward
             raise TypeError
         values = _plain(returned, 1) if isinstance(returned, Tensor | np.ndarray) else [_plain(x) for x in returned]
         values = list(values)
-    except TypeError:
-        shown = repr(returned)[:200]
-        raise RewardError(f"reward function {name} returned {shown} at step {step}, no list of rewards") from None
+    except Exception as error:  # also of the user's iterator, or of a tensor without values
+        why = "no list of rewards" if isinstance(error, TypeError) else f"unreadable: {short_repr(error, 200)}"
+        shown = short_repr(returned, 200)
+        raise RewardError(f"reward function {name} returned {shown} at step {step}, {why}") from error
     if len(values) != len(prompts):
         raise RewardError(
             f"reward function {name} returned {len(values)} rewards for {len(prompts)} completions at step {step}"
@@ -259,7 +260,7 @@ def _plain(value, dimensions: int = 0):
     if isinstance(value, Tensor | np.ndarray) and value.ndim > dimensions and value.shape[-1] == 1:
         value = value.squeeze(-1)  # a column, as classifiers return it
     if isinstance(value, Tensor):
-        return value.detach().cpu().tolist()
+        return value.detach().to_dense().cpu().tolist()
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return [_plain(x) for x in value] if isinstance(value, list | tuple) else value

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
 from dvpo_lib.common.jsonl import read_json_lines, record_problem, write_json_lines
+from dvpo_lib.common.tables import short_repr
 
 STYLES = ("careful", "average", "careless")
 SPLITS = ("demonstrations", "train", "test", "ood")
@@ -127,12 +128,17 @@ def load_suites(path: str | Path, splits: tuple[str, ...] = ("train", "test", "o
 
     Raises:
         FileNotFoundError: If the file of a split is missing.
-        ValueError: If a line is not a JSON record with a prompt and an answer; the message names file and line.
+        ValueError: If a line is not a JSON record with a prompt and an answer (named by file and line), or a column
+            mixes types.
     """
     from datasets import Dataset, DatasetDict
 
     def read(file: Path):
-        return Dataset.from_list(read_json_lines(file, lambda record: record_problem(record, "prompt", "answer")))
+        records = read_json_lines(file, lambda record: record_problem(record, "prompt", "answer"))
+        try:
+            return Dataset.from_list(records)
+        except Exception as error:  # of many kinds
+            raise ValueError(f"{file}: the records form no table: {short_repr(error, 200)}") from None
 
     return {
         name: DatasetDict({split: read(Path(path) / name / f"{split}.jsonl") for split in splits})

@@ -85,7 +85,7 @@ UNUSABLE = {
     "many values": ("seeds: 4", f"seeds: [{'1,' * 20_000}]", 2, "seeds: more than 5,000 values"),
     "a huge file": ("seeds: 4", f"seeds: {'y' * 1_000_000}", 1, "the file has"),
     "a path as name": ("  flip:\n", "  ../../x:\n", 7, "noises.../../x: a row is named by"),
-    "an empty name": ("  flip:\n", "  '':\n", 7, "noises.: a row is named by"),
+    "an empty name": ("  flip:\n", "  '':\n", 7, "noises.'': a row is named by"),
     "a long name": ("  flip:\n", f"  {LONG}:\n", 7, "a row is named by"),
     "a dotted name": ("  flip:\n", "  a.b:\n", 7, "noises.a.b: a row is named by"),
     "a name read as missing": ("  flip:\n", "  NA:\n", 7, "noises.NA: tables would read the name"),

@@ -10,7 +10,7 @@ from test_trainer import arm, config, networks, quiet_trainer, records_of, train
 
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl.trainer_base import checkpoints
-from dvpo_lib.rl.trainer_base.checkpoints import CheckpointError
+from dvpo_lib.rl.trainer_base.manifests import CheckpointError
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 

@@ -399,7 +399,10 @@ GOOD = '{"question": "q", "answer": "#### 1"}\n'
         ('{"question": "q", "answer": "#### 1"}\n\n{"question": "q",\n', "record 2: not valid JSON: "),
         ('{"question": "q", "answer": "#### 1"}\n{"question": "\udcff"}\n', "record 2: not valid UTF-8"),
         ("", "the file is empty"),
-        ('{"question": "q", "reply": "#### 1"}\n', "record 1: column `answer` is missing; there are: question, reply"),
+        (
+            '{"question": "q", "reply": "#### 1"}\n',
+            "record 1: column `answer` is missing; there are: ['question', 'reply']",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):

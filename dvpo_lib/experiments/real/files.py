@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dvpo_lib.common.jsonl import read_json_lines
+from dvpo_lib.common.jsonl import parse_json, read_json_lines
 
 # Names inside `real.dir`.
 TRAIN_FILE, TEST_FILE = "gsm8k/train.jsonl", "gsm8k/test.jsonl"
@@ -71,11 +70,9 @@ def read_checked_list(path: str | Path, name: str, check: Callable[[Any], str | 
     if not path.is_file():
         raise ValueError(f"{name}: no such file; {DOWNLOAD_HINT}")
     try:
-        records = json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}:{error.lineno}: not valid JSON: {error.msg}") from None
+        records = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not isinstance(records, list) or not records:
         raise ValueError(f"{name}: a list of records is expected")
     for number, record in enumerate(records, start=1):

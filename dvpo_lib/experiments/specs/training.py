@@ -24,7 +24,7 @@ from dvpo_lib.noise.proxies import load_proxies, proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings, corrupt
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer import DVPOTrainer
-from dvpo_lib.rl.trainer_base.checkpoints import CheckpointError, read_checkpoint_manifest
+from dvpo_lib.rl.trainer_base.manifests import CheckpointError, read_checkpoint_manifest
 from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with_changes
 from dvpo_lib.rl.updates import TrainingDiverged
 from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy

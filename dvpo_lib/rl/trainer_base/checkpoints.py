@@ -7,7 +7,6 @@ of an interrupted generation batch, and manifest.json: every file's hash, the se
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,28 +20,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.rl.trainer_base.manifests import (
+    ADVICE,
+    MANIFEST,
+    CheckpointError,
+    checkpoint_settings,
+    compare_checkpoint_settings,
+    damage_named,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
+)
 from dvpo_lib.rl.trainer_base.networks import adapter_settings, fingerprint, is_peft_model
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-# What decides a run's results, beside the settings of `DVPOConfig` itself.
-DECISIVE = (
-    "adam_beta1 adam_beta2 adam_epsilon bf16 fp16 gradient_accumulation_steps learning_rate lr_scheduler_kwargs "
-    "lr_scheduler_type max_grad_norm optim optim_args per_device_train_batch_size seed warmup_steps weight_decay"
-).split()
-FREE = (
-    "gradient_checkpointing log_completions logging_steps model_init_kwargs num_completions_to_print "
-    "num_generations_eval remove_unused_columns trust_remote_code"
-).split()
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be gone on from; the message names the file or setting and says what to do."""
 
 
 class CheckpointedTrainer(Trainer):
@@ -126,12 +121,14 @@ class CheckpointedTrainer(Trainer):
             "logged_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
         }
-        (folder / "since_last_log.json").write_text(json.dumps(since_last_log))
+        (folder / "since_last_log.json").write_text(json.dumps(since_last_log), encoding="utf-8")
 
     # ---- reading ----
 
     def _check_checkpoint(self, folder: Path) -> None:
         manifest = read_checkpoint_manifest(folder)
+        if not (isinstance(manifest.get("settings"), dict) and "reference" in manifest):
+            raise CheckpointError(f"{folder / MANIFEST} is damaged: it holds no settings; {ADVICE}")
         if "since_last_log.json" not in manifest["files"]:
             raise CheckpointError(f"{folder} holds a model alone (save_only_model): it can be loaded, not gone on from")
         compare_checkpoint_settings(folder, manifest["settings"], self._settings())
@@ -140,7 +137,10 @@ class CheckpointedTrainer(Trainer):
                 f"{folder}: the reference policy of the checkpoint is another one; pass the model that its training "
                 "started from (the checkpoint's own weights are read afterwards)"
             )
-        state = json.loads((folder / "trainer_state.json").read_text())
+        with damage_named(folder / "trainer_state.json") as file:
+            state = vars(TrainerState.load_from_json(str(file)))
+            if not all(type(state[name]) is int for name in ("global_step", "max_steps")):
+                raise ValueError("global_step and max_steps should be whole numbers")
         depends = not str(self.args.lr_scheduler_type.value).startswith("constant")
         if depends and state["max_steps"] != self.args.max_steps > 0:
             logger.warning(
@@ -152,19 +152,24 @@ class CheckpointedTrainer(Trainer):
         """What `transformers` does not read: critics, the rest of a generation batch, metrics that wait for a log."""
         if self.critic is not None:
             load_weights(self.accelerator.unwrap_model(self.critic), folder / "critic.safetensors")
-            state = torch.load(folder / "critic_optimizer.pt", map_location="cpu", weights_only=True)
-            self.critic_optimizer.load_state_dict(state)
+            with damage_named(folder / "critic_optimizer.pt") as file:
+                self.critic_optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         if self.target_critic is not None:
             load_weights(self.target_critic, folder / "target_critic.safetensors")
         if self.args.sync_ref_model:
             load_weights(self.reference, folder / "reference.safetensors")
-        if (batch := folder / "batch.safetensors").exists():
-            self.pending = Batch.of_tensors(load_file(batch), self.accelerator.device)
-        waiting = json.loads((folder / "since_last_log.json").read_text())
-        self._metrics["train"].update(waiting["metrics"])
-        self._tr_loss += waiting["loss"]
-        self._total_loss_scalar = waiting["logged_loss"]
-        self._globalstep_last_logged = waiting["last_logged"]
+        if (folder / "batch.safetensors").exists():
+            with damage_named(folder / "batch.safetensors") as file:
+                self.pending = Batch.of_tensors(load_file(file), self.accelerator.device)
+        with damage_named(folder / "since_last_log.json") as file:
+            waiting = parse_json(file.read_bytes())
+            metrics = {name: [float(value) for value in values] for name, values in waiting["metrics"].items()}
+            loss, logged_loss = float(waiting["loss"]), float(waiting["logged_loss"])
+            last_logged = int(waiting["last_logged"])
+        self._metrics["train"].update(metrics)
+        self._tr_loss += loss
+        self._total_loss_scalar = logged_loss
+        self._globalstep_last_logged = last_logged
 
     def _settings(self) -> dict[str, Any]:
         policy = self.accelerator.unwrap_model(self.model)
@@ -196,58 +201,6 @@ def atomic_folder(place: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_checkpoint_manifest(folder: Path, **content: Any) -> None:
-    """Writes hashes of all files in the folder, and `content` beside them."""
-    files = {str(path.relative_to(folder)): _hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    content |= {"files": files}
-    (folder / MANIFEST).write_text(json.dumps({**content, "digest": _digest(content)}, indent=1))
-
-
-def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are as they were written.
-
-    Raises:
-        CheckpointError: If the folder is no checkpoint, or one of its files is missing or damaged.
-    """
-    advice = "go on from an earlier checkpoint, or start anew"
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest.pop("digest") != _digest(manifest):
-            raise ValueError
-        files = manifest["files"]
-    except OSError:
-        raise CheckpointError(f"{folder} is no checkpoint of DVPOTrainer: it has no {MANIFEST}; {advice}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{folder / MANIFEST} is damaged; {advice}") from None
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing; {advice}")
-        if _hash(folder / name) != digest:
-            raise CheckpointError(f"{folder / name} is damaged: its content is not what was written; {advice}")
-    return manifest
-
-
-def checkpoint_settings(args: DVPOConfig) -> dict[str, Any]:
-    """The settings that decide a run's results, as plain values."""
-    names = [*DECISIVE, *(name for name in DVPOConfig.__annotations__ if name not in FREE and name[0] != "_")]
-    everything = args.to_dict()
-    return json.loads(json.dumps({name: everything[name] for name in names}, default=str))
-
-
-def compare_checkpoint_settings(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raises:
-    CheckpointError: If a setting differs; the message names all that do.
-    """
-    before, now = _flat(there), _flat(here)
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        differences = "; ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in sorted(names))
-        raise CheckpointError(
-            f"{folder} is of a run with other settings: {differences}. "
-            "Set them alike, or start anew in another output_dir"
-        )
-
-
 def copied_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all weights of a module."""
     return {name: x.detach().clone().contiguous() for name, x in module.state_dict().items()}
@@ -261,24 +214,9 @@ def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Loads what `trained_weights` or `copied_weights` returned."""
-    stored = load_file(path)
+    with damage_named(path):
+        stored = load_file(path)
     missing = set(trained_weights(module)) - set(stored)
     unknown = module.load_state_dict(stored, strict=False).unexpected_keys
     if missing or unknown:
         raise CheckpointError(f"{path} holds another network's weights: {sorted(missing or unknown)[0]} does not fit")
-
-
-def _flat(tree: dict[str, Any], parent: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{parent}{name}.") if isinstance(value, dict) else {f"{parent}{name}": value}
-    return flat
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -61,6 +61,8 @@ def dialogue_turns(record: dict) -> Iterator[tuple[str, str, list[tuple[str, str
                     )
                     for a in actions
                 ]
+            if not all(isinstance(part, str) for act, slot, values in acts for part in (act, slot, *values)):
+                raise TypeError("acts, slots and values should be texts")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadRecord("turns", f"turn {number} is malformed: {error!r}") from None
         yield speaker, said.strip(), acts

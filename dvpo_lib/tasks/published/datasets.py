@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.tasks.published.acts import collect_service_slots, sgd_problems
 from dvpo_lib.tasks.published.answers import boxed_answer
 from dvpo_lib.tasks.published.files import (
@@ -97,10 +98,10 @@ def light_r1_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     r"""The problem is what the user says first, the answer the last `\boxed{}` of the reply; without one, nothing."""
     said = {}
     for message in nested_records(record["conversations"], "conversations"):
-        speaker = {"human": "user", "gpt": "assistant"}.get(message.get("from"), message.get("from"))
-        if not isinstance(message.get("value"), str):
+        speaker, said_text = message.get("from"), message.get("value")
+        if not (isinstance(speaker, str) and isinstance(said_text, str)):
             raise BadRecord("conversations", f"a message needs `from` and `value`, not {str(message)[:60]!r}")
-        said.setdefault(speaker, message["value"])
+        said.setdefault({"human": "user", "gpt": "assistant"}.get(speaker, speaker), said_text)
     for speaker in ("user", "assistant"):
         if not said.get(speaker, "").strip():
             raise BadRecord("conversations", f"nothing is said by the {speaker}")
@@ -119,7 +120,7 @@ def mmlu_problems(record: dict, _) -> Iterator[tuple[str, str]]:
         answer = _LETTERS.index(answer.strip())
     place = whole_number(answer)
     if place is None or not 0 <= place < len(listed):
-        raise BadRecord("answer", f"0 to {len(listed) - 1} (or a letter) is expected, not {answer!r}")
+        raise BadRecord("answer", f"0 to {len(listed) - 1} (or a letter) is expected, not {short_repr(answer)}")
     yield _choice_prompt(record_text(record, "question"), listed), _LETTERS[place]
 
 
@@ -127,7 +128,7 @@ def supergpqa_problems(record: dict, _) -> Iterator[tuple[str, str]]:
     """The question with its options and the letter of the right one."""
     listed, letter = _options_of(record, "options", len(_LETTERS)), record_text(record, "answer_letter").upper()
     if letter not in tuple(_LETTERS[: len(listed)]):
-        raise BadRecord("answer_letter", f"A to {_LETTERS[len(listed) - 1]} is expected, not {letter!r}")
+        raise BadRecord("answer_letter", f"A to {_LETTERS[len(listed) - 1]} is expected, not {short_repr(letter)}")
     yield _choice_prompt(record_text(record, "question"), listed), letter
 
 

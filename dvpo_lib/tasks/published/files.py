@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.common.text_records import TEXT_FORMATS, transposed_columns
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+MOST_UNPACKED, MOST_RATIO = 64 * 2**20, 200  # bytes that any gzip file may unpack to; beyond, by its size
 NO_RECORDS = {  # about the data, beside it
     "dataset_info.json",
     "dataset_infos.json",
@@ -100,9 +102,8 @@ def checked_records(label: str, table: Iterable[dict], source: PublishedSource) 
         for column, names in source.columns.items():
             present = [name for name in names if name in record]
             if not present:
-                raise SourceError(
-                    f"{label}: record {number}: column `{column}` is missing; there are: {', '.join(map(str, record))}"
-                )
+                there = short_repr(list(record), 400)
+                raise SourceError(f"{label}: record {number}: column `{column}` is missing; there are: {there}")
             renamed[column] = record[present[0]]
         yield number, renamed
 
@@ -241,6 +242,16 @@ def _split_in_path(path: Path, source: PublishedSource) -> str | None:
     return None
 
 
+def _unpacked(file: Path) -> bytes:
+    """The content of a gzip file; none that unpacks to so many times its size that it cannot be text."""
+    most = max(MOST_UNPACKED, MOST_RATIO * file.stat().st_size)
+    with gzip.open(file) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it unpacks to more than {most // 2**20} MiB, {MOST_RATIO} times its size: no text does")
+    return content
+
+
 def read_source_file(file: Path) -> list[dict] | Any:
     """The records of a file, or of a folder of `save_to_disk`. Nothing is cached, and no network is asked.
 
@@ -257,8 +268,7 @@ def read_source_file(file: Path) -> list[dict] | Any:
 
             table = pyarrow.parquet.ParquetFile(file).read().to_pylist()
         else:
-            with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-                table = stream.read()
+            table = _unpacked(file) if file.suffix == ".gz" else file.read_bytes()
     except Exception as error:  # of pyarrow, gzip, the file system
         reason = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {reason[0][:200] if reason else ''}"

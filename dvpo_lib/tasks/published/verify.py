@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.tasks.published.answers import JUDGED_CHARACTERS, judged_text, same_answer_text
 from dvpo_lib.tasks.published.formulas.reader import is_formula
 from dvpo_lib.tasks.published.math_workers import MathWorker, MathWorkerPool
@@ -202,7 +203,7 @@ def _pairs(completions: Sequence, answer: Sequence[str]) -> Iterable[tuple[str, 
         raise ValueError(f"there are {len(answer)} answers for {len(completions)} completions")
     for i, a in enumerate(answer):
         if not isinstance(a, str) or not a.strip():
-            raise TypeError(f"record {i}: `answer` should be a text that is not empty, not {a!r}")
+            raise TypeError(f"record {i}: `answer` should be a text that is not empty, not {short_repr(a)}")
     return zip(answer, completions)
 
 
@@ -247,7 +248,7 @@ def slots_reward(prompts: Sequence, completions: Sequence, answer: Sequence[str]
                 normal_slot_name(slot): set(map(normal_slot_value, values)) for slot, values in parse_json(a).items()
             }
         except (ValueError, AttributeError, TypeError):
-            raise ValueError(f"record {i}: `answer` should be a JSON object of slots, not {a[:80]!r}") from None
+            raise ValueError(f"record {i}: `answer` should be a JSON object of slots, not {short_repr(a)}") from None
         found = given_slots(completion)
         rewards.append(float(found.keys() == truth.keys() and all(found[slot] in truth[slot] for slot in truth)))
     return rewards
@@ -271,7 +272,7 @@ def answer_reward(
     rewards = [0.0] * len(pairs)
     for i, kind in enumerate(verify):
         if kind not in VERIFIERS:
-            raise ValueError(f"record {i}: `verify` should be one of {', '.join(VERIFIERS)}, not {kind!r}")
+            raise ValueError(f"record {i}: `verify` should be one of {', '.join(VERIFIERS)}, not {short_repr(kind)}")
     for kind, func in VERIFIERS.items():
         rows = [i for i, k in enumerate(verify) if k == kind]
         own = func([prompts[i] for i in rows], [completions[i] for i in rows], [answer[i] for i in rows])

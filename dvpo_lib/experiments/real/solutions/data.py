@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.common.jsonl import record_problem
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.experiments.real.files import SOLUTIONS_FILE, TRAIN_FILE, read_checked_lines
 
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")  # models of the solutions
@@ -23,7 +24,7 @@ def _text_problem(record: Any, *fields: str) -> str | None:
         if field not in record:
             return record_problem(record, field)
         if not isinstance(record[field], str) or not record[field].strip():
-            return f"`{field}` should be a text that is not empty, not {record[field]!r}"
+            return f"`{field}` should be a text that is not empty, not {short_repr(record[field])}"
     return None
 
 
@@ -39,7 +40,7 @@ def _solution_problem(record: Any) -> str | None:
         problem = f"{generator}: {problem}" if problem else None
         label = record[generator].get("is_correct") if not problem else True
         if not isinstance(label, bool):
-            problem = f"{generator}: `is_correct` should be true or false, not {label!r}"
+            problem = f"{generator}: `is_correct` should be true or false, not {short_repr(label)}"
     return problem
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.common.jsonl import record_problem
+from dvpo_lib.common.tables import short_repr
 from dvpo_lib.experiments.real.files import TRAJECTORY_FILES, read_checked_lines, read_checked_list
 
 MESSAGE_CHARACTERS = {"user": 600, "assistant": 600, "tool": 100}  # read per message; tools answer at length
@@ -43,9 +44,9 @@ def _messages_problem(traj: Any) -> str | None:
             1,
             "system",
         ):  # published files open with the instructions
-            return f"traj, message {number}: `role` should be user, assistant or tool, not {role!r}"
+            return f"traj, message {number}: `role` should be user, assistant or tool, not {short_repr(role)}"
         if not isinstance(message.get("content"), str | None):
-            return f"traj, message {number}: `content` should be a text or null, not {message['content']!r}"
+            return f"traj, message {number}: `content` should be a text or null, not {short_repr(message['content'])}"
         try:
             tool_calls(message)
         except (TypeError, KeyError, AttributeError):
@@ -63,9 +64,9 @@ def _record_problem(record: Any) -> str | None:
         return problem
     for field in ("task_id", "trial"):
         if type(record[field]) is not int:
-            return f"`{field}` should be a whole number, not {record[field]!r}"
+            return f"`{field}` should be a whole number, not {short_repr(record[field])}"
     if isinstance(record["reward"], bool) or record["reward"] not in (0, 1):
-        return f"`reward` should be 0 or 1, not {record['reward']!r}"
+        return f"`reward` should be 0 or 1, not {short_repr(record['reward'])}"
     return _messages_problem(record["traj"])
 
 
