@@ -10,7 +10,7 @@ CHAIN := $(PY) -m dvpo_lib
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro smoke full reference tune test sweep-test soak site site-test package-test lint format lab real-data bench bench-trl pin clean
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*## .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -22,6 +22,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing the pinned packages into $(VENV) (about 2 minutes) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRA)]'
+	@touch $(STAMP)
+
+install-hashed: constraints.txt requirements.lock  ## the same from requirements.lock: each file is checked by its hash
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
 repro: $(STAMP)  ## run the chain (dvc repro), or one stage with STAGE=report; unchanged stages are skipped
@@ -75,10 +81,16 @@ format: $(STAMP)  ## fix what ruff can fix
 	@$(PY) -m ruff format .
 
 lab: $(STAMP)  ## open JupyterLab in notebooks/
-	@$(PY) -m jupyter lab --notebook-dir . notebooks
+	@$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir . notebooks
 
 real-data: $(STAMP)  ## download real data into data/real and check it
 	@$(CHAIN) download data/real
+
+fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library, write benchmarks/fuzz.json
+	@PYTHONPATH=.:tests:tests/rl OMP_NUM_THREADS=1 $(PY) -m malformed
+
+page-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
+	@$(PY) -m pytest -q tests/chain/test_pages.py tests/chain/test_pages_in_browser.py
 
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks
@@ -91,6 +103,11 @@ bench-trl:  ## measure grpo against TRL's GRPOTrainer, in its own environment .v
 pin: $(DOCS_STAMP)  ## write the installed versions to constraints.txt
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
+
+lock:  ## write requirements.lock: the pinned set with the hashes of its files on PyPI (needs uv)
+	@printf 'editables\nhatchling\nhatch-fancy-pypi-readme\n' | uv pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command 'make lock' --extra dev \
+		--constraint constraints.txt --output-file requirements.lock pyproject.toml -
 
 clean:  ## delete scratch files and profile copies; keeps .venv, results, DVC's cache and trained runs
 	rm -rf work dvc_plots

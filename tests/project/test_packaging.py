@@ -146,3 +146,16 @@ def test_every_public_name_resolves():
     for name in dvpo_lib.__all__:
         assert getattr(dvpo_lib, name) is not None
     assert set(dvpo_lib.__all__) <= set(dir(dvpo_lib))
+
+
+def test_the_lock_has_the_pinned_versions_with_hashes():
+    """`make lock` writes what `make install` installs; beside it, packages of other platforms and the build backend."""
+    entry = re.compile(r"^([\w.-]+)==([^\s;\\]+)[^\\\n]*(?: \\\n    --hash=sha256:[0-9a-f]{64})+$", re.MULTILINE)
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    locked = {canonicalize_name(name): version for name, version in entry.findall(text)}
+    assert len(locked) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), "an entry has no hash"
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+    assert {name: pins.get(name, version) for name, version in locked.items()} == locked
+    assert locked.keys() >= (required() | required("dev")).keys()
+    assert len(locked.keys() & pins.keys()) > 200
