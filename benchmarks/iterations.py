@@ -19,7 +19,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from dvpo_lib.chain.params import load_params
@@ -32,7 +31,7 @@ from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with
 from dvpo_lib.tasks.chains import accuracy_reward
 from dvpo_lib.tasks.families import TaskSettings, build_suites, build_tokenizer
 
-from .meters import device_clock, peak_mb
+from .meters import device_clock, network_mb, peak_mb, training_state_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK_MODELS = {
@@ -114,14 +113,8 @@ class TimedTrainer(DVPOTrainer):
         return device_clock(self.accelerator.device.type)
 
     def held_mb(self) -> float:
-        """Memory in MB of all networks (weights, buffers), their gradients and the optimiser states."""
-        networks = [self.policy, self.reference, self.critic, self.target_critic]
-        optimizers = [self.policy_optimizer, self.critic_optimizer]
-        tensors = [x for n in networks if n is not None for x in [*n.parameters(), *n.buffers()]]
-        tensors += [x.grad for x in tensors if x.grad is not None]
-        states = [state for o in optimizers if o is not None for state in o.optimizer.state.values()]
-        tensors += [x for state in states for x in state.values() if isinstance(x, torch.Tensor)]
-        return sum({id(x): x.nbytes for x in tensors}.values()) / 1e6
+        """Memory in MB of all networks, their gradients and the optimiser states."""
+        return network_mb(self) + training_state_mb(self)
 
     def rest(self) -> None:
         """Frees the gradients while other trainers run. The next step would clear them anyway."""

@@ -2,7 +2,9 @@
 
 A 20M model with a vocabulary of 50,000 words trains one iteration (sampling, values, log-probabilities, reference,
 updates) on responses of 256 tokens. Each case is a process of its own: its peak of resident memory, less that before
-the iteration, when networks and optimisers stand. Peaks should follow the micro-batch, not the batch.
+the iteration, when the networks stand. A part of that stays: gradients and optimiser states, which the first iteration
+makes. The rest is what the iteration itself takes; it should follow the micro-batch, not the batch. The sampler's cache
+is bounded by `sampling_batch_size` in all cases.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 VOCABULARY, LENGTH = 50_000, 256
-WORKERS = 2  # cases side by side: memory does not depend on other load
+SAMPLED_TOGETHER = 16  # responses in the sampler's cache
 CASES = [  # (method, responses of an iteration, responses of a micro-batch)
     (method, responses, micro_batch)
     for method in ("grpo", "dvpo")
@@ -64,11 +66,14 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
         length: Tokens of a response.
 
     Returns:
-        held_mb (before the iteration), peak_mb (beyond it), seconds, parameters, length (tokens per response).
+        held_mb (before the iteration), peak_mb (beyond it), state_mb (gradients and optimiser states, a part of the
+        peak), work_mb (the rest of it), seconds, parameters, length (tokens per response).
     """
     from dvpo_lib.models.policy import PolicySettings, build_policy
     from dvpo_lib.rl.config import DVPOConfig
     from dvpo_lib.rl.trainer import DVPOTrainer
+
+    from .meters import training_state_mb
 
     tokenizer = word_tokenizer(words)
     size = PolicySettings(hidden_size=256, num_hidden_layers=7, num_attention_heads=4, intermediate_size=1024)
@@ -79,6 +84,7 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=responses // micro_batch,
         max_completion_length=length,
+        sampling_batch_size=SAMPLED_TOGETHER,
         beta=0.04,
         report_to="none",
         use_cpu=True,
@@ -90,9 +96,12 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     held, start = resident_mb(), time.perf_counter()
     metrics = trainer.step()
+    peak, state = resident_mb("VmHWM") - held, training_state_mb(trainer)
     return {
         "held_mb": held,
-        "peak_mb": resident_mb("VmHWM") - held,
+        "peak_mb": peak,
+        "state_mb": state,
+        "work_mb": peak - state,
         "seconds": time.perf_counter() - start,
         "parameters": trainer.policy.num_parameters(),
         "length": metrics["completions/mean_length"],
@@ -115,17 +124,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures all cases and writes memory.json, or one of them and prints it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--case", nargs=5, metavar=("METHOD", "RESPONSES", "MICRO_BATCH", "WORDS", "LENGTH"))
+    parser.add_argument("--workers", type=int, default=2, help="cases side by side: memory does not depend on load")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args(arguments)
     if given.case:
         method, *numbers = given.case
         print(json.dumps(measure_iteration(method, *map(int, numbers))))
         return
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(given.workers) as pool:
         rows = list(pool.map(lambda case: measure_case(*case), CASES))
     for row in rows:
         print(row)
-    given.out.write_text(json.dumps({"vocabulary": VOCABULARY, "tokens": LENGTH, "cases": rows}, indent=1) + "\n")
+    sizes = {"vocabulary": VOCABULARY, "tokens": LENGTH, "sampled_together": SAMPLED_TOGETHER}
+    given.out.write_text(json.dumps({**sizes, "cases": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

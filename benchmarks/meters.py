@@ -44,6 +44,25 @@ def median_ms(functions: dict[str, Callable[[], object]], repeats: int, device: 
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
+def network_mb(trainer) -> float:
+    """Memory in MB of a trainer's networks: weights and buffers, each counted once."""
+    networks = [trainer.policy, trainer.reference, trainer.critic, trainer.target_critic]
+    return _size_mb(x for n in networks if n is not None for x in [*n.parameters(), *n.buffers()])
+
+
+def training_state_mb(trainer) -> float:
+    """Memory in MB of the gradients and the optimiser states of a trainer."""
+    networks = [n for n in (trainer.policy, trainer.critic) if n is not None]
+    optimizers = [o for o in (trainer.policy_optimizer, trainer.critic_optimizer) if o is not None]
+    gradients = [p.grad for n in networks for p in n.parameters() if p.grad is not None]
+    states = [x for o in optimizers for state in o.optimizer.state.values() for x in state.values()]
+    return _size_mb([*gradients, *(x for x in states if isinstance(x, torch.Tensor))])
+
+
+def _size_mb(tensors) -> float:
+    return sum({id(x): x.nbytes for x in tensors}.values()) / 1e6
+
+
 def peak_mb(function: Callable[[], object], device: str = "cpu") -> float:
     """Peak memory of torch in MB while `function` runs, beyond the memory before."""
     if device == "cuda":
