@@ -100,6 +100,9 @@ bench-trl:  ## measure grpo against TRL's GRPOTrainer, in its own environment .v
 	@.venv-trl/bin/python -m benchmarks.against_trl
 	@test ! -d data/base || .venv-trl/bin/python -m benchmarks.against_trl --policy data/base
 
+gpu-bench: $(STAMP)  ## measure speed and memory on a GPU (at most 10 minutes, no network), write benchmarks/gpu.json
+	@$(PY) -m benchmarks.gpu
+
 pin: $(DOCS_STAMP)  ## write the installed versions to constraints.txt
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt

@@ -5,6 +5,10 @@ import sys
 
 def command_line() -> int:
     """Runs one command; if a package of the extra `pipeline` is missing, says how to install it."""
+    from dvpo_lib.experiments.launch.commands import LAUNCH_COMMANDS, run_launch_command
+
+    if sys.argv[1:2] and sys.argv[1] in LAUNCH_COMMANDS:
+        return run_launch_command(sys.argv[1:])
     try:
         from dvpo_lib.chain.cli import main as run_command
 

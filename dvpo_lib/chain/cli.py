@@ -27,6 +27,7 @@ from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.processes import end_with_launcher, launched_environment
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.common.settings_yaml import read_yaml, read_yaml_assignment
+from dvpo_lib.experiments.launch.commands import LAUNCH_COMMANDS
 from dvpo_lib.experiments.real.download import (
     GSM8K_SHA256,
     GSM8K_SOURCE,
@@ -37,7 +38,9 @@ from dvpo_lib.experiments.real.download import (
     download_files,
 )
 
-DESCRIPTION = "DVPO and its neighbours, as a chain of notebooks. Run it anywhere inside the project."
+DESCRIPTION = (
+    "DVPO and its neighbours: a chain of notebooks, to be run anywhere inside the project, and plain training runs."
+)
 EXAMPLES = {
     "repro": "python -m dvpo_lib repro\npython -m dvpo_lib repro train@dvpo report",
     "check": "python -m dvpo_lib check\npython -m dvpo_lib check --data data/real",
@@ -46,6 +49,7 @@ EXAMPLES = {
     "python -m dvpo_lib profile full train@dvpo --workdir work/full --set seeds=3",
     "tune": "python -m dvpo_lib tune --methods dvpo ppo --keep",
     "download": "python -m dvpo_lib download data/real",
+    **{name: command.examples for name, command in LAUNCH_COMMANDS.items()},
 }
 CHAIN_LOCK = "work/chain.lock"  # held by the chain that runs in this checkout
 DVC = """\
@@ -162,6 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--source", metavar="URL", help=f"one folder that serves {names} (default: the publishers' repositories)"
     )
+    for name, own in LAUNCH_COMMANDS.items():
+        own.add_arguments(add_command(name, own.summary, own.details))
     return parser
 
 
@@ -292,4 +298,5 @@ COMMANDS = {
     "profile": profiles.run_profile,
     "tune": tune.tune_command,
     "download": _download,
+    **{name: command.run for name, command in LAUNCH_COMMANDS.items()},
 }

@@ -1,1 +1,1 @@
-"""Runs as data, the store that keeps them, and studies: critics, example responses, noise effects, real outcomes."""
+"""Runs as data, their store, plans and recipes, and studies: critics, responses, noise effects, real outcomes."""

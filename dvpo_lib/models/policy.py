@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,27 @@ def token_logprobs(
         learn_entropy: Gradients flow through the entropies if true.
     """
 
+    length, numbers = tokens.completion_length, getattr(text_config(policy), "vocab_size", 0)
+    found = None
+    if not fits_one_chunk(tokens.mask.numel(), max(1, numbers)):
+        found = hidden_states_and_head(policy, _forward_inputs(policy, tokens))
+    states, logits_of = found or (token_logits(policy, tokens), lambda logits: logits)
+    read_chunk = logprob_reader(logits_of, temperature, with_entropy, learn_entropy)
+    return map_token_chunks(read_chunk, numbers or states.shape[-1], states[:, -length:], tokens.input_ids[:, -length:])
+
+
+def logprob_reader(
+    logits_of: Callable[[Tensor], Tensor], temperature: float, with_entropy: bool, learn_entropy: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """The function of a chunk of tokens that `token_logprobs` maps.
+
+    Args:
+        logits_of: From the states of a chunk to its logits; other arguments as of `token_logprobs`.
+
+    Returns:
+        (states (n, ...), tokens (n,)) -> (log-probabilities, entropies).
+    """
+
     def read_chunk(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         logp = (logits_of(states).float() / temperature).log_softmax(-1)
         entropy = None
@@ -124,12 +146,7 @@ def token_logprobs(
                 entropy = -(logp.exp() * logp).sum(-1)
         return logp.gather(-1, chosen[..., None]).squeeze(-1), entropy
 
-    length, numbers = tokens.completion_length, getattr(text_config(policy), "vocab_size", 0)
-    found = None
-    if not fits_one_chunk(tokens.mask.numel(), max(1, numbers)):
-        found = hidden_states_and_head(policy, _forward_inputs(policy, tokens))
-    states, logits_of = found or (token_logits(policy, tokens), lambda logits: logits)
-    return map_token_chunks(read_chunk, numbers or states.shape[-1], states[:, -length:], tokens.input_ids[:, -length:])
+    return read_chunk
 
 
 def fit_language_model(
