@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 import dvpo_lib
-from dvpo_lib.chain import profiles, tune
+from dvpo_lib.chain import evidence, profiles, tune
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.runner import FAILED_FOLDER, run_stage
 from dvpo_lib.chain.stages import StageError, project_root, read_stages
@@ -48,6 +48,7 @@ EXAMPLES = {
     "profile": "python -m dvpo_lib profile smoke\n"
     "python -m dvpo_lib profile full train@dvpo --workdir work/full --set seeds=3",
     "tune": "python -m dvpo_lib tune --methods dvpo ppo --keep",
+    "evidence": "python -m dvpo_lib evidence\npython -m dvpo_lib evidence comparison --minutes 60",
     "download": "python -m dvpo_lib download data/real",
     **{name: command.examples for name, command in LAUNCH_COMMANDS.items()},
 }
@@ -155,6 +156,13 @@ def build_parser() -> argparse.ArgumentParser:
         "the grid into reports/tuning/. Needs the stage `data`.",
     )
     tune.add_tune_arguments(command)
+    command = add_command(
+        "evidence",
+        "compute the studies of the evidence, piece by piece",
+        "Without a study, prints how far each is. A file under\nreports/evidence grows by a row for each metric of a "
+        "run; the same command goes on where it stopped.",
+    )
+    evidence.add_evidence_arguments(command)
     command = add_command(
         "download",
         "download real data and check it",
@@ -297,6 +305,7 @@ COMMANDS = {
     "check": _check,
     "profile": profiles.run_profile,
     "tune": tune.tune_command,
+    "evidence": evidence.run_evidence,
     "download": _download,
     **{name: command.run for name, command in LAUNCH_COMMANDS.items()},
 }

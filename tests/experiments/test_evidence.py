@@ -1,0 +1,108 @@
+"""The evidence: a study's file grows piece by piece, and any of its runs can be made again byte for byte."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from dvpo_lib.chain.params import RuntimeSettings, load_params
+from dvpo_lib.experiments.grids import evidence
+from dvpo_lib.experiments.grids.evidence import EvidenceError
+from dvpo_lib.experiments.grids.studies import STUDIES, Cell, Study, cell_critic, changed_critic, training_of
+from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
+from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.models.policy import PolicySettings
+from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings
+from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.chains import ChainSettings
+from dvpo_lib.tasks.dialogue import DialogueSettings
+from dvpo_lib.tasks.evaluation import EvaluationSettings
+from dvpo_lib.tasks.suites import save_suites
+
+SIZES = dict(demonstrations=100, train=40, test=20)
+WORLD = tasks.TaskSettings(
+    math=ChainSettings(**SIZES), science=ChainSettings(**SIZES), dialogue=DialogueSettings(**SIZES)
+)
+QUANTILE = CriticSettings(heads=2, quantiles=16, pretrain_rollouts=16, pretrain_epochs=1, batch_size=8)
+PARAMS = SimpleNamespace(
+    seed=0,
+    families=["math"],
+    noises={"none": NoiseSettings(), "spikes": NoiseSettings("spikes", rate=0.5, scale=5.0)},
+    budget=32,
+    training=TrainingSettings(generation_batch_size=16),
+    critics={"none": None, "quantile": QUANTILE},
+    methods={"dvpo": MethodSettings("quantile"), "grpo": MethodSettings("none", {"beta": 0.0})},
+    evaluation=EvaluationSettings(prompts=2, k=2),
+    runtime=RuntimeSettings(workers=1),
+)
+
+
+def toy_cells(params):
+    final, spikes = changed_critic(QUANTILE, {"final_state": True}), NoiseSettings("spikes", rate=0.1, scale=5.0)
+    yield Cell("dvpo", "spikes", "math")
+    yield Cell("dvpo", "rare spikes", "math", "denoised", {"readout": {"kind": "denoised"}}, final, spikes)
+    yield Cell("grpo", "none", "math")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    policy = PolicySettings(hidden_size=32, num_hidden_layers=1, steps=20, batch_size=16)
+    (folder / "data").mkdir()
+    BasePolicySpec(WORLD, policy, 0).execute(folder / "data", folder)
+    save_suites(tasks.build_suites(WORLD), folder / "data" / "suites")
+    return folder
+
+
+@pytest.fixture
+def toy(world, monkeypatch):
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("DVPO_STORE", str(world / "store"))
+    monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells, 2))
+    return world / "toy.csv"
+
+
+def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
+    assert list(evidence.extend_evidence(PARAMS, "toy", toy, minutes=-1)) == []  # no time left
+    progress = evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=3)
+    assert next(progress) == (3, 6)
+    table = evidence.read_evidence(toy)
+    assert list(table) == evidence.COLUMNS and set(table["seed"]) == {0}  # seed by seed
+    assert [run.seed for run in evidence.missing_runs(PARAMS, "toy", table)] == [1, 1, 1]
+    for key in table["key"].unique():  # three runs: with a critic, with another one under other noise, without
+        pd.testing.assert_frame_equal(
+            evidence.rerun(PARAMS, toy, key[:10]).sort_values(["suite", "metric"], ignore_index=True),
+            table[table["key"] == key].sort_values(["suite", "metric"], ignore_index=True),
+        )
+    before = toy.read_bytes()
+    evidence.write_evidence(toy, table.sample(frac=1, random_state=0))
+    assert toy.read_bytes() == before
+
+
+def test_a_run_that_cannot_be_made_again_says_why(toy):
+    if not toy.is_file():
+        next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
+    table = evidence.read_evidence(toy).astype({"value": float})
+    key = table["key"].iloc[-1]
+    with pytest.raises(EvidenceError, match="0 runs have a key that begins with 'zz'"):
+        evidence.rerun(PARAMS, toy, "zz")
+    other = SimpleNamespace(**{**vars(PARAMS), "training": TrainingSettings(generation_batch_size=8)})
+    with pytest.raises(EvidenceError, match="settings, code, base policy or libraries are others"):
+        evidence.rerun(other, toy, key)
+    table.loc[table["key"] == key, "value"] = 0.123
+    evidence.write_evidence(toy, table)
+    with pytest.raises(EvidenceError, match="gave other numbers"):
+        evidence.rerun(PARAMS, toy, key)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_cells_that_can_be_trained(study):
+    params = load_params("params.yaml", overlaid="profiles/full.yaml")
+    cells = list(STUDIES[study].cells(params))
+    labels = [tuple(cell.labels.values()) for cell in cells]
+    assert len(labels) == len(set(labels)) > 1
+    for cell in cells:
+        spec = training_of(params, cell, 0, None)
+        assert spec.labels["noise"] == cell.noise and spec.critic == cell_critic(params, cell)
+        assert (spec.critic is None) == (params.methods[cell.method].critic == "none")
