@@ -23,6 +23,8 @@ from conftest import BODY, ROOT, make_notebook, stage_command
 from PIL import Image
 
 from dvpo_lib.chain import cli
+from dvpo_lib.chain.commands import reproduction
+from dvpo_lib.chain.commands.reproduction import CHAIN_LOCK
 from dvpo_lib.chain.exports import export_results
 from dvpo_lib.chain.params import SECTIONS, load_params
 from dvpo_lib.chain.profiles import sync_copy
@@ -183,7 +185,7 @@ def test_repro_does_only_what_it_must_and_loses_nothing(chain):
 
 def test_a_chain_survives_what_a_crash_leaves_and_a_second_chain_waits_its_turn(chain, capsys, monkeypatch):
     """A torn dvc.lock and a torn rwlock of DVC, and a lock that another chain holds."""
-    monkeypatch.setattr(cli, "_run_dvc", lambda *arguments, **options: 0)
+    monkeypatch.setattr(reproduction, "_run_dvc", lambda *arguments, **options: 0)
     (chain / "dvc.lock").write_text("schema: '2.0'\nstages:\n  tiny:\n    cmd: python\n    de")
     (chain / ".dvc/tmp").mkdir()
     (chain / ".dvc/tmp/rwlock").write_text('{"read": {')
@@ -201,7 +203,7 @@ def test_a_chain_survives_what_a_crash_leaves_and_a_second_chain_waits_its_turn(
     (chain / ".dvc/tmp/rwlock").write_text(json.dumps(another))
     assert cli.main(["repro"]) == 0 and not (chain / ".dvc/tmp/rwlock").exists()
     assert f"process {os.getpid()}, which should hold it, is no DVC" in capsys.readouterr().err
-    with locked_file(chain / cli.CHAIN_LOCK):
+    with locked_file(chain / CHAIN_LOCK):
         assert cli.main(["repro"]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line == f"error: another chain runs in this checkout (process {os.getpid()}); wait for it, or stop it"
@@ -250,7 +252,7 @@ def test_sigkill_leaves_no_process_and_no_lock(chain, capsys):
     started.kill()
     started.communicate()
     assert not psutil.wait_procs(family, timeout=60)[1]
-    for lock in (cli.CHAIN_LOCK, "work/run/tiny.lock"):
+    for lock in (CHAIN_LOCK, "work/run/tiny.lock"):
         with locked_file(chain / lock, wait=False):
             pass
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from dvpo_lib.chain import tune as command
 from dvpo_lib.chain.cli import main
+from dvpo_lib.chain.commands import tune as command
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.stages import read_stages
 from dvpo_lib.common.settings_tree import ConfigError
@@ -298,7 +298,7 @@ def test_the_grid_is_trained_once_and_with_equal_budgets(toy, monkeypatch):
     text = tuning.describe_grid(toy, ["grpo", "dvpo"], seeds=1)
     assert "8 runs (2 methods, 4 points each, 1 development seed a point), pretrains 2 critics before" in text
     stored = sorted(Path("store").iterdir())
-    assert len([p for p in stored if p.name != "unfinished"]) == 8 + 2
+    assert len([p for p in stored if p.is_dir() and p.name != "unfinished"]) == 8 + 2
 
     def again(*_):
         raise AssertionError("trained twice")
@@ -321,7 +321,7 @@ def test_appendix_has_equal_bytes_for_equal_tables(project):
     table.to_csv(out / "grid.csv", index=False)
     tuning.choose_winners(table, stands()).to_csv(out / "winners.csv", index=False)
     program = (
-        "from dvpo_lib.chain.tune import render_appendix\n"
+        "from dvpo_lib.chain.commands.tune import render_appendix\n"
         "assert render_appendix().read_bytes() == render_appendix().read_bytes()"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=300)
