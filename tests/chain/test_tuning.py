@@ -366,8 +366,8 @@ def test_no_stage_of_the_chain_tunes():
     assert "tun" not in (ROOT / "dvc.yaml").read_text()
 
 
-def test_makefile_and_readme_announce_the_same_duration():
-    for file in ("Makefile", "README.md"):
+def test_makefile_and_guide_announce_the_same_duration():
+    for file in ("Makefile", "docs/guide/chain.md"):
         (line,) = [t for t in (ROOT / file).read_text().splitlines() if t.startswith(("tune:", "| `make tune`"))]
         assert f"about {tuning.TUNING_MINUTES} minutes" in line
 
