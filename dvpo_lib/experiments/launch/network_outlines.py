@@ -29,6 +29,8 @@ def load_model_config(name: str | Path):
         if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
             return AutoConfig.for_model(**values)
+        if file.suffix == ".json":
+            raise OSError("no such file")
         return AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
