@@ -1,7 +1,8 @@
 """Measures speed and memory and writes results.json, results.png and costs.md (default: benchmarks/).
 
 Times hold for one machine at one moment. Compare rows of one file, never rows of two. On one thread of a CPU they are
-the process's own seconds, and forms and methods take turns, so that other load on the machine affects them little. The costs.md in the default folder also appears in README.md.
+the process's own seconds, and forms and methods take turns, so that other load on the machine affects them little. The
+costs.md in the default folder also appears in README.md.
 """
 
 from __future__ import annotations
