@@ -21,10 +21,10 @@ from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def scored_batch(rewards, mask, kl, values=None, generator=None) -> Experience:
+def scored_batch(rewards, mask, kl, values=None, seed=0) -> Experience:
     """A batch of one-token prompts with these rewards (B,), and mask and log-ratios to the reference (B, T)."""
     ids = torch.zeros(mask.shape[0], mask.shape[1] + 1, dtype=torch.long)
-    return Experience(Tokens(ids, torch.ones_like(ids), mask), kl, torch.zeros_like(kl), rewards, values, generator)
+    return Experience(Tokens(ids, torch.ones_like(ids), mask), kl, torch.zeros_like(kl), rewards, values, seed)
 
 
 def run_settings(max_steps: int = 40, **changes) -> DVPOConfig:

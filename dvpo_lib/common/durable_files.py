@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def write_durably(path: Path, text: str) -> None:
     fresh = path.with_name(f"{path.name}.new")
     fresh.write_text(text, encoding="utf-8")
     replace_durably(fresh, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(place: Path) -> Iterator[Path]:
+    """A scratch folder that is renamed to `place` once everything in it is written."""
+    scratch, old = (place.with_name(f".{place.name}.{end}") for end in ("new", "old"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(place, old)
+    os.replace(scratch, place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ def quantile_targets(
     gamma: float = 1.0,
     lam: float = 1.0,
     kind: Literal["comonotone", "mixture"] = "comonotone",
-    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Tensor:
     """Samples of the distributional lambda-return, the critic's targets.
 
@@ -198,7 +198,7 @@ def quantile_targets(
         gamma: Discount.
         lam: Lambda.
         kind: "comonotone" or "mixture".
-        generator: Random source of the horizons.
+        uniforms: (B, T, M) float64 in [0, 1) that the horizons are made of; None: by torch's global generator.
 
     Returns:
         (B, T, M); (B, T, 1) at lambda = 1, since every target is the point of the Monte Carlo return.
@@ -219,7 +219,8 @@ def quantile_targets(
     left = real.flip(1).cumsum(1).flip(1)[..., None]  # tokens from t to the end, t included
     horizon = torch.ones(z.shape, dtype=torch.long, device=z.device)
     if lam > 0:
-        u = torch.rand(z.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300).to(z.device)
+        u = torch.rand(z.shape, dtype=torch.float64) if uniforms is None else uniforms
+        u = u.clamp(min=1e-300).to(z.device)
         horizon = (u.log() / torch.tensor(lam, dtype=torch.float64).log()).floor().clamp(max=z.shape[1]).long() + 1
     horizon = torch.minimum(horizon, left.clamp(min=1))
     # n-step return = to_go[t] - gamma^n to_go[t+n] + gamma^n Z[t+n,j]; both are 0 after the last token.

@@ -61,12 +61,29 @@ def return_scale(returns: Tensor, mask: Tensor | None = None) -> Tensor:
         returns: (B, T, ...), return units.
         mask: (B, T), the tokens to include; None for all.
     """
+    return pooled_scale(return_moments(returns, mask)[None], torch.promote_types(returns.dtype, torch.float32))
+
+
+def return_moments(returns: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(3,) number, mean and variance of returns, float64: what `pooled_scale` needs of a part of a batch."""
     y = returns.detach() if mask is None else returns.detach()[mask]
     y = y.to(torch.promote_types(y.dtype, torch.float32))
+    if not y.numel():
+        return y.new_zeros(3, dtype=torch.float64)
     centre = y.mean()
-    spread = (y - centre).square().mean().sqrt()
-    rounding = 8 * torch.finfo(centre.dtype).eps * centre.abs()  # equal targets may differ from their own mean by it
-    return torch.stack([centre, torch.where(spread > rounding, spread, 1.0)])
+    numbers = torch.stack([torch.zeros_like(centre), centre, (y - centre).square().mean()]).double()
+    numbers[0] = y.numel()
+    return numbers
+
+
+def pooled_scale(moments: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`return_scale` of a batch from the (P, 3) `return_moments` of its parts, for returns of this type."""
+    count, means, variances = moments.unbind(-1)
+    share = count / count.sum()
+    centre = (share * means).sum()
+    spread = (share * (variances + (means - centre).square())).sum().sqrt()
+    rounding = 8 * torch.finfo(dtype).eps * centre.abs()  # equal targets may differ from their own mean by it
+    return torch.stack([centre, torch.where(spread > rounding, spread, 1.0)]).to(dtype)
 
 
 def quantile_rounding(ref: Tensor, scale: Tensor | None) -> Tensor:

@@ -144,7 +144,10 @@ def hidden_states_and_head(policy: nn.Module, inputs: dict) -> tuple[Tensor, Cal
     if len(seen) != 1 or treated.numel() != len(PROBE):
         return None
     treatment = _treatment(treated.flatten().double().cpu())
-    return None if treatment is None else (seen[0], lambda hidden: treatment(layer(hidden)))
+    if treatment is None:
+        return None
+    # Past the layer's hooks: those of FSDP would drop its weights after the first chunk's backward pass.
+    return seen[0], lambda hidden: treatment(layer.forward(hidden))
 
 
 def _treatment(treated: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -147,6 +148,23 @@ def logprob_reader(
         return logp.gather(-1, chosen[..., None]).squeeze(-1), entropy
 
     return read_chunk
+
+
+@contextmanager
+def router_losses(policy: nn.Module, coefficient: float | None) -> Iterator[list[Tensor]]:
+    """Collects the load-balancing losses that a mixture of experts computes in forward passes inside the context."""
+    found: list[Tensor] = []
+    if not coefficient:
+        yield found
+        return
+    config = policy.config.get_text_config()
+    before, config.output_router_logits = config.output_router_logits, True
+    handle = policy.register_forward_hook(lambda module, inputs, outputs: found.append(outputs.aux_loss))
+    try:
+        yield found
+    finally:
+        handle.remove()
+        config.output_router_logits = before
 
 
 def fit_language_model(

@@ -34,6 +34,10 @@ class Tokens:
     def completion_length(self) -> int:
         return self.mask.shape[1]
 
+    @property
+    def prompt_length(self) -> int:
+        return self.input_ids.shape[1] - self.mask.shape[1]
+
     def __len__(self) -> int:
         return len(self.input_ids)
 
@@ -49,7 +53,7 @@ class Tokens:
     def rows(self, index: Tensor) -> Tokens:
         """The rows `index`, with padding that none of them needs cut away."""
         attention, mask = self.attention_mask[index], self.mask[index]
-        prompt = self.attention_mask.shape[1] - mask.shape[1]
+        prompt = self.prompt_length
         first = int(attention.any(0).int().argmax())
         last = attention.shape[1] - int(attention.any(0).flip(0).int().argmax())
         first, last = min(first, prompt - 1), max(last, prompt + 1)

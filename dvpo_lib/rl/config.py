@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import typing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -138,6 +139,7 @@ class DVPOConfig(TrainingArguments):
     # ---- model and rewards ----
     model_init_kwargs: dict | str | None = None  # of `from_pretrained`, for models passed by name
     trust_remote_code: bool = False  # of `from_pretrained`
+    rewards_on_main: bool = False  # the main process scores all rows: for functions unsafe to run in several processes
     reward_weights: list[float] | None = None  # of the reward functions; null: 1 each
     scale_rewards: str | None = None  # group methods: by deviation of the group, batch or none; null: the method's
 
@@ -148,8 +150,9 @@ class DVPOConfig(TrainingArguments):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # where it would run anyway; `transformers` asks for the word
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if (self.bf16 or several) and not torch.accelerator.is_available():
+            self.use_cpu = True  # where it would run anyway; without the word processes would not find each other
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for name in (*NESTED, *JSON_SETTINGS):

@@ -45,39 +45,45 @@ def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float
         experience: The batch before its update.
         args: Resolved settings.
     """
-    scored = experience.mask & experience.known[:, None]
+    everywhere = experience.processes.gather
+    scored = everywhere(experience.mask & experience.known[:, None])
     if experience.values is None or not scored.any():
         return NOT_APPLICABLE
-    returns = returns_to_go(token_rewards(experience, args), experience.mask, args.gamma)[scored]
-    error = returns - mean_values(experience.values)[scored]
+    returns = returns_to_go(token_rewards(experience, args), experience.mask, args.gamma)
+    returns, values = everywhere(returns)[scored], everywhere(mean_values(experience.values))[scored]
+    error = returns - values
     return (1 - error.var() / returns.var().clamp(min=1e-12)).item()
 
 
 def batch_metrics(
     rollouts: Rollouts, scores: Scores, x: Experience, args: DVPOConfig, terminated: Tensor, group_size: int
 ) -> dict[str, float]:
-    """Metrics of a scored batch, with TRL's names if TRL has the metric.
+    """Metrics of a scored batch, of all processes' rows, with TRL's names if TRL has the metric.
 
     Args:
         terminated: (B,) bool, responses that ended by themselves.
         group_size: Completions a prompt.
     """
-    rewards = scores.rewards
+    everywhere = x.processes.gather
+    rewards, mask = everywhere(scores.rewards), everywhere(x.mask)
     metrics = {"reward": rewards.nanmean().item(), "reward_std": _deviation(rewards, group_size)}
     for name, own in scores.by_function.items():
+        own = everywhere(own)
         metrics[f"rewards/{name}/mean"] = own.nanmean().item()
         metrics[f"rewards/{name}/std"] = _deviation(own, len(own))
     metrics |= {
-        "kl": NOT_APPLICABLE if x.reference_logprobs is None else mean_kl(x.kl, x.mask),
-        "completions/mean_length": rollouts.tokens.mask.sum(1).float().mean().item(),
-        "completions/clipped_ratio": 1 - terminated.float().mean().item(),
-        "frac_reward_zero_std": flat_group_share(x.rewards, group_size) if group_size > 1 else NOT_APPLICABLE,
+        "kl": NOT_APPLICABLE if x.reference_logprobs is None else mean_kl(everywhere(x.kl), mask),
+        "completions/mean_length": everywhere(rollouts.tokens.mask.sum(1)).float().mean().item(),
+        "completions/clipped_ratio": 1 - everywhere(terminated).float().mean().item(),
+        "frac_reward_zero_std": flat_group_share(everywhere(x.rewards), group_size)
+        if group_size > 1
+        else NOT_APPLICABLE,
         "explained_variance": critic_explained_variance(x, args),
         "missing": rewards.isnan().float().mean().item(),
     }
-    if args.old_logprobs == "truncated" and x.mask.any():
-        gap = (x.logprobs - x.sampled_logprobs).abs()
-        metrics["sampling/logprob_gap"] = masked_mean(gap, x.mask).item()
+    if args.old_logprobs == "truncated" and mask.any():
+        gap = everywhere((x.logprobs - x.sampled_logprobs).abs())
+        metrics["sampling/logprob_gap"] = masked_mean(gap, mask).item()
     return metrics
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dvpo_lib.common.seeds import row_uniforms
 from dvpo_lib.functional import advantages as adv
 from dvpo_lib.functional.policy_losses import kl_estimate
 from dvpo_lib.functional.q_losses import QValues, fitted_q
@@ -15,6 +16,7 @@ from dvpo_lib.functional.quantiles import lower_tail_mean
 from dvpo_lib.models.critic import bootstrap_weights
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig, changed_settings
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
 
 
 @dataclass
@@ -31,10 +33,11 @@ class Experience:
         reference_logprobs: (B, T) log-probabilities under the reference policy; None without one.
         rewards: (B,) task rewards, clipped if the method clips them; NaN if missing.
         values: (B, T, N, M) outputs of the critic, each head monotone, or `QValues`; None without a critic.
-        generator: Random source of sampled targets.
+        seed: Of sampled targets.
         process: (B, T) rewards by token that are part of `rewards`; None if all rewards are of whole responses.
         sampled_logprobs: (B, T) log-probabilities by the sampler; None if `logprobs` are these.
         final_values: (B, N, M) outputs of the critic after the whole response; None if it does not give them.
+        processes: Those whose rows make one batch with these: statistics are of all their rows.
     """
 
     tokens: Tokens
@@ -42,10 +45,11 @@ class Experience:
     reference_logprobs: Tensor | None
     rewards: Tensor
     values: Tensor | QValues | None
-    generator: torch.Generator | None
+    seed: int
     process: Tensor | None = None
     sampled_logprobs: Tensor | None = None
     final_values: Tensor | None = None
+    processes: Processes = ALONE
 
     @property
     def mask(self) -> Tensor:
@@ -58,16 +62,17 @@ class Experience:
         return ~self.rewards.isnan()
 
     @property
-    def active(self) -> Tensor:
-        """(R,) indices of responses that take part in the update; dropped ones have no token left."""
-        return self.mask.any(1).nonzero().squeeze(-1)
-
-    @property
     def kl(self) -> Tensor:
         """(B, T) log-ratio to the reference policy, log pi_old - log pi_ref; 0 without one."""
         if self.reference_logprobs is None:
             return torch.zeros_like(self.logprobs)
         return self.logprobs - self.reference_logprobs
+
+    def uniforms(self, count: int) -> Tensor:
+        """(B, T, count) numbers in [0, 1), those of each row from a stream of its own."""
+        size, length = self.mask.shape
+        rows = self.processes.own_rows(range(size * self.processes.count))
+        return torch.from_numpy(row_uniforms(self.seed, rows, [0] * size, length * count)).view(size, length, count)
 
 
 def kl_rewards(x: Experience, args: DVPOConfig) -> Tensor | None:
@@ -117,7 +122,10 @@ def actor_lambda(x: Experience, args: DVPOConfig) -> float | Tensor:
 
 def whitened_if_set(advantages: Tensor, x: Experience, args: DVPOConfig) -> Tensor:
     """(B, T) advantages, whitened over the batch's tokens if `whiten_advantages` is set."""
-    return adv.masked_whiten(advantages, x.mask) if args.whiten_advantages else advantages
+    if not args.whiten_advantages:
+        return advantages
+    everywhere = x.processes.gather
+    return x.processes.own_rows(adv.masked_whiten(everywhere(advantages), everywhere(x.mask)))
 
 
 def scalar_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
@@ -134,7 +142,8 @@ def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
     denoised = token_rewards(denoised_experience(x, args), args)
     advantages = adv.actor_advantages(denoised, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
-    targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, x.generator)
+    uniforms = x.uniforms(zbar.shape[-1]) if args.target == "mixture" and args.lam_critic < 1 else None
+    targets = adv.quantile_targets(rewards, zbar, x.mask, args.gamma, args.lam_critic, args.target, uniforms)
     return whitened_if_set(advantages, x, args), targets
 
 
@@ -173,7 +182,8 @@ def _by_group(x: Experience, args: DVPOConfig, scale: str) -> tuple[Tensor, None
     rewards = response_rewards(x, args)
     advantages = adv.group_advantages(rewards, args.num_generations, scale == "group")
     if scale == "batch":
-        known = rewards[x.known]
+        known = x.processes.gather(rewards)
+        known = known[~known.isnan()]
         advantages = advantages / (known.std() + 1e-4) if len(known) > 1 else advantages  # one reward: all are 0
     return advantages[:, None].expand(x.mask.shape), None
 
@@ -199,7 +209,7 @@ def robust_q_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor
 def advantages_of(method, x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor | None]:
     """The method's advantages (B, T) and targets; zeros and None if no response takes part, or groups are of one."""
     lonely = method.groups and args.num_generations == 1
-    if lonely or not x.mask.any():
+    if lonely or not x.processes.any(x.mask.any()):
         return torch.zeros_like(x.logprobs), None
     return method.advantage(x, args)
 
@@ -214,9 +224,10 @@ def importance_weights(x: Experience, args: DVPOConfig) -> Tensor | float:
 
 def bootstrap_of(x: Experience, args: DVPOConfig, generator: torch.Generator) -> Tensor | None:
     """(B, N) bootstrap weights of responses by head, 0 for those that take no part; None if all weigh 1."""
-    active = x.mask.any(1).nonzero().squeeze(-1)
-    drawn = None if args.critic is None else bootstrap_weights(args.critic, len(active), generator)
+    takes_part = x.processes.gather(x.mask.any(1)).cpu()
+    drawn = None if args.critic is None else bootstrap_weights(args.critic, int(takes_part.sum()), generator)
     if drawn is None:
         return None
-    weights = torch.zeros(len(x.tokens), drawn.shape[1]).index_copy(0, active.cpu(), drawn)
-    return weights.to(active.device)
+    weights = torch.zeros(len(takes_part), drawn.shape[1])
+    weights[takes_part] = drawn
+    return x.processes.own_rows(weights).to(x.mask.device)

@@ -48,6 +48,12 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
             f"generation_batch_size {args.generation_batch_size} is not a multiple of "
             f"num_generations {args.num_generations}"
         )
+    if method.groups and args.generation_batch_size % (args.num_generations * args.world_size):
+        raise ValueError(
+            f"generation_batch_size {args.generation_batch_size} does not give each of {args.world_size} processes "
+            f"whole groups of num_generations {args.num_generations}: groups are never split. Use a multiple of "
+            f"{args.num_generations * args.world_size}"
+        )
     if method.groups and args.num_generations < 2:
         raise ValueError(f"method {args.method} requires at least 2 generations per prompt (num_generations)")
     critic = None

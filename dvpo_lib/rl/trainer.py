@@ -5,33 +5,35 @@
 
 It is a `transformers.Trainer` with TRL's arguments: callbacks, schedules, trackers, evaluation, saving and the hub are
 the base class's, the loop is this file's. Randomness is derived from (seed, step, purpose), never from global
-generators; a resumed run goes on bit for bit. Left out: several processes (refused).
+generators; a resumed run goes on bit for bit. Any number of processes learns the same from the same batch: each holds
+the rows that it sampled, statistics and losses are of the rows of all.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dvpo_lib.common.seeds import seed_for
 from dvpo_lib.functional.advantages import clip_at_quantiles
-from dvpo_lib.functional.final_states import split_final
-from dvpo_lib.models.critic import monotone_outputs
-from dvpo_lib.models.policy import token_logprobs
-from dvpo_lib.models.tokens import Tokens
+from dvpo_lib.models.tokens import Tokens, padding_id
 from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
 from dvpo_lib.rl.estimators import Experience, advantages_of
-from dvpo_lib.rl.rewards import RewardError, Scores, score_completions, warn_of_missing
+from dvpo_lib.rl.rewards import RewardError, Scores, warn_of_missing
 from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
-from dvpo_lib.rl.updates import Batch, NotFiniteError, batch_of, update_critic, update_policy
+from dvpo_lib.rl.trainer_base.parallel.processes import OtherProcessError, Processes
+from dvpo_lib.rl.trainer_base.parallel.sharding import whole_weights
+from dvpo_lib.rl.trainer_base.parallel.shared_scoring import score_on_processes
+from dvpo_lib.rl.trainer_base.parallel.shared_steps import NotFiniteError
+from dvpo_lib.rl.updates import Batch, batch_of, update_critic, update_policy
 
 
 class DVPOTrainer(PreparedTrainer):
@@ -94,13 +96,20 @@ class DVPOTrainer(PreparedTrainer):
         return batch_of(x, advantages, targets, self.args, self._generator("bootstrap"))
 
     def rows_of_steps(self, batch: Batch) -> Iterator[Tensor]:
-        """Rows of each optimiser step on the batch that is still to come; dropped responses are in none."""
-        args, generator = self.args, self._generator("batches")
-        active = batch.tokens.mask.any(1).nonzero().squeeze(-1)
+        """Rows of each optimiser step on the batch that is still to come; dropped responses are in none.
+
+        Each run of S rows that take part gives one of them, drawn by lot, to each of the S steps of a pass: so every
+        process, which holds such runs, has its share of every step.
+        """
+        args, generator, plan = self.args, self._generator("batches"), []
         steps = args.steps_per_generation // args.gradient_accumulation_steps  # a pass
-        orders = [torch.randperm(len(active), generator=generator) for _ in range(args.num_iterations)]
-        done = self.state.global_step % args.steps_per_iteration
-        plan = [active[part.to(active.device)] for order in orders for part in order.tensor_split(steps)][done:]
+        active = self.processes.gather(batch.tokens.mask.any(1))
+        for _ in range(args.num_iterations):
+            lots = torch.rand(-(-int(active.sum()) // steps), steps, generator=generator).argsort(1).flatten()
+            drawn = torch.full(active.shape, -1, device=active.device)
+            drawn[active] = lots[: active.sum()].to(active.device)
+            plan += [(self.processes.own_rows(drawn) == step).nonzero().squeeze(-1) for step in range(steps)]
+        plan = plan[self.state.global_step % args.steps_per_iteration :]
         for left, rows in zip(reversed(range(len(plan))), plan, strict=True):
             if not left:
                 self.pending = None
@@ -113,13 +122,16 @@ class DVPOTrainer(PreparedTrainer):
         contract the distribution that it predicts. An update without any response is skipped, and logged as such.
         """
         logs, scored = {}, rows[batch.known[rows]]
-        if not len(rows):
+        some_scored, some = map(bool, self.processes.largest(len(scored), len(rows)))
+        shared = (self.args, self.accelerator, self.processes)
+        if not some:
             logs["skipped_update"] = 1.0
         with self._divergence_named(), self.dropout_stream():
-            if self.critic is not None and len(scored):
-                logs |= update_critic(self.critic, self.critic_optimizer, batch, scored, self.args, self.accelerator)
-            if self.trains_policy and len(rows):
-                logs |= update_policy(self.policy, self.optimizer, batch, rows, self.args, self.accelerator)
+            if self.critic is not None and some_scored:
+                with whole_weights(self.read_by(self.critic)):
+                    logs |= update_critic(self.critic, self.critic_optimizer, batch, scored, *shared)
+            if self.trains_policy and some:
+                logs |= update_policy(self.policy, self.optimizer, batch, rows, *shared)
                 self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
         if self.trains_policy and not isinstance(self.lr_scheduler, ReduceLROnPlateau):  # which evaluations step
             self.lr_scheduler.step()
@@ -137,15 +149,18 @@ class DVPOTrainer(PreparedTrainer):
 
         Args:
             policy: Default: the actor.
-            records: Default: this iteration's, each as often as the method has completions a prompt.
+            records: Default: this process' part of this iteration's, each as often as the method has completions a
+                prompt.
         """
-        if records is None:
+        policy, shared, rows = self.actor if policy is None else policy, records is None, range(len(records or ()))
+        if shared:
             count = self.args.generation_batch_size // self.group_size
-            found = self.prompts.take(self.iteration * count, count)
+            found = self.processes.own_rows(self.prompts.take(self.iteration * count, count))
             records = [record for record in found for _ in range(self.group_size)]
-        with self.accelerator.autocast(), self.scoring_modes():
+            rows = self.processes.own_rows(range(self.args.generation_batch_size))
+        with whole_weights(policy), self.accelerator.autocast(), self.scoring_modes(), self.processes.together():
             rollouts = sample_in_parts(
-                self.actor if policy is None else policy,
+                policy,
                 self.processing_class,
                 records,
                 self.args.max_completion_length,
@@ -153,78 +168,70 @@ class DVPOTrainer(PreparedTrainer):
                 seed_for(self.args.seed, purpose, self.iteration),
                 self.reply,
                 part_size=self.args.sampling_batch_size,
+                rows=rows,
                 processors=self.filters,
                 template=self.prompts.checks.template,
             )
-        if not rollouts.logprobs.isfinite().all():
-            raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
+            if not rollouts.logprobs.isfinite().all():
+                raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
+        if shared and self.processes.count > 1:  # one shape everywhere
+            size = self.processes.largest(rollouts.tokens.prompt_length, rollouts.tokens.completion_length)
+            rollouts = rollouts.padded(*size, padding_id(self.processing_class))
         names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "completion"))
         return rollouts, {name: [record.get(name) for record in records] for name in names}
 
-    def score(self, rollouts: Rollouts, columns: dict[str, list], funcs: dict[str, Callable] | None = None) -> Scores:
+    def score(
+        self, rollouts: Rollouts, columns: dict[str, list], funcs: dict[str, Callable] | None = None, heard: bool = True
+    ) -> Scores:
         """Rewards of completions.
 
         Args:
             funcs: Default: the reward functions, with their weights.
+            heard: Whether what they log in this process counts.
         """
         columns = {"terminated": self.terminated(rollouts).tolist(), **columns}
         columns |= {"completion_ids": rollouts.completion_ids()}
-        columns |= {"log_extra": self.table.add_extra, "log_metric": self.log_metric}
         weights = self.args.reward_weights if funcs is None else None
         funcs = dict(zip(self.reward_func_names, self.reward_funcs)) if funcs is None else funcs
-        return score_completions(funcs, rollouts.prompts, rollouts.completions, columns, self.state, weights)
+        how = (self.processes, self.args.rewards_on_main, heard)
+        texts = (rollouts.prompts, rollouts.completions)
+        scores, notes = score_on_processes(*how, funcs, *texts, columns, self.state, weights)
+        for kind, name, value in notes:
+            self.log_metric(name, value) if kind == "log_metric" else self.table.add_extra(name, value)
+        return scores
 
     @torch.no_grad()
-    def build_experience(self, rollouts: Rollouts, scores: Scores) -> Experience:
-        """Values and log-probabilities of scored rollouts before the update, in micro-batches."""
-        args, tokens = self.args, rollouts.tokens
-        rewards, process = self._method_rewards(scores, tokens)
+    def build_experience(self, rollouts: Rollouts, scores: Scores, processes: Processes | None = None) -> Experience:
+        """Values and log-probabilities of scored rollouts before the update, in micro-batches.
+
+        Args:
+            processes: Whose rows make a batch with these; default: those of the run.
+        """
+        args, tokens, processes = self.args, rollouts.tokens, self.processes if processes is None else processes
+        rewards, process = self._method_rewards(scores, tokens, processes)
         with self.scoring_modes():
             old = rollouts.logprobs if args.old_logprobs == "sampler" else self.logprobs_of(self.policy, tokens)
             reference = self.reference_logprobs(tokens)
             critic = self.critic if self.target_critic is None else self.target_critic
-            values = final = None
-            if critic is not None:
-                read = tokens.with_final_state() if args.critic.final_state else tokens
-                values = self.by_micro_batch(lambda part: monotone_outputs(critic, part), read)
-                values, final = split_final(values, tokens.mask) if args.critic.final_state else (values, None)
-        takes_part = torch.full_like(rewards, bool((~rewards.isnan()).any()), dtype=torch.bool)  # none without a reward
+            values, final = (None, None) if critic is None else self.values_of(critic, tokens)
+        known = bool((~processes.gather(rewards).isnan()).any())
+        takes_part = torch.full_like(rewards, known, dtype=torch.bool)  # none without a reward
         if args.missing_rewards == "drop":
             takes_part &= ~rewards.isnan()
         if args.mask_truncated_completions:
             takes_part &= self.terminated(rollouts).to(takes_part.device)
         tokens = Tokens(tokens.input_ids, tokens.attention_mask, tokens.mask & takes_part[:, None])
-        return Experience(
-            tokens, old, reference, rewards, values, self._generator("targets"), process, rollouts.logprobs, final
-        )
+        seed, sampled = seed_for(args.seed, "targets", self.iteration), rollouts.logprobs
+        return Experience(tokens, old, reference, rewards, values, seed, process, sampled, final, processes)
 
-    def _method_rewards(self, scores: Scores, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    def _method_rewards(self, scores: Scores, tokens: Tokens, processes: Processes) -> tuple[Tensor, Tensor | None]:
         """(B,) rewards, clipped to quantiles of the batch if the method clips them, and (B, T) those by token."""
         device, rewards, process = tokens.mask.device, scores.rewards, scores.process
         if self.method.clip_rewards:
-            rewards = clip_at_quantiles(rewards, self.args.reward_clip)
-        return rewards.to(device), process if process is None else process.to(device)
-
-    def reference_logprobs(self, tokens: Tokens) -> Tensor | None:
-        """(B, T) log-probabilities under the reference policy; None without one."""
-        if not self.has_reference:
-            return None
-        with self.reference_policy() as policy:
-            return self.logprobs_of(policy, tokens)
-
-    def behaviour_policy(self):
-        """Context of the policy that rollouts come from: the actor, or the reference for offline methods."""
-        return self.reference_policy() if self.method.offline else nullcontext(self.actor)
-
-    def logprobs_of(self, policy, tokens: Tokens) -> Tensor:
-        """(B, T) log-probabilities of the completions' tokens, by the forward pass that updates use."""
-        return self.by_micro_batch(lambda part: token_logprobs(policy, part, self.args.temperature)[0], tokens)
-
-    @torch.no_grad()
-    def update_target_critic(self) -> None:
-        """Moves the target critic a share `target_rate` of the way to the critic."""
-        for target, source in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
-            target.lerp_(source, self.args.critic.q.target_rate)
+            rewards = processes.own_rows(clip_at_quantiles(processes.gather(rewards), self.args.reward_clip))
+        if process is not None:  # the longest completion may be another process'
+            process = pad(process, (0, tokens.completion_length - process.shape[1])).to(device)
+        return rewards.to(device), process
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -241,7 +248,7 @@ class DVPOTrainer(PreparedTrainer):
         """Rewards; if a function fails, what was learned so far is saved first."""
         try:
             scores = self.score(rollouts, columns)
-        except RewardError:
+        except (RewardError, OtherProcessError):
             if self.is_in_train and self.args.save_strategy != "no":
                 self._save_checkpoint(self.model, None)
             raise
@@ -266,20 +273,24 @@ class DVPOTrainer(PreparedTrainer):
         if self.args.log_completions:
             mean = torch.where(x.mask, advantages, 0.0).sum(1) / x.mask.sum(1).clamp(min=1)
             rewards = {name: values.tolist() for name, values in scores.by_function.items()}
-            self.table.add(rollouts.prompts, rollouts.completions, rewards, mean.tolist())
+            own = (rollouts.prompts, rollouts.completions, rewards, mean.tolist())
+            for part in self.processes.gather_objects(own):
+                self.table.add(*part)
 
     def _watched(self, rollouts: Rollouts) -> dict[str, float]:
         """Length and KL of the actor's responses."""
-        tokens, reference = rollouts.tokens, self.reference_logprobs(rollouts.tokens)
+        tokens, everywhere = rollouts.tokens, self.processes.gather
+        kl = rollouts.logprobs - self.reference_logprobs(tokens)
         return {
-            "kl": mean_kl(rollouts.logprobs - reference, tokens.mask),
-            "completions/mean_length": tokens.mask.sum(1).float().mean().item(),
-            "completions/clipped_ratio": 1 - self.terminated(rollouts).float().mean().item(),
+            "kl": mean_kl(everywhere(kl), everywhere(tokens.mask)),
+            "completions/mean_length": everywhere(tokens.mask.sum(1)).float().mean().item(),
+            "completions/clipped_ratio": 1 - everywhere(self.terminated(rollouts)).float().mean().item(),
         }
 
-    def watched_rewards(self, rollouts: Rollouts, columns: dict[str, list]) -> dict[str, float]:
-        """Means of `log_funcs` over completions."""
+    def watched_rewards(self, rollouts: Rollouts, columns, processes: Processes | None = None) -> dict[str, float]:
+        """Means of `log_funcs` over completions of these processes, by default of the run's."""
+        everywhere = (self.processes if processes is None else processes).gather
         return {
-            name: self.score(rollouts, columns, {name: f}).rewards.nanmean().item()
+            name: everywhere(self.score(rollouts, columns, {name: f}).rewards).nanmean().item()
             for name, f in self.log_funcs.items()
         }

@@ -5,16 +5,13 @@ A critic minimises `critic_objective`, a policy its method's loss with KL penalt
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dvpo_lib.functional.critic_losses import mean_gap, return_scale
+from dvpo_lib.functional.critic_losses import mean_gap
 from dvpo_lib.functional.final_states import join_final
 from dvpo_lib.functional.policy_losses import (
     aggregate_loss,
@@ -24,19 +21,18 @@ from dvpo_lib.functional.policy_losses import (
     policy_loss,
     policy_ratio,
 )
+from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.functional.scales import pooled_scale, return_moments
 from dvpo_lib.models.critic import critic_objective
-from dvpo_lib.models.modes import learning_mode_of
-from dvpo_lib.models.policy import token_logprobs
+from dvpo_lib.models.policy import router_losses, token_logprobs
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience, bootstrap_of, importance_weights, last_rewards
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
+from dvpo_lib.rl.trainer_base.parallel.shared_steps import micro_batches, optimizer_step
 
 AVERAGES = {"grpo": "sequence_mean", "dr_grpo": "constant", "dapo": "token_mean", "bnpo": "token_mean"}  # TRL's names
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss, gradient, log-probability or weight is not finite."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -111,21 +107,31 @@ def batch_of(
 
 
 def update_critic(
-    critic: nn.Module, optimizer, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
+    critic: nn.Module,
+    optimizer,
+    batch: Batch,
+    rows: Tensor,
+    args: DVPOConfig,
+    accelerator: Accelerator,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """One optimiser step of a critic on `rows` of the batch; returns its loss, named terms and gradient norm.
 
     Args:
         rows: (R,) indices of responses that have a reward.
         args: Resolved settings.
+        processes: Those that take the step together, each on its rows.
     """
     if args.critic.final_state:
         batch = replace(batch, tokens=batch.tokens.with_final_state())
-    whole = full_batch_statistics(critic, batch, rows, args, accelerator)
+    whole = full_batch_statistics(critic, batch, rows, args, accelerator, processes)
 
     def objective(tokens: Tokens, rows: Tensor):
+        z = critic(tokens)
+        if not tokens.mask.any():
+            return sum(0.0 * x.sum() for x in _tensors_of(z)), {}
         return critic_objective(
-            critic(tokens),
+            z,
             select_batch_rows(batch.targets, rows, tokens),
             tokens.mask,
             args.critic,
@@ -134,18 +140,26 @@ def update_critic(
             **whole,
         )
 
-    loss, terms, norm = optimizer_step(critic, optimizer, objective, batch.tokens, rows, args, accelerator)
+    step = (critic, optimizer, objective, batch.tokens, rows, args, accelerator, processes)
+    loss, terms, norm = optimizer_step(*step)
     return {"critic_loss": loss, **{f"critic/{k}": v for k, v in terms.items()}, "critic_grad_norm": norm}
 
 
 def update_policy(
-    policy: nn.Module, optimizer, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
+    policy: nn.Module,
+    optimizer,
+    batch: Batch,
+    rows: Tensor,
+    args: DVPOConfig,
+    accelerator: Accelerator,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """One optimiser step of a policy on `rows` of the batch; returns its loss, statistics and gradient norm.
 
     Args:
         rows: (R,) indices of responses.
         args: Resolved settings.
+        processes: Those that take the step together, each on its rows.
     """
     loss, stats, norm = optimizer_step(
         policy,
@@ -155,6 +169,7 @@ def update_policy(
         rows,
         args,
         accelerator,
+        processes,
         average_of(args) == "token_mean",
     )
     return {"policy_loss": loss, **stats, "policy_grad_norm": norm}
@@ -199,23 +214,6 @@ def average_of(args: DVPOConfig) -> str:
     return AVERAGES.get(args.loss_type, METHODS[args.method].aggregate)
 
 
-@contextmanager
-def router_losses(policy: nn.Module, coefficient: float | None) -> Iterator[list[Tensor]]:
-    """Collects the load-balancing losses that a mixture of experts computes in forward passes inside the context."""
-    found: list[Tensor] = []
-    if not coefficient:
-        yield found
-        return
-    config = policy.config.get_text_config()
-    before, config.output_router_logits = config.output_router_logits, True
-    handle = policy.register_forward_hook(lambda module, inputs, outputs: found.append(outputs.aux_loss))
-    try:
-        yield found
-    finally:
-        handle.remove()
-        config.output_router_logits = before
-
-
 def select_batch_rows(x: Tensor | None, rows: Tensor, tokens: Tokens) -> Tensor | None:
     """Rows of a (B, T, ...) tensor, shortened to the completion length of `tokens`."""
     return x if x is None else x[rows, : tokens.completion_length]
@@ -223,72 +221,26 @@ def select_batch_rows(x: Tensor | None, rows: Tensor, tokens: Tokens) -> Tensor 
 
 @torch.no_grad()
 def full_batch_statistics(
-    critic: nn.Module, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator
+    critic: nn.Module, batch: Batch, rows: Tensor, args: DVPOConfig, accelerator: Accelerator, processes: Processes
 ) -> dict[str, Tensor]:
-    """Return scale and mean gap of all rows, shared by their micro-batches; empty if there is but one."""
-    parts, tokens = rows.split(args.per_device_train_batch_size), batch.tokens
-    if len(parts) == 1 or args.critic.kind != "quantile":
+    """Return scale and mean gap of all processes' rows, shared by their micro-batches; empty if there is but one."""
+    one = processes.count == 1 and len(rows) <= args.per_device_train_batch_size
+    if one or args.critic.kind != "quantile":
         return {}
-    gap, count = 0.0, tokens.mask[rows].sum()
-    for part in parts:
-        own = tokens.rows(part)
+    tokens = batch.tokens
+    count = processes.sum({"tokens": tokens.mask[rows].sum().item()})["tokens"]
+    gap = tokens.mask.new_zeros(batch.values.shape[2], dtype=torch.float32)
+    for own, part in micro_batches(critic, tokens, rows, args.per_device_train_batch_size, processes):
         with accelerator.autocast():
             z = critic(own)
-        weights = batch.weights if batch.weights is None else batch.weights[part]
-        gap = gap + mean_gap(z, select_batch_rows(batch.targets, part, own), own.mask, weights) * (
-            own.mask.sum() / count
-        )
-    return {"batch_gap": gap, "scale": return_scale(batch.values[rows], tokens.mask[rows])}
+        if own.mask.any():
+            weights = batch.weights if batch.weights is None else batch.weights[part]
+            own_gap = mean_gap(z, select_batch_rows(batch.targets, part, own), own.mask, weights)
+            gap = gap + own_gap * (own.mask.sum() / count)
+    moments = return_moments(batch.values[rows], tokens.mask[rows])
+    scale = pooled_scale(processes.gather(moments[None]))
+    return {"batch_gap": processes.gather(gap[None]).sum(0), "scale": scale}
 
 
-def optimizer_step(
-    module: nn.Module,
-    optimizer,
-    objective: Callable,
-    tokens: Tokens,
-    rows: Tensor,
-    args: DVPOConfig,
-    accelerator: Accelerator,
-    by_token: bool = True,
-) -> tuple[float, dict[str, float], float]:
-    """One optimiser step on `rows`, in micro-batches of `args.per_device_train_batch_size`.
-
-    Args:
-        objective: (micro-batch, its rows) -> (loss, named values), means over the micro-batch.
-        by_token: A micro-batch's share of the loss is its share of tokens if true, of responses if false.
-
-    Returns:
-        (loss, named values, norm of the gradient before clipping).
-
-    Raises:
-        NotFiniteError: If the loss or the gradient is not finite; the weights are as they were.
-    """
-    optimizer.zero_grad()
-    total, named, count = 0.0, {}, tokens.mask[rows].sum()
-    with learning_mode_of(module, dropout=not args.disable_dropout):
-        for part in rows.split(args.per_device_train_batch_size):
-            own = tokens.rows(part)
-            with accelerator.autocast():
-                loss, values = objective(own, part)
-            of_tokens = (own.mask.sum() / count).item()
-            share = of_tokens if by_token else len(part) / len(rows)
-            total += share * loss.item()
-            if not math.isfinite(total):
-                raise NotFiniteError(f"the loss is {total}")
-            # Accelerate divides by its own number of accumulation steps; shares are all the scaling wanted.
-            accelerator.backward(loss * (share * accelerator.gradient_accumulation_steps))
-            named = {k: named.get(k, 0.0) + of_tokens * v.item() for k, v in values.items()}
-    norm = float(accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm or math.inf))
-    if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler of fp16 skips such a step itself
-        raise NotFiniteError(f"the gradient's norm is {norm}")
-    optimizer.step()
-    return total, named, norm
-
-
-def check_weights(module: nn.Module) -> None:
-    """Raises:
-    NotFiniteError: If a weight is not finite.
-    """
-    for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
-            raise NotFiniteError(f"{name} is not finite")
+def _tensors_of(z: Tensor | QValues) -> list[Tensor]:
+    return [z] if isinstance(z, Tensor) else [x for x in vars(z).values() if x is not None]

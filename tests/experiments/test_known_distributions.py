@@ -295,9 +295,9 @@ def test_mixture_targets_have_the_variance_of_a_mixture():
         return (w * (x - w @ x) ** 2).sum()
 
     narrow = advantages.quantile_targets(r, z, mask, 1.0, lam)[0, 0]
-    wide = advantages.quantile_targets(
-        *(x.expand(draws, *x.shape[1:]) for x in (r, z, mask)), 1.0, lam, "mixture", torch.Generator().manual_seed(0)
-    )[:, 0]
+    many = [x.expand(draws, *x.shape[1:]) for x in (r, z, mask)]
+    uniforms = torch.rand(many[1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wide = advantages.quantile_targets(*many, 1.0, lam, "mixture", uniforms)[:, 0]
     assert narrow.mean().item() == pytest.approx((w @ mu).item()) == pytest.approx(wide.mean().item(), abs=0.01)
     variance = w @ s**2 + over_horizons(mu)
     assert wide.var().item() == pytest.approx(variance.item(), rel=0.01)

@@ -167,7 +167,7 @@ def test_masked_positions_change_no_result_and_no_gradient(readout):
         x, y = x.requires_grad_(), y.requires_grad_()
         a = adv.actor_advantages(x, y, mask, 0.9, 0.8, ReadoutSettings(**readout))
         targets = [
-            quantile_targets(x, y, mask, 0.9, lam, kind, torch.Generator().manual_seed(0))
+            quantile_targets(x, y, mask, 0.9, lam, kind, uniforms(y))
             for lam in (0.0, 0.7, 1.0)
             for kind in ("comonotone", "mixture")
         ]
@@ -182,11 +182,17 @@ def test_masked_positions_change_no_result_and_no_gradient(readout):
 # ---- targets ----
 
 
+def uniforms(z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Numbers that horizons are drawn by; the same at each call without a generator."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.rand(z.shape, generator=generator, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("kind", ["comonotone", "mixture"])
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
 def test_targets_are_points_at_the_last_token_and_at_lambda_one(kind, lam):
     r, z, mask = normal(3, 7), normal(3, 7, 9, seed=1), random_mask(3, 7, seed=3, p=0.7)
-    g = quantile_targets(r, z, mask, 0.9, lam, kind, torch.Generator().manual_seed(0))
+    g = quantile_targets(r, z, mask, 0.9, lam, kind, uniforms(z))
     last = adv.last_token_mask(mask)
     spread = g.amax(-1) - g.amin(-1)
     torch.testing.assert_close(g[last], r[last][:, None].expand_as(g[last]))
@@ -214,7 +220,7 @@ def test_mixture_equals_comonotone_in_expectation():
     n, mask = 40_000, torch.tensor([[1, 0, 1, 1, 1, 0]], dtype=torch.bool)
     r, z = normal(1, 6), normal(1, 6, 3, seed=1)
     wide = [x.expand(n, *x.shape[1:]) for x in (r, z, mask)]
-    g = quantile_targets(*wide, 0.9, 0.6, "mixture", torch.Generator().manual_seed(0))
+    g = quantile_targets(*wide, 0.9, 0.6, "mixture", uniforms(wide[1]))
     want = quantile_targets(r, z, mask, 0.9, 0.6)[0]
     error = (g.std(0) / n**0.5).clamp(min=1e-12)
     assert ((g.mean(0) - want).abs() / error)[mask[0]].max() < 5
@@ -237,7 +243,7 @@ def learned_widths(kind: str, lam: float = 0.5, length: int = 4, m: int = 50) ->
     for step in range(700):
         r = torch.randn(400, length, generator=generator, dtype=torch.float64)
         zbar = z.detach().sort(-1).values.expand(400, -1, -1)
-        g = quantile_targets(r, zbar, mask, 1.0, lam, kind, generator)
+        g = quantile_targets(r, zbar, mask, 1.0, lam, kind, uniforms(zbar, generator))
         pooled = g.transpose(0, 1).reshape(length, -1)
         (slope,) = torch.autograd.grad(quantile_huber(z, pooled).sum(), z)
         with torch.no_grad():
@@ -281,7 +287,7 @@ def test_one_head_of_one_quantile_is_ppo():
     from dvpo_lib.rl.estimators import scalar_gae as ppo_gae
 
     mask, z = random_mask(4, 6), normal(4, 6, 1, 1, seed=1).requires_grad_()
-    x = scored_batch(normal(4), mask, normal(4, 6, seed=2), z.detach(), torch.Generator())
+    x = scored_batch(normal(4), mask, normal(4, 6, seed=2), z.detach())
     for args in (run_settings(beta=0.1, gamma=0.9, lam=0.8), run_settings(lam=0.8, lam_critic=0.3, lam_adaptive=0.4)):
         ours, ppos = distributional_gae(x, args), ppo_gae(x, args)
         torch.testing.assert_close(ours, ppos, rtol=1e-12, atol=1e-12)
@@ -386,7 +392,7 @@ def test_methods_take_their_readout_from_the_settings():
     def advantages(method, **readout):
         args = run_settings(method=method, lam=0.5, readout=readout)
         z = normal(6, 5, 2, 16, seed=1).sort(-1).values
-        return METHODS[method].advantage(scored_batch(normal(6) * 5, random_mask(6, 5), normal(6, 5), z, None), args)[0]
+        return METHODS[method].advantage(scored_batch(normal(6) * 5, random_mask(6, 5), normal(6, 5), z), args)[0]
 
     mean = advantages("dvpo")
     cvar = advantages("dvpo", kind="distorted", distortion="cvar")

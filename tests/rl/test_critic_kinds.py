@@ -111,9 +111,8 @@ def test_large_vocabularies_train_in_chunks_as_the_whole(tokenizer, monkeypatch)
 
 def test_experts_are_balanced_in_chunks_as_well(monkeypatch):
     """The load-balancing loss comes from the model's own forward pass, whose logits are not computed."""
-    from dvpo_lib.models.policy import token_logprobs
+    from dvpo_lib.models.policy import router_losses, token_logprobs
     from dvpo_lib.models.tokens import Tokens
-    from dvpo_lib.rl.updates import router_losses
 
     monkeypatch.setattr(token_chunks, "CHUNK_TOKENS", 3)
     monkeypatch.setattr(token_chunks, "CHUNK_NUMBERS", 1)

@@ -68,7 +68,7 @@ TO_GO = doubles([-0.1 + 1.1 / 2, 1.1, 0], [-0.2 + 0.1 / 2, 0 + 0.2 / 2, 0.2])
 
 
 def by_hand(method, values, q=None, **changes):
-    return METHODS[method].advantage(scored_batch(R, MASK, D, values, None), settled(method, q, **HAND | changes))
+    return METHODS[method].advantage(scored_batch(R, MASK, D, values), settled(method, q, **HAND | changes))
 
 
 def spread(*offsets, heads=(0.05, -0.05)):
@@ -394,7 +394,6 @@ def test_advantages_and_targets_equal_the_loops(method, changes, q, groups, t, s
         mask,
         normal(b, t, seed=seed + 9) / 2,
         random_values(METHODS[method].critic, b, t, seed),
-        None,
     )
     a, g = METHODS[method].advantage(x, args)
     want_a, want_g = ORACLES[method](x, args)
@@ -576,7 +575,7 @@ def test_dr_grpo_is_grpo_at_equal_lengths_and_unit_spread(size):
     def found(method, beta, mask, rewards):
         logits, taken, _, old, reference = case(b, t, 3, mask)
         args = settled(method, beta=beta, max_completion_length=t, num_generations=size, generation_batch_size=b)
-        a, _ = METHODS[method].advantage(scored_batch(rewards, mask, old - reference, None, None), args)
+        a, _ = METHODS[method].advantage(scored_batch(rewards, mask, old - reference), args)
         return step(args, logits, taken, mask, old, reference, a)[:2]
 
     plain = found("dr_grpo", 0.0, full, rewards)
@@ -595,7 +594,7 @@ def test_dr_grpo_is_grpo_at_equal_lengths_and_unit_spread(size):
 def test_robust_ppo_with_one_head_is_plain_gae_on_the_mean(whiten):
     z, mask = normal(4, 6, 1, 8).sort(-1).values, random_mask(4, 6, 0)
     common = dict(beta=0.2, gamma=0.9, lam=0.7, whiten_advantages=whiten)
-    x = scored_batch(normal(4), mask, normal(4, 6, seed=1), z, None)
+    x = scored_batch(normal(4), mask, normal(4, 6, seed=1), z)
     robust = METHODS["robust_ppo"].advantage(x, settled("robust_ppo", **common))
     scalar = replace(x, values=z.mean(-1, keepdim=True))
     plain = METHODS["ppo"].advantage(scalar, settled("ppo", lam_critic=0.7, **common))
@@ -606,7 +605,7 @@ def test_robust_ppo_with_one_head_is_plain_gae_on_the_mean(whiten):
 def test_reinforce_pp_is_ppo_without_a_value(whiten):
     """V = 0, gamma = lambda = 1: return-to-go."""
     mask = random_mask(4, 6, 0)
-    x = scored_batch(normal(4), mask, normal(4, 6, seed=1), None, None)
+    x = scored_batch(normal(4), mask, normal(4, 6, seed=1))
     common = dict(beta=0.2, gamma=1.0, lam=1.0, whiten_advantages=whiten)
     ppo = METHODS["ppo"].advantage(replace(x, values=torch.zeros(4, 6, 1, 1).double()), settled("ppo", **common))[0]
     plain = METHODS["reinforce_pp"].advantage(x, settled("reinforce_pp", **common))[0]

@@ -165,7 +165,7 @@ def test_an_unknown_reward_gives_no_signal_at_the_last_token(method, readout):
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
     shape = (2, 3, 1, 1) if method == "ppo" else (2, 3, 2, 16)
     values, kl = torch.randn(shape, generator=generator).sort(-1).values, torch.randn(2, 3, generator=generator)
-    x = scored_batch(torch.tensor([math.nan, math.nan]), mask, kl, values, generator)
+    x = scored_batch(torch.tensor([math.nan, math.nan]), mask, kl, values)
     a, _ = METHODS[method].advantage(x, args)
     assert a[0, 2] == 0 and a[1, 1] == 0 and (a[:, 0] != 0).all()
     known, _ = METHODS[method].advantage(replace(x, rewards=torch.tensor([math.nan, 0.0])), args)

@@ -81,7 +81,8 @@ def fixed_point_quantiles(lam: float, kind: str, m: int = QUANTILE_COUNT, seed: 
     rewards = torch.cat([torch.zeros_like(position[:, 1:]), returns[:, None]], 1)
     z, mask = torch.zeros(*position.shape, m, dtype=torch.float64), torch.ones_like(position, dtype=torch.bool)
     for t in reversed(range(length)):
-        targets = quantile_targets(rewards, z, mask, 1.0, lam, kind, torch.Generator().manual_seed(seed + t))[:, t]
+        uniforms = torch.rand(z.shape, generator=torch.Generator().manual_seed(seed + t), dtype=torch.float64)
+        targets = quantile_targets(rewards, z, mask, 1.0, lam, kind, uniforms)[:, t]
         for state in position[:, t].unique():
             here = position[:, t] == state
             pool = targets[here].flatten().sort().values

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dvpo_lib.models.causal_lm import end_tokens, inner_model, position_limit
 from dvpo_lib.models.chat_templates import USER, ChatTemplate, as_messages, begun_answer, chat_template_of, is_messages
@@ -45,6 +46,16 @@ class Rollouts:
         tokens, chosen = self.tokens.rows(index.to(self.tokens.mask.device)), index.tolist()
         logprobs = self.logprobs[index.to(self.logprobs.device), : tokens.completion_length]
         return Rollouts(tokens, logprobs, [self.prompts[i] for i in chosen], [self.completions[i] for i in chosen])
+
+    def padded(self, prompt: int, completion: int, fill: int) -> Rollouts:
+        """The same rows with places for so many tokens of prompt and of completion, new ones filled with `fill`."""
+        left, right = prompt - self.tokens.prompt_length, completion - self.tokens.completion_length
+        tokens = Tokens(
+            pad(self.tokens.input_ids, (left, right), value=fill),
+            pad(self.tokens.attention_mask, (left, right)),
+            pad(self.tokens.mask, (0, right)),
+        )
+        return Rollouts(tokens, pad(self.logprobs, (0, right)), self.prompts, self.completions)
 
     def completion_ids(self) -> list[list[int]]:
         """The tokens of every completion, the environment's included."""
@@ -85,35 +96,23 @@ def sample_rollouts(
 
 
 def sample_in_parts(
-    policy, tokenizer, records: Sequence[Mapping], *arguments, part_size: int | None, **options
+    policy, tokenizer, records: Sequence[Mapping], *arguments, part_size: int | None, rows: Sequence[int], **options
 ) -> Rollouts:
     """`sample_rollouts` of at most `part_size` records at a time (None: all): the same tokens, a smaller cache."""
     if part_size is None or len(records) <= part_size:
-        return sample_rollouts(policy, tokenizer, records, *arguments, **options)
+        return sample_rollouts(policy, tokenizer, records, *arguments, rows=rows, **options)
     starts = range(0, len(records), part_size)
     parts = []
     for start in starts:
         own = records[start : start + part_size]
-        rows = range(start, start + len(own))
-        parts.append(sample_rollouts(policy, tokenizer, own, *arguments, rows=rows, **options))
+        streams = rows[start : start + part_size]
+        parts.append(sample_rollouts(policy, tokenizer, own, *arguments, rows=streams, **options))
     longest = max(part.tokens.completion_length for part in parts)
-    widest = max(part.tokens.input_ids.shape[1] - part.tokens.completion_length for part in parts)
-
-    def joined(of: Callable[[Rollouts], Tensor], fill, with_prompt: bool = False) -> Tensor:
-        rows = []
-        for part in parts:
-            length = part.tokens.completion_length
-            left = widest - (part.tokens.input_ids.shape[1] - length) if with_prompt else 0
-            rows.append(torch.nn.functional.pad(of(part), (left, longest - length), value=fill))
-        return torch.cat(rows)
-
-    tokens = Tokens(
-        joined(lambda part: part.tokens.input_ids, padding_id(tokenizer), True),
-        joined(lambda part: part.tokens.attention_mask, 0, True),
-        joined(lambda part: part.tokens.mask, False),
-    )
+    widest = max(part.tokens.prompt_length for part in parts)
+    parts = [part.padded(widest, longest, padding_id(tokenizer)) for part in parts]
+    tokens = Tokens(*(torch.cat([getattr(part.tokens, f.name) for part in parts]) for f in fields(Tokens)))
     prompts, completions = ([x for part in parts for x in getattr(part, name)] for name in ("prompts", "completions"))
-    return Rollouts(tokens, joined(lambda part: part.logprobs, 0.0), prompts, completions)
+    return Rollouts(tokens, torch.cat([part.logprobs for part in parts]), prompts, completions)
 
 
 def sample_answers(

@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from dvpo_lib.common.durable_files import atomic_folder
 from dvpo_lib.common.jsonl import parse_json
 from dvpo_lib.rl.trainer_base.manifests import (
     ADVICE,
@@ -35,6 +35,15 @@ from dvpo_lib.rl.trainer_base.manifests import (
     write_checkpoint_manifest,
 )
 from dvpo_lib.rl.trainer_base.networks import adapter_settings, fingerprint, is_peft_model
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
+from dvpo_lib.rl.trainer_base.parallel.sharding import (
+    copied_weights,
+    is_sharded,
+    load_optimizer_state,
+    load_weights,
+    trained_weights,
+    whole_tensors,
+)
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ class CheckpointedTrainer(Trainer):
     critic_optimizer: Any = None
     reference: nn.Module | None = None
     pending: Batch | None = None  # the generation batch that still has optimiser steps to come
+    processes: Processes = ALONE
     _fingerprint: str | None = None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
@@ -70,31 +80,62 @@ class CheckpointedTrainer(Trainer):
             there = os.path.isdir(self.args.output_dir)
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) if there else None
         if resume_from_checkpoint:
-            self._check_checkpoint(Path(resume_from_checkpoint))
+            reference = self.reference_fingerprint()
+            with self.processes.together():
+                self._check_checkpoint(Path(resume_from_checkpoint), reference)
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     # ---- writing ----
 
     def _save_checkpoint(self, model, trial) -> None:
+        """Writes a checkpoint, in the main process; first all that other processes hold a part of is put together."""
+        own, reference = self._own_state(), self.reference_fingerprint()
+        weights = whole_tensors(self.model.state_dict(), self.processes.is_main) if is_sharded(self.model) else None
+        random_states = self.processes.gather_objects(self._random_state())
+        self._export_callback_states()
+        with self.processes.together():
+            if self.processes.is_main:
+                self._write_checkpoint(trial, weights, own, random_states, reference)
+
+    def _write_checkpoint(self, trial, weights, own: dict[str, Any], random_states: list[bytes], reference) -> None:
         run_dir = self._get_output_dir(trial=trial)
         place = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         best = Path(run_dir) / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == place or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
         with atomic_folder(place) as folder:
-            self.save_model(str(folder), _internal_call=True)
+            self._save(str(folder), state_dict=weights)
+            for name, content in own.items():
+                (save_file if name.endswith(".safetensors") else torch.save)(content, folder / name)
             if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(folder))
+                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
                 self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-                self._save_own_state(folder)
-            self._export_callback_states()
+                for index, content in enumerate(random_states):
+                    (folder / self._random_state_name(index)).write_bytes(content)
+                self._write_since_last_log(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            write_checkpoint_manifest(folder, settings=self._settings(), reference=self.reference_fingerprint())
+            write_checkpoint_manifest(folder, settings=self._settings(), reference=reference)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
-        if self.args.should_save:
-            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+        rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _random_state_name(self, index: int) -> str:
+        return "rng_state.pth" if self.processes.count == 1 else f"rng_state_{index}.pth"  # as `transformers` has it
+
+    def _random_state(self) -> bytes:
+        """The file that `transformers` makes of global generators, from which reward functions may draw."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            return (Path(folder) / self._random_state_name(self.processes.index)).read_bytes()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Global generators of this process; those of the first if the checkpoint's run had fewer processes."""
+        names = [f"rng_state_{self.processes.index}.pth", "rng_state_0.pth", "rng_state.pth"]
+        found = [path for path in (Path(checkpoint or "", name) for name in names) if checkpoint and path.is_file()]
+        if found:
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copy(found[0], Path(folder) / self._random_state_name(self.processes.index))
+                super()._load_rng_state(folder)
 
     def _export_callback_states(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:
@@ -105,16 +146,25 @@ class CheckpointedTrainer(Trainer):
                 else:
                     self.state.stateful_callbacks[name] = state
 
-    def _save_own_state(self, folder: Path) -> None:
+    def _own_state(self) -> dict[str, Any]:
+        """Content of files by name: optimisers, critics and the rest of a generation batch, for the main process."""
+        if self.args.save_only_model:
+            return {}
+        keep = self.processes.is_main
+        files: dict[str, Any] = {"optimizer.pt": whole_tensors(self.optimizer.state_dict(), keep)}
         if self.critic is not None:
-            save_file(trained_weights(self.accelerator.unwrap_model(self.critic)), folder / "critic.safetensors")
-            torch.save(self.critic_optimizer.state_dict(), folder / "critic_optimizer.pt")
+            files["critic.safetensors"] = trained_weights(self.accelerator.unwrap_model(self.critic), keep)
+            files["critic_optimizer.pt"] = whole_tensors(self.critic_optimizer.state_dict(), keep)
         if self.target_critic is not None:
-            save_file(copied_weights(self.target_critic), folder / "target_critic.safetensors")
+            files["target_critic.safetensors"] = copied_weights(self.target_critic, keep)
         if self.args.sync_ref_model:
-            save_file(copied_weights(self.reference), folder / "reference.safetensors")
+            files["reference.safetensors"] = copied_weights(self.reference, keep)
         if self.pending is not None:
-            save_file(self.pending.tensors(), folder / "batch.safetensors")
+            tensors = self.pending.tensors().items()
+            files["batch.safetensors"] = {name: self.processes.gather(x).cpu() for name, x in tensors}
+        return files
+
+    def _write_since_last_log(self, folder: Path) -> None:
         since_last_log = {
             "metrics": self._metrics["train"],
             "loss": self._tr_loss.item(),
@@ -125,14 +175,14 @@ class CheckpointedTrainer(Trainer):
 
     # ---- reading ----
 
-    def _check_checkpoint(self, folder: Path) -> None:
+    def _check_checkpoint(self, folder: Path, reference: str | None) -> None:
         manifest = read_checkpoint_manifest(folder)
         if not (isinstance(manifest.get("settings"), dict) and "reference" in manifest):
             raise CheckpointError(f"{folder / MANIFEST} is damaged: it holds no settings; {ADVICE}")
         if "since_last_log.json" not in manifest["files"]:
             raise CheckpointError(f"{folder} holds a model alone (save_only_model): it can be loaded, not gone on from")
         compare_checkpoint_settings(folder, manifest["settings"], self._settings())
-        if manifest["reference"] != self.reference_fingerprint():
+        if manifest["reference"] != reference:
             raise CheckpointError(
                 f"{folder}: the reference policy of the checkpoint is another one; pass the model that its training "
                 "started from (the checkpoint's own weights are read afterwards)"
@@ -148,19 +198,41 @@ class CheckpointedTrainer(Trainer):
                 f"schedule ({self.args.lr_scheduler_type.value}) goes on as if it had always been so"
             )
 
+    def _load_from_checkpoint(self, checkpoint, model=None) -> None:
+        """Weights of the policy; `transformers` reads those of sharded models from other files than it writes here."""
+        model = self.model if model is None else model
+        if not is_sharded(model):
+            super()._load_from_checkpoint(checkpoint, model)
+            return
+        for path in Path(checkpoint).glob("model*.safetensors"):
+            load_weights(model, load_file(path))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        load_optimizer_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(schedule)
+
     def _load_own_state(self, folder: Path) -> None:
         """What `transformers` does not read: critics, the rest of a generation batch, metrics that wait for a log."""
         if self.critic is not None:
-            load_weights(self.accelerator.unwrap_model(self.critic), folder / "critic.safetensors")
+            _load_file(self.accelerator.unwrap_model(self.critic), folder / "critic.safetensors")
             with damage_named(folder / "critic_optimizer.pt") as file:
-                self.critic_optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                load_optimizer_state(self.critic_optimizer, state)
         if self.target_critic is not None:
-            load_weights(self.target_critic, folder / "target_critic.safetensors")
+            _load_file(self.target_critic, folder / "target_critic.safetensors")
         if self.args.sync_ref_model:
-            load_weights(self.reference, folder / "reference.safetensors")
+            _load_file(self.reference, folder / "reference.safetensors")
         if (folder / "batch.safetensors").exists():
             with damage_named(folder / "batch.safetensors") as file:
-                self.pending = Batch.of_tensors(load_file(file), self.accelerator.device)
+                own = {name: self.processes.own_rows(x) for name, x in load_file(file).items()}
+                self.pending = Batch.of_tensors(own, self.accelerator.device)
         with damage_named(folder / "since_last_log.json") as file:
             waiting = parse_json(file.read_bytes())
             metrics = {name: [float(value) for value in values] for name, values in waiting["metrics"].items()}
@@ -173,7 +245,8 @@ class CheckpointedTrainer(Trainer):
 
     def _settings(self) -> dict[str, Any]:
         policy = self.accelerator.unwrap_model(self.model)
-        size = f"{type(policy).__name__} of {sum(p.numel() for p in policy.parameters()):,} parameters"
+        kind, size = type(policy).__name__.removeprefix("FSDP"), sum(p.numel() for p in policy.parameters())
+        size = f"{kind} of {size:,} parameters"
         return checkpoint_settings(self.args) | {"model": size, "peft_config": adapter_settings(policy)}
 
     def reference_fingerprint(self) -> str | None:
@@ -187,36 +260,12 @@ class CheckpointedTrainer(Trainer):
         return self._fingerprint
 
 
-@contextmanager
-def atomic_folder(place: Path) -> Iterator[Path]:
-    """A scratch folder that is renamed to `place` once everything in it is written."""
-    scratch, old = (place.with_name(f".{place.name}.{end}") for end in ("new", "old"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(place, old)
-    os.replace(scratch, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def copied_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of all weights of a module."""
-    return {name: x.detach().clone().contiguous() for name, x in module.state_dict().items()}
-
-
-def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights without those of frozen parameters."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: x for name, x in copied_weights(module).items() if name not in frozen}
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads what `trained_weights` or `copied_weights` returned."""
+def _load_file(module: nn.Module, path: Path) -> None:
     with damage_named(path):
         stored = load_file(path)
-    missing = set(trained_weights(module)) - set(stored)
-    unknown = module.load_state_dict(stored, strict=False).unexpected_keys
-    if missing or unknown:
-        raise CheckpointError(f"{path} holds another network's weights: {sorted(missing or unknown)[0]} does not fit")
+    frozen = {name for name, x in module.named_parameters() if not x.requires_grad}
+    names = set(module.state_dict())
+    strangers = names - frozen - set(stored) or set(stored) - names
+    if strangers:
+        raise CheckpointError(f"{path} holds another network's weights: {sorted(strangers)[0]} does not fit")
+    load_weights(module, stored)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import DistributedType
 from torch import nn
 
 from dvpo_lib.common.tables import frame_records, is_data_frame
@@ -18,8 +20,12 @@ from dvpo_lib.rl.rewards import RewardClassifier, function_names
 from dvpo_lib.rl.sampling.token_sampling import sampling_filters
 from dvpo_lib.rl.trainer_base import networks
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
+from dvpo_lib.rl.trainer_base.parallel.processes import Processes
+from dvpo_lib.rl.trainer_base.parallel.sharding import shard_on_cpus
 from dvpo_lib.rl.trainer_base.prompts import PromptChecks, PromptStream
 from dvpo_lib.rl.trainer_base.run_state import RunningTrainer
+
+UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class PreparedTrainer(RunningTrainer):
@@ -73,8 +79,6 @@ class PreparedTrainer(RunningTrainer):
             args = DVPOConfig(f"{Path(name).name}-DVPO")
         args = resolve_settings(args)
         self.method, self.group_size = METHODS[args.method], args.num_generations if METHODS[args.method].groups else 1
-        if args.world_size > 1:
-            raise NotImplementedError("several processes are not supported yet: losses are averaged over one process")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required: records with a column 'prompt'")
         train_dataset, eval_dataset = (
@@ -107,7 +111,7 @@ class PreparedTrainer(RunningTrainer):
             args.router_aux_loss_coef = 0.0
         self._metrics = {"train": defaultdict(list)}
         self.table = CompletionTable(args.generation_batch_size)
-        self._warned_of_missing, self._given_accelerator = False, accelerator
+        self._warned_of_missing, self._given_accelerator, self._model_to_train = False, accelerator, model
         super().__init__(
             model,
             args,
@@ -118,10 +122,12 @@ class PreparedTrainer(RunningTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        device = self.accelerator.device
         for network in (self.reference, self.critic, self.target_critic):
+            if network is not None and not self.is_fsdp_enabled:  # shards move by themselves
+                network.to(self.accelerator.device)
+        for network in (self.model, self.critic, self.reference, self.target_critic):
             if network is not None:
-                network.to(device)
+                self.processes.copy_from_main(network)  # heads and adapters may come from global generators
         self._enable_checkpointing()
         self.trains_policy, self.actor = True, self.model
         if self.method.offline and args.extraction == "perturbed":
@@ -205,6 +211,21 @@ class PreparedTrainer(RunningTrainer):
         super().create_accelerator_and_postprocess()
         if self._given_accelerator is not None:
             self.accelerator = self._given_accelerator
+        accelerator = self.accelerator
+        shard_on_cpus(accelerator, self.args.fsdp_plugin_args)
+        self.is_fsdp_enabled = accelerator.distributed_type == DistributedType.FSDP
+        if accelerator.distributed_type in UNSUPPORTED or self.is_fsdp_enabled and not accelerator.is_fsdp2:
+            raise NotImplementedError(
+                f"{accelerator.distributed_type.value} is not supported: use DDP, or FSDP version 2"
+            )
+        if self.is_fsdp_enabled and (self.method.offline or networks.is_peft_model(self._model_to_train)):
+            raise NotImplementedError(
+                "FSDP shards neither adapters nor the critics of offline methods: use DDP for them"
+            )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched not in (1, accelerator.num_processes):
+            raise RuntimeError(f"{launched} processes were launched, but Accelerate knows {accelerator.num_processes}")
+        self.processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.device)
 
 
 def _longest_prompt(model: nn.Module, args: DVPOConfig) -> int | None:

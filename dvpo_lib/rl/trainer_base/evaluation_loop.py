@@ -7,11 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from dvpo_lib.rl.config import DVPOConfig, changed_settings
 from dvpo_lib.rl.diagnostics import batch_metrics
 from dvpo_lib.rl.estimators import Experience, advantages_of
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE
+from dvpo_lib.rl.trainer_base.parallel.sharding import is_sharded, whole_weights
 from dvpo_lib.rl.updates import Batch, policy_objective
 
 
@@ -27,20 +30,28 @@ def evaluate_prompts(trainer, dataloader: Iterable[list[Mapping]], prefix: str) 
     group = trainer.args.num_generations_eval or trainer.group_size
     args = changed_settings(trainer.args, num_generations=group)
     count = max(1, args.per_device_eval_batch_size // group)  # prompts sampled together
-    totals, prompts, part = defaultdict(list), 0, 0
-    for records in dataloader:
-        for start in range(0, len(records), count):
-            own = [record for record in records[start : start + count] for _ in range(group)]
-            rollouts, columns = trainer.sample(None, f"evaluation {part}", own)
-            scores = trainer.score(rollouts, columns)
-            x = trainer.build_experience(rollouts, scores)
-            metrics = batch_metrics(rollouts, scores, x, args, trainer.terminated(rollouts), group)
-            metrics |= trainer.watched_rewards(rollouts, columns) | {"loss": _policy_loss(trainer, x, args)}
-            for name, value in metrics.items():
-                totals[name].append((value, len(own)))
-            part, prompts = part + 1, prompts + len(own) // group
+    processes = trainer.processes
+    if processes.count > 1:  # all records, where Accelerate's loader has some of them
+        dataloader = DataLoader(dataloader.dataset, batch_size=args.eval_batch_size, collate_fn=list)
+    if trainer.is_fsdp_enabled and not is_sharded(trainer.model):
+        trainer.make_ready()
+    batches = [records[start : start + count] for records in dataloader for start in range(0, len(records), count)]
+    totals = defaultdict(list)
+    for first in range(0, len(batches), processes.count):  # a part for each process
+        part = min(first + processes.index, len(batches) - 1)
+        own = [record for record in batches[part] for _ in range(group)]
+        rollouts, columns = trainer.sample(None, f"evaluation {part}", own)
+        scores = trainer.score(rollouts, columns, heard=first + processes.index < len(batches))
+        x = trainer.build_experience(rollouts, scores, ALONE)
+        metrics = batch_metrics(rollouts, scores, x, args, trainer.terminated(rollouts), group)
+        metrics |= trainer.watched_rewards(rollouts, columns, ALONE)
+        with whole_weights(trainer.policy):
+            metrics["loss"] = _policy_loss(trainer, x, args)
+        for found, rows in processes.gather_objects((metrics, len(own)))[: len(batches) - first]:
+            for name, value in found.items():
+                totals[name].append((value, rows))
     metrics = {f"{prefix}_{name}": _mean_of_parts(parts) for name, parts in totals.items()}
-    return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=prompts)
+    return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=sum(map(len, batches)))
 
 
 def _policy_loss(trainer, x: Experience, args: DVPOConfig) -> float:
@@ -50,8 +61,8 @@ def _policy_loss(trainer, x: Experience, args: DVPOConfig) -> float:
     advantages, _ = advantages_of(trainer.method, x, args)
     batch, total = Batch(x.tokens, x.logprobs, advantages, x.known, x.reference_logprobs), 0.0
     active = x.mask.any(1).nonzero().squeeze(-1)
-    for rows in active.split(args.per_device_train_batch_size):
-        with trainer.accelerator.autocast(), trainer.scoring_modes():
+    with trainer.accelerator.autocast(), trainer.scoring_modes():
+        for rows in active.split(args.per_device_train_batch_size):
             total += len(rows) * policy_objective(trainer.policy, batch, x.tokens.rows(rows), rows, args)[0].item()
     return total / len(active)
 

@@ -19,12 +19,13 @@ MANIFEST = "manifest.json"
 ADVICE = "go on from an earlier checkpoint, or start anew"
 # What decides a run's results, beside the settings of `DVPOConfig` itself.
 DECISIVE = (
-    "adam_beta1 adam_beta2 adam_epsilon bf16 fp16 gradient_accumulation_steps learning_rate lr_scheduler_kwargs "
-    "lr_scheduler_type max_grad_norm optim optim_args per_device_train_batch_size seed warmup_steps weight_decay"
+    "adam_beta1 adam_beta2 adam_epsilon bf16 fp16 learning_rate lr_scheduler_kwargs "
+    "lr_scheduler_type max_grad_norm optim optim_args seed warmup_steps weight_decay"
 ).split()
-FREE = (
+FREE = (  # micro-batches and processes change no result but by rounding; `steps_per_iteration` is compared
     "gradient_checkpointing log_completions logging_steps model_init_kwargs num_completions_to_print "
-    "num_generations_eval remove_unused_columns trust_remote_code"
+    "num_generations_eval remove_unused_columns rewards_on_main sampling_batch_size steps_per_generation "
+    "trust_remote_code"
 ).split()
 
 
@@ -74,8 +75,9 @@ def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
 
 def checkpoint_settings(args: DVPOConfig) -> dict[str, Any]:
     """The settings that decide a run's results, as plain values."""
-    names = [*DECISIVE, *(name for name in DVPOConfig.__annotations__ if name not in FREE and name[0] != "_")]
-    everything = args.to_dict()
+    own = [name for name in DVPOConfig.__annotations__ if name not in FREE and name[0] != "_"]
+    names = [*DECISIVE, "steps_per_iteration", *own]
+    everything = args.to_dict() | {"steps_per_iteration": args.steps_per_iteration}
     return json.loads(json.dumps({name: everything[name] for name in names}, default=str))
 
 

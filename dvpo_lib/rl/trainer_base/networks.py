@@ -15,6 +15,7 @@ from dvpo_lib.models.architectures import train_in_float32
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.q_critic import QCritic
 from dvpo_lib.rl.config import DVPOConfig
+from dvpo_lib.rl.trainer_base.parallel.sharding import whole_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +152,12 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def fingerprint(module: nn.Module, frozen: bool = False) -> str:
-    """A hash of all weights, or of the frozen parameters alone."""
+    """A hash of all weights, or of the frozen parameters alone; all processes call it if there are shards."""
     digest = hashlib.sha256()
     named = (
         [(n, p) for n, p in module.named_parameters() if not p.requires_grad] if frozen else module.state_dict().items()
     )
     for name, x in sorted(named, key=lambda pair: pair[0]):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole_tensors(x.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

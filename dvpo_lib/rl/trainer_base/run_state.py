@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dvpo_lib.common.seeds import generator_for, seed_for
-from dvpo_lib.functional.q_losses import QValues
-from dvpo_lib.models.modes import inference_mode_of
-from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.methods import Method
 from dvpo_lib.rl.sampling.rollouts import Rollouts
-from dvpo_lib.rl.trainer_base.checkpoints import CheckpointedTrainer
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
+from dvpo_lib.rl.trainer_base.network_outputs import ScoringTrainer
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
+from dvpo_lib.rl.trainer_base.parallel.sharding import add_up_shards, shard_network, without_ddp
+from dvpo_lib.rl.trainer_base.parallel.shared_steps import check_weights
 from dvpo_lib.rl.trainer_base.prompts import PromptStream
-from dvpo_lib.rl.updates import TrainingDiverged, check_weights
+from dvpo_lib.rl.updates import TrainingDiverged
 
 
-class RunningTrainer(CheckpointedTrainer):
+class RunningTrainer(ScoringTrainer):
     """What a run needs beside its loop; the constructor is `PreparedTrainer`'s.
 
     Attributes:
@@ -33,6 +33,7 @@ class RunningTrainer(CheckpointedTrainer):
         group_size: Completions a prompt.
         table: The latest completions.
         ends: Token ids that end a response.
+        processes: Those of the run.
     """
 
     method: Method
@@ -40,6 +41,7 @@ class RunningTrainer(CheckpointedTrainer):
     group_size: int
     table: CompletionTable
     ends: list[int]
+    processes: Processes = ALONE
 
     # ---- optimisers and schedules ----
 
@@ -47,11 +49,19 @@ class RunningTrainer(CheckpointedTrainer):
         """Optimisers and schedule of `total_steps`, once before the first step of a run; read from a checkpoint."""
         if checkpoint is None and self.lr_scheduler is not None and not self.is_in_train:
             return
-        self._prepare_for_training(self.total_steps(), None, checkpoint)
+        with without_ddp(self.accelerator):
+            self._prepare_for_training(self.total_steps(), None, checkpoint)
         if self.critic is not None and self.critic_optimizer is None:
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.critic)
             optimizer = kind(self._critic_groups(), **{**arguments, "lr": self.args.critic.learning_rate})
-            self.critic, self.critic_optimizer = self.accelerator.prepare(self.critic, optimizer)
+            if self.critic.backbone is None and self.is_fsdp_enabled:  # small heads, the same in all processes
+                self.critic_optimizer = self.accelerator.prepare_optimizer(optimizer)
+            else:
+                with without_ddp(self.accelerator):
+                    self.critic, self.critic_optimizer = self.accelerator.prepare(self.critic, optimizer)
+        if self.is_fsdp_enabled:
+            shard_network(self.accelerator, self.reference)
+            add_up_shards(self.model, self.critic, self.reference)
 
     def _critic_groups(self) -> list[dict]:
         """The critic's trained parameters with `weight_decay` and, of norms and biases, without, as the policy's."""
@@ -83,11 +93,6 @@ class RunningTrainer(CheckpointedTrainer):
                 group["lr"] = base * factor(0)
             scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
         return scheduler
-
-    @property
-    def policy(self) -> nn.Module:
-        """The policy that is trained."""
-        return self.model
 
     @property
     def policy_optimizer(self):
@@ -140,6 +145,7 @@ class RunningTrainer(CheckpointedTrainer):
         before = self.state.epoch or 0.0
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self.processes.agree_on_flags(self.control)
         rest = (norm, self.model, trial, self.state.epoch, ignore_keys, start)
         self._maybe_log_save_evaluate(self._tr_loss, *rest, learning_rate=learning_rate)
         done = self.state.global_step >= self.state.max_steps
@@ -174,7 +180,7 @@ class RunningTrainer(CheckpointedTrainer):
         """Raises:
         TrainingDiverged: If a weight of the policy or the critic is not finite.
         """
-        with self._divergence_named():
+        with self._divergence_named(), self.processes.together():
             for network in (self.model, self.critic):
                 if network is not None:
                     check_weights(network)
@@ -196,61 +202,15 @@ class RunningTrainer(CheckpointedTrainer):
 
     @contextmanager
     def dropout_stream(self) -> Iterator[None]:
-        """Global generators seeded by (seed, step) if an update uses dropout; they are as before afterwards."""
+        """Global generators seeded by (seed, step, process) if an update uses dropout; then they are as before."""
         if self.args.disable_dropout:
             yield
             return
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed_for(self.args.seed, "dropout", self.state.global_step))
+            place = [self.processes.index] if self.processes.index else []
+            torch.manual_seed(seed_for(self.args.seed, "dropout", self.state.global_step, *place))
             yield
-
-    @contextmanager
-    def scoring_modes(self) -> Iterator[None]:
-        """Eval mode of all networks, no gradients."""
-        with torch.no_grad(), inference_mode_of(self.model, self.critic, self.reference, self.target_critic):
-            yield
-
-    @contextmanager
-    def reference_policy(self) -> Iterator[nn.Module]:
-        """The reference: a frozen copy, or the policy with its adapters switched off."""
-        if self.reference is not None:
-            yield self.reference
-        else:
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
-                yield self.model
-
-    @torch.no_grad()
-    def update_reference(self) -> None:
-        """Moves the reference a share `ref_model_mixup_alpha` of the way to the policy."""
-        self.reference_fingerprint()  # of the first reference, while it is there
-        policy = self.accelerator.unwrap_model(self.model)
-        for target, source in zip(self.reference.parameters(), policy.parameters(), strict=True):
-            target.lerp_(source, self.args.ref_model_mixup_alpha)
-
-    @property
-    def ref_model(self) -> nn.Module | None:
-        """The reference policy by TRL's name."""
-        return self.reference
-
-    def by_micro_batch(self, function: Callable[[Tokens], Tensor | QValues], tokens: Tokens):
-        """(B, T, ...) outputs of a function of tokens, computed a micro-batch at a time; 0 beyond a row's end."""
-        parts = torch.arange(len(tokens), device=tokens.mask.device).split(self.args.per_device_train_batch_size)
-        if len(parts) == 1:
-            with self.accelerator.autocast():
-                return function(tokens)
-        whole: dict[str, Tensor] = {}
-        for rows in parts:
-            with self.accelerator.autocast():
-                found = function(tokens.rows(rows))
-            named = found if isinstance(found, QValues) else None
-            for name, x in (vars(found) if named is not None else {"": found}).items():
-                if x is None:
-                    continue
-                if name not in whole:
-                    whole[name] = x.new_zeros(tokens.mask.shape + x.shape[2:])
-                whole[name][rows, : x.shape[1]] = x
-        return type(named)(**{name: whole.get(name) for name in vars(named)}) if named is not None else whole[""]
 
     def terminated(self, rollouts: Rollouts) -> Tensor:
         """(B,) bool, responses that ended by themselves, not by their length."""

@@ -1,0 +1,1 @@
+"""Several processes: what they exchange, sharded weights, shared scoring."""
