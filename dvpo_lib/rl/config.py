@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
-import typing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.common.setting_checks import parsed_setting, setting_choices, setting_types, validated_setting
 from dvpo_lib.common.tables import short_repr
 from dvpo_lib.functional import advantages as adv
 from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.rl.sampling.engines import SamplingCuts
 
 # (name, smallest, largest), both allowed; settings in ABOVE_ZERO exclude 0.
 BOUNDS = (
@@ -41,8 +39,12 @@ BOUNDS = (
     ("perturbation", 0, None),
     ("importance_sampling_cap", 0, None),
     ("sampling_batch_size", 1, None),
+    ("vllm_server_timeout", 0, None),
+    ("vllm_response_timeout", 0, None),
 )
-ABOVE_ZERO = ("temperature", "top_p", "epsilon", "epsilon_high", "delta", "gamma", "lam_adaptive", "awr_temperature")
+ABOVE_ZERO = (
+    "temperature top_p epsilon epsilon_high delta gamma lam_adaptive awr_temperature vllm_response_timeout".split()
+)
 NESTED = {"critic": CriticSettings, "readout": adv.ReadoutSettings}
 JSON_SETTINGS = ("model_init_kwargs", "generation_kwargs", "chat_template_kwargs")  # may be JSON texts, as `NESTED` may
 
@@ -67,6 +69,7 @@ class DVPOConfig(TrainingArguments):
         "model_init_kwargs",
         "generation_kwargs",
         "chat_template_kwargs",
+        "transformers_continuous_batching_config",
         "critic",
         "readout",
     ]
@@ -115,8 +118,8 @@ class DVPOConfig(TrainingArguments):
     mask_truncated_completions: bool = False  # responses without an end take no part in the loss
     disable_dropout: bool = True  # in updates; with dropout the first policy ratio is not 1
     # Denominator of the policy ratio: the sampler's log-probabilities, those of a forward like the update's, or the
-    # latter with truncated importance weights. Null: sampler in float32, truncated in bf16 and fp16, recompute if the
-    # sampling distribution is cut (top_p ...).
+    # latter with truncated importance weights. Null: sampler in float32, truncated in bf16, in fp16, with vLLM and with
+    # continuous batching, recompute if the sampling distribution is cut (top_p ...).
     old_logprobs: Literal["sampler", "recompute", "truncated"] | None = None
     importance_sampling_cap: float = 2.0  # of the truncated weights pi_forward / pi_sampler
 
@@ -135,6 +138,19 @@ class DVPOConfig(TrainingArguments):
     steps_per_generation: int | None = None  # the same in micro-batches; null: gradient_accumulation_steps
     sampling_batch_size: int | None = None  # completions with a cache at the same time; null: the generation batch
     shuffle_dataset: bool | None = True  # a new order of prompts in each epoch
+
+    # ---- sampling engine: the built-in sampler, unless one of these names another ----
+    cache_implementation: str | None = None  # `generate` of `transformers` with this cache: dynamic, static ...
+    use_transformers_continuous_batching: bool = False  # its `generate_batch`; rows share one random stream
+    transformers_continuous_batching_config: dict | str | None = None  # of that
+    use_vllm: bool = False  # a vLLM server
+    vllm_mode: Literal["server"] = "server"  # in an environment of its own
+    vllm_server_base_url: str | None = None  # its address, such as http://localhost:8000; null: host and port
+    vllm_server_host: str = "0.0.0.0"
+    vllm_server_port: int = 8000
+    vllm_server_timeout: float = 240.0  # seconds to wait for a server that is starting
+    vllm_response_timeout: float = 1800.0  # seconds for the completions of a batch, and for new weights
+    vllm_weights_dir: str | None = None  # folder of new weights, which the server sees, too; null: in output_dir
 
     # ---- model and rewards ----
     model_init_kwargs: dict | str | None = None  # of `from_pretrained`, for models passed by name
@@ -157,7 +173,7 @@ class DVPOConfig(TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for name in (*NESTED, *JSON_SETTINGS):
             if isinstance(value := getattr(self, name), str):
-                setattr(self, name, _parsed(name, value))
+                setattr(self, name, parsed_setting(name, value))
         self._check_values()
         own = {name: getattr(self, name) for name in NESTED}
         for name in own:  # the base class parses JSON, and knows no settings objects
@@ -168,10 +184,32 @@ class DVPOConfig(TrainingArguments):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         super().__post_init__()
         for name, kind in NESTED.items():
-            setattr(self, name, _validated(name, kind | None, own[name]))
+            setattr(self, name, validated_setting(name, kind | None, own[name]))
         self.readout = self.readout or adv.ReadoutSettings()
         self._apply_generation_kwargs()
         self._set_batch_sizes()
+
+    @property
+    def sampling_cuts(self) -> SamplingCuts:
+        """Cuts of the sampling distribution."""
+        return SamplingCuts(self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+
+    @property
+    def sampling_engine(self) -> Literal["builtin", "generate", "continuous", "vllm"]:
+        """What samples.
+
+        Raises:
+            ValueError: If the settings name several engines.
+        """
+        named = {
+            "use_vllm": ("vllm", self.use_vllm),
+            "use_transformers_continuous_batching": ("continuous", self.use_transformers_continuous_batching),
+            "cache_implementation": ("generate", self.cache_implementation is not None),
+        }
+        chosen = {name: engine for name, (engine, is_set) in named.items() if is_set}
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)}: only one of them can sample")
+        return next(iter(chosen.values()), "builtin")
 
     @property
     def steps_per_iteration(self) -> int:
@@ -204,12 +242,13 @@ class DVPOConfig(TrainingArguments):
             if not (value >= low) or value == 0 and name in ABOVE_ZERO or high is not None and value > high:
                 wanted = f"{'above' if name in ABOVE_ZERO else 'at least'} {low}"
                 raise ValueError(f"{name}: {value} should be {wanted}{f' and at most {high}' if high else ''}")
-        for name, choices in {**_choices(), "scale_rewards": ("group", "batch", "none")}.items():
+        for name, choices in {**setting_choices(DVPOConfig), "scale_rewards": ("group", "batch", "none")}.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"{name}: {short_repr(value)} is none of {', '.join(map(str, choices))}")
-        for name, kind in _plain_kinds().items():
-            _validated(name, kind, getattr(self, name), strict=True)
+        for name, kind in setting_types(DVPOConfig).items():
+            if name not in {*NESTED, "scale_rewards"}:
+                validated_setting(name, kind, getattr(self, name), strict=True)
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size would split groups: lower per_device_train_batch_size instead")
 
@@ -245,41 +284,3 @@ def changed_settings(args: DVPOConfig, **changes: Any) -> DVPOConfig:
     args = copy.copy(args)
     vars(args).update(changes)
     return args
-
-
-def _parsed(name: str, text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}: {short_repr(text)}") from None
-
-
-def _validated(name: str, kind: Any, value: Any, strict: bool | None = None) -> Any:
-    """The value as one of this kind; the message of the ValueError names the setting, or the one inside it."""
-    try:
-        return TypeAdapter(kind).validate_python(value, strict=strict)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        inner = [str(part) for part in first["loc"] if "[" not in str(part) and "Settings" not in str(part)]
-        place, problem = ".".join([name, *inner]), first["msg"].replace("Input should", "should")
-        raise ValueError(f"{place}: {problem}, not {short_repr(first['input'])}") from None
-
-
-@functools.cache
-def _plain_kinds() -> dict[str, Any]:
-    """The types of own settings that are neither nested nor one of a fixed list."""
-    names = [name for name in DVPOConfig.__annotations__ if name[0] != "_"]
-    hints = typing.get_type_hints(DVPOConfig)
-    return {name: hints[name] for name in names if name not in {*NESTED, *_choices(), "scale_rewards"}}
-
-
-@functools.cache
-def _choices() -> dict[str, tuple]:
-    """The values of each own setting that takes one of a fixed list."""
-    found, hints = {}, typing.get_type_hints(DVPOConfig)
-    for name in DVPOConfig.__annotations__:
-        kinds = [hints[name], *typing.get_args(hints[name])]
-        literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-        if literals:
-            found[name] = tuple(value for literal in literals for value in typing.get_args(literal))
-    return found

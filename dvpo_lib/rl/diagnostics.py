@@ -6,6 +6,8 @@ A number is NaN if it does not apply: no reward in the batch, a method without g
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from dvpo_lib.rl.rewards import Scores
 from dvpo_lib.rl.sampling.rollouts import Rollouts
 
 NOT_APPLICABLE = float("nan")
+WIDE_GAP = 0.3  # nats; in 16 bits it is about 0.01
 
 
 def mean_kl(kl: Tensor, mask: Tensor) -> float:
@@ -83,7 +86,13 @@ def batch_metrics(
     }
     if args.old_logprobs == "truncated" and mask.any():
         gap = everywhere((x.logprobs - x.sampled_logprobs).abs())
-        metrics["sampling/logprob_gap"] = masked_mean(gap, mask).item()
+        metrics["sampling/logprob_gap"] = mean = masked_mean(gap, mask).item()
+        if mean > WIDE_GAP:
+            warnings.warn(
+                f"the sampler's log-probabilities are {mean:.2f} nats away from the policy's on average: does it "
+                "sample by the policy's weights, in a similar precision?",
+                stacklevel=2,
+            )
     return metrics
 
 

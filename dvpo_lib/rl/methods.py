@@ -70,6 +70,11 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
             "kl_estimator: k1 in the loss penalises nothing, since the expectation of its gradient is 0; "
             "use k3 or k2, or kl_placement 'reward'"
         )
+    if args.sampling_engine != "builtin" and method.offline:
+        raise ValueError(
+            f"method {args.method} learns from the base policy's rollouts: the built-in sampler alone has its weights "
+            "beside the policy's"
+        )
     return changed_settings(
         args,
         critic=critic,
@@ -82,9 +87,10 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
 
 
 def _old_logprobs(args: DVPOConfig) -> str:
-    """In 16 bits a sampler and a training forward differ; a cut sampling distribution is not the policy's."""
-    cut = args.top_p < 1 or args.top_k > 0 or (args.min_p or 0) > 0 or args.repetition_penalty != 1
-    return "recompute" if cut else "truncated" if args.bf16 or args.fp16 else "sampler"
+    """In 16 bits, and in other engines, a sampler differs from a training forward; a cut distribution is not the
+    policy's."""
+    differs = args.bf16 or args.fp16 or args.sampling_engine in ("continuous", "vllm")
+    return "recompute" if args.sampling_cuts else "truncated" if differs else "sampler"
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from dvpo_lib.models.tokens import Tokens, padding_id
 from dvpo_lib.rl.diagnostics import batch_metrics, mean_kl
 from dvpo_lib.rl.estimators import Experience, advantages_of
 from dvpo_lib.rl.rewards import RewardError, Scores, warn_of_missing
+from dvpo_lib.rl.sampling.engines import EngineError
 from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_in_parts
 from dvpo_lib.rl.trainer_base.construction import PreparedTrainer
 from dvpo_lib.rl.trainer_base.evaluation_loop import evaluate_prompts
-from dvpo_lib.rl.trainer_base.parallel.processes import OtherProcessError, Processes
+from dvpo_lib.rl.trainer_base.parallel.processes import Processes
 from dvpo_lib.rl.trainer_base.parallel.sharding import whole_weights
 from dvpo_lib.rl.trainer_base.parallel.shared_scoring import score_on_processes
 from dvpo_lib.rl.trainer_base.parallel.shared_steps import NotFiniteError
@@ -158,22 +159,26 @@ class DVPOTrainer(PreparedTrainer):
             found = self.processes.own_rows(self.prompts.take(self.iteration * count, count))
             records = [record for record in found for _ in range(self.group_size)]
             rows = self.processes.own_rows(range(self.args.generation_batch_size))
-        with whole_weights(policy), self.accelerator.autocast(), self.scoring_modes(), self.processes.together():
-            rollouts = sample_in_parts(
-                policy,
-                self.processing_class,
-                records,
-                self.args.max_completion_length,
-                self.args.temperature,
-                seed_for(self.args.seed, purpose, self.iteration),
-                self.reply,
-                part_size=self.args.sampling_batch_size,
-                rows=rows,
-                processors=self.filters,
-                template=self.prompts.checks.template,
-            )
-            if not rollouts.logprobs.isfinite().all():
-                raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
+        with self.state_saved_on(EngineError), whole_weights(policy):
+            with self.processes.together():
+                self.engine.update_weights(policy, self.state.global_step)
+            with self.accelerator.autocast(), self.scoring_modes(), self.processes.together():
+                rollouts = sample_in_parts(
+                    policy,
+                    self.processing_class,
+                    records,
+                    self.args.max_completion_length,
+                    self.args.temperature,
+                    seed_for(self.args.seed, purpose, self.iteration),
+                    self.reply,
+                    part_size=self.args.sampling_batch_size,
+                    rows=rows,
+                    engine=self.engine,
+                    cuts=self.args.sampling_cuts,
+                    template=self.prompts.checks.template,
+                )
+                if not rollouts.logprobs.isfinite().all():
+                    raise NotFiniteError("log-probabilities of the sampled tokens are not finite")
         if shared and self.processes.count > 1:  # one shape everywhere
             size = self.processes.largest(rollouts.tokens.prompt_length, rollouts.tokens.completion_length)
             rollouts = rollouts.padded(*size, padding_id(self.processing_class))
@@ -246,12 +251,8 @@ class DVPOTrainer(PreparedTrainer):
 
     def _score_or_save(self, rollouts: Rollouts, columns: dict[str, list]) -> Scores:
         """Rewards; if a function fails, what was learned so far is saved first."""
-        try:
+        with self.state_saved_on(RewardError):
             scores = self.score(rollouts, columns)
-        except (RewardError, OtherProcessError):
-            if self.is_in_train and self.args.save_strategy != "no":
-                self._save_checkpoint(self.model, None)
-            raise
         if scores.rewards.isnan().any() and not self._warned_of_missing:
             self._warned_of_missing = True
             warn_of_missing(scores.rewards, rollouts.prompts, rollouts.completions, columns)

@@ -10,8 +10,9 @@ from dvpo_lib.models.architectures import accepted_inputs
 from dvpo_lib.models.causal_lm import CachedReader, position_limit
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.q_critic import PerturbedPolicy, QCritic
+from dvpo_lib.rl.sampling.engines import SamplingCuts
 from dvpo_lib.rl.sampling.rollouts import sample_answers, sample_rollouts
-from dvpo_lib.rl.sampling.token_sampling import draw_tokens, sampling_filters
+from dvpo_lib.rl.sampling.token_sampling import draw_tokens
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 PROMPTS = ["math 7 a +5 b *3 ?"] * 3 + ["math 3 ?", "science 3 a +1 b +2 c +3 ?", "math 3 ?"]
@@ -236,18 +237,17 @@ def test_equal_prompts_have_different_streams(tokenizer):
     assert len({tuple(ids) for ids in found.completion_ids()}) == 8
 
 
-def test_filters_cut_the_sampling_distribution(tokenizer):
+def test_cuts_of_the_sampling_distribution(tokenizer):
     policy = build_policy(tokenizer, PolicySettings(hidden_size=16, num_attention_heads=2), seed=0)
     greedy = sample_answers(policy, tokenizer, PROMPTS, 12, 0.0)
-    for filters in (sampling_filters(top_k=1), sampling_filters(top_p=1e-6), sampling_filters(min_p=1.0)):
-        found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, processors=filters)
+    for cuts in (SamplingCuts(top_k=1), SamplingCuts(top_p=1e-6), SamplingCuts(min_p=1.0)):
+        found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, cuts=cuts)
         assert found.completion_ids() == greedy.completion_ids()
         assert (found.logprobs[found.tokens.mask] == 0).all()  # the one token that is left
-    assert sampling_filters() == []
-    found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, processors=sampling_filters(repetition_penalty=1e9))
-    alone = sample_answers(
-        policy, tokenizer, PROMPTS[3:4], 12, 1.0, rows=[3], processors=sampling_filters(repetition_penalty=1e9)
-    )
+    assert SamplingCuts(repetition_penalty=1.1) and not SamplingCuts(min_p=0.0)
+    cuts = SamplingCuts(repetition_penalty=1e9)
+    found = sample_answers(policy, tokenizer, PROMPTS, 12, 1.0, cuts=cuts)
+    alone = sample_answers(policy, tokenizer, PROMPTS[3:4], 12, 1.0, rows=[3], cuts=cuts)
     assert alone.completion_ids() == found.completion_ids()[3:4]  # padding is no text
 
 

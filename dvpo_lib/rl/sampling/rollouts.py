@@ -1,18 +1,17 @@
 """Sampling: single answers, and dialogues turn by turn.
 
-`sample_answers` is batched, with the model's cache, and stops when every row has ended. `sample_rollouts` is what
-trainer and tests call: one completion for each record, by `sample_dialogues` if the records have an environment (a
-user, a tool) that replies. Each row has a random stream of its own, so its tokens do not depend on the other rows.
+`sample_rollouts` is what trainer and tests call: one completion for each record, by `sample_dialogues` if the records
+have an environment (a user, a tool) that replies. Tokens come from a `SamplingEngine`. Each row has a random stream of
+its own, so its tokens do not depend on the other rows.
 
-Left out: serving engines (whatever returns a `Rollouts`, vLLM say, can stand behind `sample_answers`'s place), and a
-cache that lives through a whole dialogue: each turn reads the history again.
+Left out: a cache that lives through a whole dialogue. Each turn reads the history again.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,9 +19,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dvpo_lib.models.causal_lm import end_tokens, inner_model, position_limit
-from dvpo_lib.models.chat_templates import USER, ChatTemplate, as_messages, begun_answer, chat_template_of, is_messages
+from dvpo_lib.models.chat_templates import ChatTemplate, begun_answer, chat_template_of, is_messages
 from dvpo_lib.models.tokens import Prompt, Tokens, encode_prompts, join_tokens, pad_rows, padding_id
-from dvpo_lib.rl.sampling.token_sampling import Sampling, sample_tokens
+from dvpo_lib.rl.sampling.dialogue_turns import OpenDialogue
+from dvpo_lib.rl.sampling.engines import Completions, Sampling, SamplingEngine
+from dvpo_lib.rl.sampling.token_sampling import BuiltinSampler
 
 
 @dataclass
@@ -72,6 +73,7 @@ def sample_rollouts(
     temperature: float = 1.0,
     seed: int = 0,
     reply: Callable[[Mapping, Any], Any] | None = None,
+    engine: SamplingEngine | None = None,
     **options,
 ) -> Rollouts:
     """One completion for each record (a mapping with `prompt`): an answer, or a dialogue if there is a `reply`.
@@ -84,15 +86,16 @@ def sample_rollouts(
         temperature: Of sampling; 0 is greedy.
         seed: Of the rows' streams.
         reply: As of `sample_dialogues`.
-        **options: `rows`, `processors` and `template` of `Sampling`.
+        engine: What samples; None: the built-in sampler.
+        **options: `rows`, `cuts` and `template` of `Sampling`.
 
     Raises:
         ValueError: If a record cannot be sampled from; it is named.
     """
+    how = (max_completion_length, temperature, seed, engine)
     if reply is not None:
-        return sample_dialogues(policy, tokenizer, records, reply, max_completion_length, temperature, seed, **options)
-    prompts = [record["prompt"] for record in records]
-    return sample_answers(policy, tokenizer, prompts, max_completion_length, temperature, seed, **options)
+        return sample_dialogues(policy, tokenizer, records, reply, *how, **options)
+    return sample_answers(policy, tokenizer, [record["prompt"] for record in records], *how, **options)
 
 
 def sample_in_parts(
@@ -122,6 +125,7 @@ def sample_answers(
     max_completion_length: int,
     temperature: float = 1.0,
     seed: int = 0,
+    engine: SamplingEngine | None = None,
     **options,
 ) -> Rollouts:
     """Samples one completion for each prompt, by default from the whole vocabulary.
@@ -140,12 +144,13 @@ def sample_answers(
     chat = chat_template_of(tokenizer, **how.template) if any(map(is_messages, prompts)) else None
     rows = _checked_prompts(policy, tokenizer, prompts, how, chat)
     ends = end_tokens(policy, tokenizer)
-    tokens, logprobs = sample_tokens(policy, padding_id(tokenizer), ends, rows, how, [0] * len(rows))
-    completions = tokenizer.batch_decode(tokens.input_ids[:, -tokens.completion_length :], skip_special_tokens=True)
+    answers = (engine or BuiltinSampler()).complete(policy, padding_id(tokenizer), ends, rows, how, [0] * len(rows))
+    completions = tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
     for i, prompt in enumerate(prompts):
         if is_messages(prompt):
             completions[i] = [{"role": "assistant", "content": begun_answer(prompt) + completions[i]}]
-    return Rollouts(tokens, logprobs, list(prompts), completions)
+    own = [[True] * len(ids) for ids in answers.ids]
+    return _joined_rows(policy, tokenizer, rows, answers, own, list(prompts), completions)
 
 
 def sample_dialogues(
@@ -156,6 +161,7 @@ def sample_dialogues(
     max_completion_length: int,
     temperature: float = 1.0,
     seed: int = 0,
+    engine: SamplingEngine | None = None,
     **options,
 ) -> Rollouts:
     """Samples one dialogue for each record, all side by side: a turn of the policy, the environment's, and so on.
@@ -180,23 +186,16 @@ def sample_dialogues(
     chat = chat_template_of(tokenizer, **how.template)
     ends = end_tokens(policy, tokenizer)
     prompts = _checked_prompts(policy, tokenizer, [record["prompt"] for record in records], how, chat)
-    streams = list(range(len(records)) if how.rows is None else how.rows)
-    dialogues = [_Dialogue(tokenizer, chat, ends, i, record["prompt"]) for i, record in enumerate(records)]
+    engine, streams = engine or BuiltinSampler(), how.streams(len(records))
+    dialogues = [OpenDialogue(tokenizer, chat, ends, i, record["prompt"]) for i, record in enumerate(records)]
     going = dialogues
     while going:
-        own = Sampling(
-            max(max_completion_length - len(d.ids) for d in going),
-            temperature,
-            seed,
-            [streams[d.number] for d in going],
-            how.processors,
-        )
-        texts = [(*prompts[d.number], *d.ids) for d in going]
-        said, chances = sample_tokens(policy, padding_id(tokenizer), ends, texts, own, [len(d.ids) for d in going])
-        lengths, spoken, still = said.mask.sum(1).tolist(), said.input_ids[:, -said.completion_length :].tolist(), []
-        for d, length, ids, chance in zip(going, lengths, spoken, chances.tolist(), strict=True):
-            length = min(length, max_completion_length - len(d.ids))
-            if not d.say(ids[:length], chance[:length]):
+        own = replace(how, rows=[streams[d.number] for d in going])
+        texts, starts = [(*prompts[d.number], *d.ids) for d in going], [len(d.ids) for d in going]
+        said = engine.complete(policy, padding_id(tokenizer), ends, texts, own, starts)
+        still = []
+        for d, ids, chances in zip(going, said.ids, said.logprobs, strict=True):
+            if not d.say(ids, chances):
                 continue
             heard = reply(records[d.number], d.completion())
             if heard is None:
@@ -206,11 +205,15 @@ def sample_dialogues(
                 d.hear(heard, answer)
                 still.append(d)
         going = still
-    tokens = join_tokens(prompts, [d.ids for d in dialogues], [d.own for d in dialogues], tokenizer)
-    logprobs = pad_rows([d.logprobs for d in dialogues], 0.0, dtype=torch.float32)[0]
-    device = inner_model(policy).device
-    prompts = [record["prompt"] for record in records]
-    return Rollouts(tokens.to(device), logprobs.to(device), prompts, [d.completion() for d in dialogues])
+    whole = Completions([d.ids for d in dialogues], [d.logprobs for d in dialogues])
+    given, completions = [record["prompt"] for record in records], [d.completion() for d in dialogues]
+    return _joined_rows(policy, tokenizer, prompts, whole, [d.own for d in dialogues], given, completions)
+
+
+def _joined_rows(policy, tokenizer, prompts, found: Completions, own, given: list, completions: list) -> Rollouts:
+    device, tokens = inner_model(policy).device, join_tokens(prompts, found.ids, own, tokenizer)
+    logprobs = pad_rows(found.logprobs, 0.0, dtype=torch.float32)[0]
+    return Rollouts(tokens.to(device), logprobs.to(device), given, completions)
 
 
 def _checked_prompts(
@@ -233,63 +236,3 @@ def _checked_prompts(
                 f"do not fit into the model's {limit} positions"
             )
     return rows
-
-
-@dataclass
-class _Dialogue:
-    """A dialogue so far: its tokens, and its turns as messages and as text."""
-
-    tokenizer: Any
-    chat: ChatTemplate | None
-    ends: Sequence[int]
-    number: int
-    prompt: Prompt
-    ids: list[int] = field(default_factory=list)
-    own: list[bool] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    turns: list[Mapping] = field(default_factory=list)
-    text: str = ""
-
-    def say(self, ids: list[int], logprobs: list[float]) -> bool:
-        """The policy's turn; whether it has ended."""
-        ended = ids[-1] in self.ends
-        self._extend(ids, logprobs, True)
-        words = ids[:-1] if ended else ids
-        begun = "" if self.turns else begun_answer(self.prompt)
-        content = begun + self.tokenizer.decode(words, skip_special_tokens=True)
-        self.turns.append({"role": "assistant", "content": content})
-        self.text = _joined(self.text, self.tokenizer.decode(words), self.tokenizer.decode(ids[-1:]) if ended else "")
-        return ended
-
-    def reply_ids(self, reply) -> list[int]:
-        """The tokens of a reply, and all up to the policy's next one."""
-        if self.chat is None and not isinstance(reply, str):
-            raise ValueError(f"record {self.number}: the reply is no text, and the tokenizer has no chat template")
-        contents = [message.get("content") or "" for message in as_messages(reply)]
-        words = [self.tokenizer(x, add_special_tokens=False).input_ids for x in contents if isinstance(x, str)]
-        if any(token in self.ends for ids in words for token in ids):
-            raise ValueError(f"record {self.number}: the reply contains the end of sequence: {reply!r}")
-        if self.chat is None:
-            return [*words[0], self.ends[0]]
-        prompt = self.prompt if is_messages(self.prompt) else USER
-        return self.chat.reply_ids(prompt, as_messages(reply), self.turns[:-1])
-
-    def hear(self, reply, ids: list[int]) -> None:
-        """The environment's turn, a reply with its tokens of `reply_ids`."""
-        self._extend(ids, [0.0] * len(ids), False)
-        self.turns += as_messages(reply)
-        if self.chat is None:
-            self.text = _joined(self.text, reply, self.tokenizer.decode(ids[-1:]))
-
-    def completion(self) -> str | list[Mapping]:
-        """All turns: messages if the prompt is a list of messages, else a text."""
-        if is_messages(self.prompt):
-            return list(self.turns)
-        return self.text if self.chat is None else self.tokenizer.decode(self.ids)
-
-    def _extend(self, ids: list[int], logprobs: list[float], own: bool) -> None:
-        self.ids, self.logprobs, self.own = self.ids + ids, self.logprobs + logprobs, self.own + [own] * len(ids)
-
-
-def _joined(*pieces: str) -> str:
-    return " ".join(piece for piece in pieces if piece)

@@ -12,6 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from dvpo_lib.rl.trainer_base.manifests import (
     write_checkpoint_manifest,
 )
 from dvpo_lib.rl.trainer_base.networks import adapter_settings, fingerprint, is_peft_model
-from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
+from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, OtherProcessError, Processes
 from dvpo_lib.rl.trainer_base.parallel.sharding import (
     copied_weights,
     is_sharded,
@@ -72,8 +74,10 @@ class CheckpointedTrainer(Trainer):
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or of another run.
-            RewardError: If a reward function fails. The state is saved before (unless `save_strategy` is "no"), so that
-                `train(resume_from_checkpoint=True)` goes on at this step.
+            RewardError: If a reward function fails.
+            EngineError: If the sampling engine fails, a server that has died, say. Before this and the former the state
+                is saved (unless `save_strategy` is "no"), so that `train(resume_from_checkpoint=True)` goes on at
+                this step.
             TrainingDiverged: If a loss, gradient, logit or weight is not finite.
         """
         if resume_from_checkpoint is True:
@@ -86,6 +90,18 @@ class CheckpointedTrainer(Trainer):
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     # ---- writing ----
+
+    @contextmanager
+    def state_saved_on(self, *errors: type[Exception]) -> Iterator[None]:
+        """Saves what was learned so far if one of these errors ends training."""
+        try:
+            yield
+        except Exception as error:  # all processes save, or none
+            kind = error.kind if isinstance(error, OtherProcessError) else type(error).__name__
+            named = kind in {known.__name__ for known in errors}
+            if named and self.is_in_train and self.args.save_strategy != "no":
+                self._save_checkpoint(self.model, None)
+            raise
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes a checkpoint, in the main process; first all that other processes hold a part of is put together."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import DistributedType
 from torch import nn
 
@@ -17,7 +18,10 @@ from dvpo_lib.models.q_critic import PerturbedPolicy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS, resolve_settings
 from dvpo_lib.rl.rewards import RewardClassifier, function_names
-from dvpo_lib.rl.sampling.token_sampling import sampling_filters
+from dvpo_lib.rl.sampling.engines import SamplingEngine
+from dvpo_lib.rl.sampling.token_sampling import BuiltinSampler
+from dvpo_lib.rl.sampling.transformers_samplers import ContinuousSampler, GenerateSampler
+from dvpo_lib.rl.sampling.vllm_sampler import VllmSampler
 from dvpo_lib.rl.trainer_base import networks
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.parallel.processes import Processes
@@ -46,11 +50,12 @@ class PreparedTrainer(RunningTrainer):
         critic: A pretrained critic; default: a new one by `args.critic`.
         log_funcs: Reward functions by name that are logged and never learned from (the truth under noise).
         reply: (record, transcript so far) -> next turn of a user or a tool, None if the dialogue is over. It makes
-            dialogues of completions (see `rollouts.sample_dialogues`); only the policy's own tokens are learned from.
+            dialogues of completions (see `sample_dialogues`); only the policy's own tokens are learned from.
         accelerator: In place of the one that `args` describe.
 
     Attributes:
         actor: What answers prompts: the trained policy, or the base policy with logits perturbed by Q values.
+        engine: What samples, by the settings.
         reference: Frozen copy of the initial policy; None without KL penalty, and if adapters are switched off instead.
 
     Raises:
@@ -101,7 +106,7 @@ class PreparedTrainer(RunningTrainer):
         generation = getattr(inner_model(model), "generation_config", None)
         if len(self.ends) > 1 and generation is not None:
             generation.eos_token_id = list(self.ends)  # saved with the model; `transformers` resets its other settings
-        self.filters = sampling_filters(args.top_p, args.top_k, args.min_p, args.repetition_penalty)
+        self.engine = _sampling_engine(args)
         model = self._build_networks(model, critic, peft_config, args)
         config = model.config.get_text_config()
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
@@ -239,3 +244,21 @@ def _longest_prompt(model: nn.Module, args: DVPOConfig) -> int | None:
             f"{positions} positions"
         )
     return positions - args.max_completion_length
+
+
+def _sampling_engine(args: DVPOConfig) -> SamplingEngine:
+    """The engine that the settings name."""
+    kind = args.sampling_engine
+    if kind == "builtin":
+        return BuiltinSampler()
+    if kind == "generate":
+        return GenerateSampler(args.cache_implementation)
+    if kind == "continuous":
+        return ContinuousSampler(args.transformers_continuous_batching_config)
+    return VllmSampler(
+        args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}",
+        args.vllm_weights_dir or Path(args.output_dir) / "vllm_weights",
+        args.vllm_server_timeout,
+        args.vllm_response_timeout,
+        torch.bfloat16 if args.bf16 else None,
+    )

@@ -31,6 +31,8 @@ def evaluate_prompts(trainer, dataloader: Iterable[list[Mapping]], prefix: str) 
     args = changed_settings(trainer.args, num_generations=group)
     count = max(1, args.per_device_eval_batch_size // group)  # prompts sampled together
     processes = trainer.processes
+    if not trainer.is_in_train:
+        trainer.engine.forget_weights()  # which may have been changed by hand
     if processes.count > 1:  # all records, where Accelerate's loader has some of them
         dataloader = DataLoader(dataloader.dataset, batch_size=args.eval_batch_size, collate_fn=list)
     if trainer.is_fsdp_enabled and not is_sharded(trainer.model):

@@ -25,7 +25,8 @@ DECISIVE = (
 FREE = (  # micro-batches and processes change no result but by rounding; `steps_per_iteration` is compared
     "gradient_checkpointing log_completions logging_steps model_init_kwargs num_completions_to_print "
     "num_generations_eval remove_unused_columns rewards_on_main sampling_batch_size steps_per_generation "
-    "trust_remote_code"
+    "trust_remote_code vllm_response_timeout vllm_server_base_url vllm_server_host vllm_server_port "
+    "vllm_server_timeout vllm_weights_dir"
 ).split()
 
 

@@ -127,6 +127,7 @@ class RunningTrainer(ScoringTrainer):
         self._init_training_state(steps, max(1, math.ceil(self.steps_per_epoch)), epochs, checkpoint, trial)
         self.make_ready(checkpoint)
         self.pending = None
+        self.engine.forget_weights()
         self._metrics["train"].clear()
         self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=args.device), 0.0
         self._initial_global_step = self._globalstep_last_logged = self.state.global_step

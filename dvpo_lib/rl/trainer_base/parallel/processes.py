@@ -19,7 +19,11 @@ BUCKET = 2**24  # numbers that are summed over processes in one call
 
 
 class OtherProcessError(RuntimeError):
-    """Another process failed; the message is its own."""
+    """Another process failed; the message is its own, and `kind` the name of its error's class."""
+
+    def __init__(self, index: int, kind: str, text: str):
+        super().__init__(f"process {index} failed: {kind}: {text}")
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -146,12 +150,12 @@ class Processes:
             yield
         except Exception as own:
             error = own
-        told = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+        told = self.gather_objects(None if error is None else (type(error).__name__, str(error)))
         if error is not None:
             raise error
-        for index, text in enumerate(told):
-            if text is not None:
-                raise OtherProcessError(f"process {index} failed: {text}")
+        for index, failure in enumerate(told):
+            if failure is not None:
+                raise OtherProcessError(index, *failure)
 
 
 ALONE = Processes()
