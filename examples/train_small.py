@@ -35,7 +35,7 @@ def share_of_yes(completions, **columns):
 
 
 args = DVPOConfig(
-    "checkpoints/train_small",
+    "work/train_small",
     method="dvpo",
     max_steps=20,
     learning_rate=5e-3,
