@@ -18,7 +18,7 @@ from dvpo_lib.reporting.setting_sources import settings_table
 from dvpo_lib.rl.methods import METHODS, Method
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("common", "functional", "models", "rl", "tasks", "noise", "reporting", "experiments", "chain")
+PACKAGES = [name for name in re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)]
 REPORT = "05_report"
 CRITIC_SECTIONS = {  # kind of critic -> sections of the table of settings
     "quantile": ("critics.*", "critics.*.loss"),
