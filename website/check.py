@@ -5,6 +5,7 @@ python -m website.check work/site      # all pages; `make site-test`
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -107,7 +108,7 @@ def main(site: Path) -> int:
         print("error: no Chromium; install your system's package, or set CHROMIUM to its path", file=sys.stderr)
         return 2
     pages, count = sorted(site.rglob("*.html")), 0
-    for problem in (*dead_links(site), *browser_problems(site, pages)):
+    for problem in itertools.chain(dead_links(site), browser_problems(site, pages)):
         count += 1
         print(problem, flush=True)
     print(f"{len(pages)} pages at {len(WIDTHS)} widths in {len(THEMES)} themes: {count} problems")
