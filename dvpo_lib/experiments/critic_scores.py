@@ -149,8 +149,15 @@ def critic_kinds(cfg: CriticSettings, depth: int) -> dict[str, CriticSettings]:
 
     Args:
         cfg: A critic with a backbone of its own and linear heads.
-        depth: Layers of the policy; half of them are kept where the backbone is cut.
+        depth: Layers of the policy; half of them are kept where the backbone is cut, or as many as in `cfg`, whose
+            whole backbone is then too large to be compared.
     """
+    if cfg.layers is not None:
+        return {
+            f"first {cfg.layers} of {depth} layers": cfg,
+            "policy's hidden states, light networks": replace(cfg, backbone="policy", layers=None, head="mlp"),
+            "policy's hidden states": replace(cfg, backbone="policy", layers=None),
+        }
     return {
         "own backbone": cfg,
         "own backbone, light networks": replace(cfg, head="mlp"),

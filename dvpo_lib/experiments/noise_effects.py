@@ -87,6 +87,11 @@ def pseudo_label_quality(samples: pd.DataFrame, labels: pd.DataFrame) -> pd.Data
     return known.assign(right=known["label"] == known["answer"])[["prompt", "steps", "agreement", "right"]]
 
 
+def no_pseudo_labels() -> pd.DataFrame:
+    """A table of `pseudo_label_quality` with its family, without rows."""
+    return pd.DataFrame(columns=["prompt", "steps", "agreement", "right", "family"])
+
+
 def noise_examples(
     samples: pd.DataFrame, noises: Mapping[str, NoiseSettings], seed: int, proxies: Mapping[str, Callable] | None = None
 ) -> pd.DataFrame:

@@ -36,9 +36,9 @@ def first_training_batch(spec) -> pd.DataFrame:
         mask = rollouts.tokens.mask[i]
         rows.append(
             {
-                "prompt": rollouts.prompts[i],
+                "prompt": columns.get("question", rollouts.prompts)[i],
                 "completion": rollouts.completions[i],
-                "tokens": trainer.processing_class.convert_ids_to_tokens(ids[i, mask].tolist()),
+                "tokens": token_texts(ids[i, mask].tolist(), trainer.processing_class),
                 "advantages": advantages[i, mask].tolist(),
                 "reward": float(scores.rewards[i]),
                 "reward_true": float(true[i]),
@@ -93,13 +93,16 @@ def wrong_and_right_response(responses: pd.DataFrame, world: World) -> tuple[pd.
     return wrong.iloc[0], right.iloc[0]
 
 
-def value_change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame, world: World) -> dict[str, float]:
+def value_change_at_error(
+    values: Sequence[np.ndarray], responses: pd.DataFrame, world: World, tokenizer
+) -> dict[str, float]:
     """Change of a critic's mean at the first wrong word, and its spread after the style word.
 
     Args:
         values: Arrays (T_i, M) of `predict_values`, one per response.
         responses: Table with prompt and completion.
         world: World of their family.
+        tokenizer: Of the policy.
 
     Returns:
         `wrong`, mean change of the value over the first wrong word; `style`, standard deviation over responses of the
@@ -107,7 +110,7 @@ def value_change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame,
     """
     changes, after = [], []
     for v, r in zip(values, responses.to_dict("records"), strict=True):
-        where = world.first_wrong_word(r, r["completion"])
+        where = token_of_word(r, world.first_wrong_word(r, r["completion"]), tokenizer)
         after.append(v[min(1, len(v) - 1)].mean())
         if where is not None and where + 1 < len(v):
             changes.append(v[where + 1].mean() - v[where].mean())
@@ -116,17 +119,42 @@ def value_change_at_error(values: Sequence[np.ndarray], responses: pd.DataFrame,
 
 def response_words(response, tokenizer) -> list[str]:
     """The policy's own tokens of a response (with prompt and completion_ids), which are those that a critic values."""
-    tokens = encode_completions(tokenizer, [response["prompt"]], [response["completion_ids"]])
-    return tokenizer.convert_ids_to_tokens(tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist())
+    return token_texts(_own_ids(response, tokenizer), tokenizer)
+
+
+def _own_ids(response, tokenizer) -> list[int]:
+    said = response["completion_ids"] if "completion_ids" in response else response["completion"]
+    tokens = encode_completions(tokenizer, [response["prompt"]], [said])
+    return tokens.input_ids[:, -tokens.completion_length :][tokens.mask].tolist()
+
+
+def token_texts(ids: Sequence[int], tokenizer) -> list[str]:
+    """Each token as text, without the spaces around it; a line feed as a sign."""
+    return [tokenizer.decode([i]).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").strip() for i in ids]
+
+
+def token_of_word(response, word: int | None, tokenizer) -> int | None:
+    """Index of the token that a word of a response starts with: the same number if every token is a word.
+
+    Args:
+        response: With prompt and completion.
+        word: Index of a word among the policy's own; None gives None.
+        tokenizer: Of the policy.
+    """
+    if word is None or word < 0:
+        return word
+    ids = _own_ids(response, tokenizer)
+    return next((i for i in range(len(ids)) if len(tokenizer.decode(ids[: i + 1]).split()) > word), len(ids) - 1)
 
 
 def response_plot_arguments(response, tokenizer) -> dict:
     """Arguments of `figures.value_along_response` for a row of `wrong_and_right_response`."""
-    where = [response["wrong_word"] - 0.5] if response["wrong_word"] >= 0 else []
+    wrong = token_of_word(response, int(response["wrong_word"]), tokenizer)
+    where = [wrong - 0.5] if wrong >= 0 else []
     verdict = "right" if response["true"] >= 0.5 else "wrong"
     return {
         "tokens": response_words(response, tokenizer),
         "reward": response["received"],
         "marks": where,
-        "title": f"{response['prompt']}   ({verdict})",
+        "title": f"{response.get('question', response['prompt'])}   ({verdict})",
     }

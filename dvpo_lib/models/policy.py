@@ -30,7 +30,7 @@ MICRO_BATCHES = 3  # per batch of supervised training
 class PolicySettings:
     """The base policy: architecture and supervised training on demonstrations."""
 
-    name_or_path: str | None = None  # a local folder or hub name instead of the embedded model
+    name_or_path: str | None = None  # a local folder or hub name: that model, warmed up for `steps` (0: as it is)
     hidden_size: Annotated[int, Field(ge=8)] = 64  # width
     num_hidden_layers: Annotated[int, Field(ge=1)] = 2  # depth
     num_attention_heads: Annotated[int, Field(ge=1)] = 4  # query heads (and key/value heads)
@@ -39,6 +39,13 @@ class PolicySettings:
     batch_size: Annotated[int, Field(ge=1)] = 128  # demonstrations a step
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # peak of a cosine schedule with warm-up
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of steps with a rising learning rate
+
+    def missing(self, root: Path) -> dict[str, str]:
+        """{setting: problem} if the model is a folder below `root` that does not exist; hub names have one slash."""
+        name = self.name_or_path
+        if name is None or name.count("/") < 2 or (root / name).is_dir():
+            return {}
+        return {"name_or_path": f"there is no folder {name}; `make base-model` brings the model of profile `real`"}
 
 
 def build_policy(tokenizer, cfg: PolicySettings, seed: int):

@@ -40,6 +40,7 @@ class RewardModelSettings:
     check_every: Annotated[int, Field(ge=1)] = 24  # steps between two checks of the accuracy
     batch_size: Annotated[int, Field(ge=1)] = 64  # answers a step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    layers: Annotated[int, Field(ge=1)] | None = None  # first layers of the policy's backbone to keep; null: all
 
 
 class RewardModel(nn.Module):
@@ -48,11 +49,12 @@ class RewardModel(nn.Module):
     Args:
         policy: The causal LM to copy the backbone from.
         seed: Of the head's weights.
+        layers: First layers of the backbone to keep; None: all.
     """
 
-    def __init__(self, policy, seed: int = 0):
+    def __init__(self, policy, seed: int = 0, layers: int | None = None):
         super().__init__()
-        self.backbone = copy_backbone(policy)
+        self.backbone = copy_backbone(policy, layers)
         self.head = small_head(policy, 1, torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -204,6 +206,8 @@ def load_reward_model(path: str | Path, policy) -> RewardModel:
         path: The file of weights.
         policy: The policy whose backbone the model was built on.
     """
-    model = RewardModel(policy)
-    model.load_state_dict(load_file(path))
+    weights = load_file(path)
+    numbers = (next((int(part) for part in name.split(".") if part.isdigit()), 0) for name in weights)
+    model = RewardModel(policy, layers=1 + max(numbers))
+    model.load_state_dict(weights)
     return model.eval()

@@ -60,6 +60,7 @@ SETTING_SOURCES = {
         "awr_temperature": CHOSEN_HERE,
         "perturbation": CHOSEN_HERE,
         "max_grad_norm": "transformers, TRL",
+        "bf16": "neutral on CPUs",
     },
     "training.readout": {
         "kind": PAPER_SUMMARIES,

@@ -17,7 +17,7 @@ from dvpo_lib.reporting.prose import MISSING, diverged_cells, interval_text, num
 # The paper's own scores (per cent), as far as its summaries give them: other models, tasks and scale.
 PAPER_NOTE = (
     "The paper's figures are **taken from summaries of the paper** (arXiv 2512.03847): Qwen3-8B trained for 500 steps "
-    "on real science and math sets. Ours are a policy of a few hundred thousand parameters on generated suites. "
+    "on real science and math sets. Ours are smaller policies on other problems. "
     "Compare directions and orders, never sizes."
 )
 PAPER_SCORES = {  # trained family: {row: ID, OOD (the other family), ALL}
@@ -221,7 +221,7 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
             statistics.summarise_scores(own, overall=True).set_index(["method", "role"]),
             base_by_role(start, [family]),
         )
-        for name, paper in PAPER_SCORES[family].items():
+        for name, paper in PAPER_SCORES.get(family, {"base": (), "ppo": (), "dvpo": ()}).items():
             ours = {}
             for role in ("ID", "OOD", "transfer", "ALL"):
                 if name == "base":

@@ -51,6 +51,7 @@ class TrainingSettings:
     awr_temperature: Annotated[float, Field(gt=0)] = 0.1  # of exp(A / temperature) (return units)
     perturbation: Annotated[float, Field(ge=0)] = 4.0  # weight of Q - V in the perturbed logits (per return unit)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # gradient clipping, policy and critic each
+    bf16: bool | None = None  # autocast of every forward; null: on GPUs that can
 
 
 def trainer_config(training: TrainingSettings, max_steps: int, **run: Any) -> DVPOConfig:
@@ -85,7 +86,7 @@ def trainer_config(training: TrainingSettings, max_steps: int, **run: Any) -> DV
         save_steps=SAVED_AFTER * steps,
         save_total_limit=1,
         gradient_checkpointing=False,  # a small model's activations fit
-        old_logprobs="sampler",
+        old_logprobs=None if training.bf16 else "sampler",
         report_to="none",
         disable_tqdm=True,
     )

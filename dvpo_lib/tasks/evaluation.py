@@ -13,14 +13,18 @@ from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.tasks.families import Family
 
 SAMPLED_COLUMNS = ("prompt", "completion", "completion_ids", "length", "sample", "reward")  # added by `sample_table`
+ANSWERS_KEPT = 64  # of each test set
+ANSWER_COLUMNS = ("prompt", "answer", "completion", "reward", "question", "domain", "kind")
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class EvaluationSettings:
-    """Size of the final tests."""
+    """Size of the final tests, and what is kept of a run."""
 
     prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
     k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
+    bf16: bool = False  # autocast of every forward of the tests
+    keep_weights: bool = True  # store the weights of trained policies and critics; off for large ones
 
 
 def sample_batches(
@@ -88,7 +92,9 @@ def record_columns(table: pd.DataFrame) -> dict[str, list]:
     return {name: table[name].tolist() for name in table.columns if name not in SAMPLED_COLUMNS}
 
 
-def evaluate_policy(policy, tokenizer, data, family: Family, k: int, seed: int) -> dict[str, float]:
+def evaluate_policy(
+    policy, tokenizer, data, family: Family, k: int, seed: int
+) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores a policy on a test set by true rewards (0..1).
 
     Args:
@@ -100,14 +106,27 @@ def evaluate_policy(policy, tokenizer, data, family: Family, k: int, seed: int) 
         seed: Of sampling.
 
     Returns:
-        `sampled`: mean reward of k samples. `pass_at_k`: mean over prompts of the best of k rewards; with 0/1 rewards,
-        the share of prompts solved at least once. `greedy`: mean reward of greedy decoding. Then `family.details`.
+        Scores and greedy answers (a `sample_table`). The scores: `sampled`, mean reward of k samples; `pass_at_k`, mean
+        over prompts of the best of k rewards, with 0/1 rewards the share of prompts solved at least once; `greedy`,
+        mean reward of greedy decoding; then `family.details`.
     """
     sampled = sample_table(policy, tokenizer, data, family, k, seed)
     greedy = sample_table(policy, tokenizer, data, family, 1, seed, temperature=0.0)
-    return dict(
+    scores = dict(
         sampled=float(sampled["reward"].mean()),
         pass_at_k=float(sampled.groupby("prompt")["reward"].max().mean()),
         greedy=float(greedy["reward"].mean()),
         **family.details(sampled),
     )
+    return scores, greedy
+
+
+def kept_answers(greedy: pd.DataFrame) -> pd.DataFrame:
+    """The first greedy answers of a test set: prompt, answer, completion, reward, question, domain, kind.
+
+    The question is the prompt without a template. The kind of a question is its record's, or its number of steps.
+    """
+    first = greedy.head(ANSWERS_KEPT)
+    own = {"question": first["prompt"], "domain": first["family"], "kind": first["steps"].map("{} steps".format)}
+    shown = first[["prompt", "answer", "completion", "reward"]]
+    return shown.assign(**{name: first.get(name, usual) for name, usual in own.items()})

@@ -1,8 +1,8 @@
-"""The table of generated task families, their settings, and the suites and tokenizer built from them."""
+"""The table of task families, generated and published, their settings, and the suites and tokenizer built from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ConfigDict
@@ -14,6 +14,10 @@ from dvpo_lib.tasks.dialogue import DialogueSettings, dialogue_token_limit, dial
 from dvpo_lib.tasks.dialogue_rules import user_reply
 from dvpo_lib.tasks.dialogue_scores import dialogue_details, dialogue_reward
 from dvpo_lib.tasks.facts import facts_world
+from dvpo_lib.tasks.published.suites.problem_sets import ProblemSettings, problem_token_limit, problem_world
+from dvpo_lib.tasks.published.suites.slot_questions import SlotSettings, slot_token_limit, slot_world
+from dvpo_lib.tasks.published.suites.worlds import PublishedWorld
+from dvpo_lib.tasks.published.verify import choice_reward, math_reward, slots_reward
 from dvpo_lib.tasks.suites import SPLITS, World, build_split
 
 
@@ -21,12 +25,13 @@ class Family(NamedTuple):
     """A task family, as the trainer and the tests see it.
 
     Attributes:
-        build: settings -> the family's `World`.
+        build: settings -> the family's `World`; of published families (name, settings, folder, tokenizer) -> world.
         reward: The true reward, 0 to 1, in TRL's signature.
         max_completion_tokens: Number of steps of a problem -> token limit of its completion.
         reply: (record, transcript) -> the user's next turn; None for families with single-turn completions.
         details: Table of scored completions -> {name: value}, reported beside the mean reward.
         answer_of: completion -> its answer, for majority votes; None if completions have no single answer.
+        published: Its problems are read from real data, in whole words: they need a pretrained policy.
     """
 
     build: Callable[..., World]
@@ -35,6 +40,7 @@ class Family(NamedTuple):
     reply: Callable[[Mapping, str], str | None] | None = None
     details: Callable[[Any], dict[str, float]] = lambda table: {}
     answer_of: Callable[[str], str | None] | None = None
+    published: bool = False
 
     def max_completion_length(self, records) -> int:
         """Token limit for the longest of these records, by their `steps`."""
@@ -46,30 +52,74 @@ FAMILIES = {
     "math": Family(arithmetic_world, accuracy_reward, chain_token_limit, answer_of=final_answer),
     "science": Family(facts_world, accuracy_reward, chain_token_limit, answer_of=final_answer),
     "dialogue": Family(dialogue_world, dialogue_reward, dialogue_token_limit, user_reply, dialogue_details),
+    "slots": Family(slot_world, slots_reward, slot_token_limit, published=True),
+    "other_slots": Family(slot_world, slots_reward, slot_token_limit, published=True),
+    "gsm8k": Family(problem_world("gsm8k"), math_reward, problem_token_limit, published=True),
+    "mmlu": Family(problem_world("mmlu"), choice_reward, problem_token_limit, published=True),
 }
+GENERATED = tuple(name for name, family in FAMILIES.items() if not family.published)
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class TaskSettings:
-    """Settings of every family; the field names are the keys of FAMILIES."""
+    """Settings of every family; the field names are the keys of FAMILIES. A family that is null does not take part."""
 
-    math: ChainSettings = ChainSettings()
-    science: ChainSettings = ChainSettings()
-    dialogue: DialogueSettings = DialogueSettings()
+    math: ChainSettings | None = ChainSettings()
+    science: ChainSettings | None = ChainSettings()
+    dialogue: DialogueSettings | None = DialogueSettings()
+    slots: SlotSettings | None = None  # of some domains
+    other_slots: SlotSettings | None = None  # of other domains: the test of transfer
+    gsm8k: ProblemSettings | None = None
+    mmlu: ProblemSettings | None = None
+
+    @property
+    def families(self) -> list[str]:
+        """The families that take part, in the order of FAMILIES."""
+        return [name for name in FAMILIES if getattr(self, name) is not None]
 
 
-def build_worlds(cfg: TaskSettings) -> dict[str, World]:
-    """Builds every family's world: {family: world}."""
-    return {name: family.build(getattr(cfg, name)) for name, family in FAMILIES.items()}
+def build_worlds(
+    cfg: TaskSettings, folder: str | None = None, policy: str | None = None, names: Iterable[str] | None = None
+) -> dict[str, World | PublishedWorld]:
+    """Builds the world of every family that takes part: {family: world}.
+
+    Args:
+        cfg: Settings of the families.
+        folder: Of real data, for published families; None: the hub.
+        policy: Folder or hub name of the policy whose chat template writes the prompts of published families.
+        names: Families to build; default: all that take part.
+    """
+    worlds, tokenizer = {}, None
+    for name in cfg.families if names is None else names:
+        family, own = FAMILIES[name], getattr(cfg, name)
+        if not family.published:
+            worlds[name] = family.build(own)
+            continue
+        tokenizer = tokenizer or (load_tokenizer_of(policy) if policy else None)
+        worlds[name] = family.build(name, own, folder, tokenizer)
+    return worlds
 
 
-def build_suites(cfg: TaskSettings):
-    """Generates every family's suite: {family: datasets.DatasetDict with the splits of SPLITS}."""
+def load_tokenizer_of(policy: str):
+    """The tokenizer of a pretrained policy, by folder or hub name."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(policy)
+
+
+def build_suites(cfg: TaskSettings, folder: str | None = None, policy: str | None = None):
+    """Builds every family's suite: {family: datasets.DatasetDict with the splits of SPLITS}.
+
+    Arguments as of `build_worlds`.
+    """
     from datasets import Dataset, DatasetDict
 
+    def records(name: str, world, split: str) -> list[dict]:
+        return world.splits[split] if FAMILIES[name].published else list(build_split(world, split, getattr(cfg, name)))
+
     return {
-        name: DatasetDict({s: Dataset.from_list(list(build_split(w, s, getattr(cfg, name)))) for s in SPLITS})
-        for name, w in build_worlds(cfg).items()
+        name: DatasetDict({s: Dataset.from_list(records(name, w, s)) for s in SPLITS})
+        for name, w in build_worlds(cfg, folder, policy).items()
     }
 
 

@@ -196,7 +196,7 @@ def test_change_at_error_by_hand():
     responses = pd.DataFrame({"prompt": "math 7 a +5 ?", "completion": said})
     flat, falling = np.full((8, 2), 0.5), np.full((8, 2), 0.7)
     falling[5:] = 0.1  # the value before the word after the wrong one
-    found = examples.value_change_at_error([flat, falling], responses, FAMILIES["math"])
+    found = examples.value_change_at_error([flat, falling], responses, FAMILIES["math"], tasks.build_tokenizer(CFG))
     assert found == pytest.approx({"wrong": -0.6, "style": 0.1, "count": 1})
 
 

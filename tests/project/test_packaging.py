@@ -26,6 +26,7 @@ PARTS = {  # top-level module -> the distribution that brings it, if their names
     "ruamel": "ruamel.yaml",
     "PIL": "pillow",
     "pyarrow": "datasets",
+    "huggingface_hub": "transformers",
     "IPython": "ipykernel",
     "jupyter_client": "ipykernel",
     "markupsafe": "jinja2",

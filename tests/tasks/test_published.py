@@ -20,9 +20,9 @@ from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 from dvpo_lib.tasks.published import datasets as sources
 from dvpo_lib.tasks.published import files as source_files
 from dvpo_lib.tasks.published import verify
-from dvpo_lib.tasks.published.acts import DIALOGUE_ACTS
 from dvpo_lib.tasks.published.datasets import SOURCES, load_problems
 from dvpo_lib.tasks.published.files import SourceError
+from dvpo_lib.tasks.published.suites.acts import DIALOGUE_ACTS
 
 HERE = Path(os.environ.get("DVPO_REAL_DATA", ROOT.parent / "shared" / "data"))
 

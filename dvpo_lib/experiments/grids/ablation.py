@@ -29,12 +29,15 @@ CUMULATIVE_TERMS = {
 ABLATED_TERMS = tuple(term for terms in CUMULATIVE_TERMS.values() for term in terms)
 
 
-def ablation_rows(critic: CriticSettings, leave_one_out: bool = False) -> dict[str, CriticSettings]:
+def ablation_rows(
+    critic: CriticSettings, leave_one_out: bool = False, ends_only: bool = False
+) -> dict[str, CriticSettings]:
     """Critics of the ablation, with terms switched on one row after the other.
 
     Args:
         critic: The full critic, which gives each term its weight.
         leave_one_out: Whether to add a row "without <term>" for each term.
+        ends_only: Of the cumulative rows, keep the first (no term) and the last (all terms) alone.
 
     Returns:
         {row: critic}.
@@ -48,6 +51,8 @@ def ablation_rows(critic: CriticSettings, leave_one_out: bool = False) -> dict[s
     for name, terms in CUMULATIVE_TERMS.items():
         on += terms
         rows[name] = with_terms(tuple(on))
+    if ends_only:
+        rows = {name: rows[name] for name in (next(iter(rows)), name)}
     if leave_one_out:
         for term in ABLATED_TERMS:
             rows[f"without {term.replace('_', ' ')}"] = with_terms([t for t in ABLATED_TERMS if t != term])
@@ -129,3 +134,4 @@ class AblationSettings:
     noise: str = "spikes"  # a row of `noises`
     seeds: Annotated[int, Field(ge=1)] = 4
     leave_one_out: bool = False  # add a row without each term
+    ends_only: bool = False  # of the cumulative rows, the first and the last alone

@@ -1,6 +1,7 @@
 """Downloads the real data from its public sources and checks every byte.
 
-Sources: openai/grade-school-math and sierra-research/tau-bench, both under the MIT licence.
+Sources: openai/grade-school-math and sierra-research/tau-bench, both under the MIT licence, and
+google-research-datasets/dstc8-schema-guided-dialogue (SGD), under CC BY-SA 4.0.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from dvpo_lib.experiments.real.files import SOLUTIONS_FILE, TEST_FILE, TRAIN_FILE, sha256_of
 from dvpo_lib.experiments.real.solutions.data import read_solutions, read_worked_problems
 from dvpo_lib.experiments.real.trajectories.data import find_trajectories, read_trajectories
+from dvpo_lib.tasks.published.files import read_source_file
 
 GSM8K_SOURCE = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 GSM8K_SHA256 = {  # of the published files
@@ -30,6 +32,30 @@ TAUBENCH_SOURCE = (
     "7362a1708d720a4d697d042f21fd8637ea144c3b/historical_trajectories"
 )
 TAUBENCH_SHA256 = {"taubench/gpt-4o-airline.json": "e9e6c0297660c537f83d4fd9c476ce7a9a86ecd2784874b7bfc13be598e37bfa"}
+SGD_SOURCE = (
+    "https://raw.githubusercontent.com/google-research-datasets/dstc8-schema-guided-dialogue/"
+    "e852981ae34990f4358979625854259302feaa78"
+)
+SGD_SHA256 = {  # the files with dialogues of the services that profile `real` names
+    "sgd/dev/dialogues_001.json": "fe3a8ed9e160c15e20e7cfd16d03734b4473df0d3864f2ad687ea9eeee5eea52",
+    "sgd/dev/dialogues_002.json": "fcbc8ba411ed8b3e0b06dff31819dc366f6bc6d228e021053920365e11004b03",
+    "sgd/dev/dialogues_003.json": "5915cea36b77de920fbd66569333db2395626ec465ba23e2f0caa77fba2e5dae",
+    "sgd/dev/dialogues_004.json": "d379a5149a86304a22162531e122ff9a7b8e9e46178789a5170e0a7091dd2bbf",
+    "sgd/dev/dialogues_005.json": "107d8bc1ce21b06453f33cc8dfc19172e0956646b47d9c1db7bdcd978a323d73",
+    "sgd/dev/dialogues_006.json": "20140828f25496461003140b67a5987d954109d9e14e12e472ed565ed2843bc3",
+    "sgd/train/dialogues_028.json": "225af9eebcb34f90ab1c9634c5771c9e6179019fdb903884ff70a5833b77620c",
+    "sgd/train/dialogues_029.json": "87b61fd3495d851df7fa66ce43084431a7cd19154c1de32c0d6949bf6c74bae9",
+    "sgd/train/dialogues_032.json": "70a0916baba1e2fbeaef8bc8c2086cd3f31555a8eaec6d0eed80e483ed2b9a59",
+    "sgd/test/dialogues_008.json": "e4ecce8acdd5b3657de7a7660b9bcd339d88a629147711ad2545b695666279c5",
+}
+SOURCES_OF_FILES = (  # (address of a folder, {name: SHA-256})
+    (GSM8K_SOURCE, GSM8K_SHA256),
+    (TAUBENCH_SOURCE, TAUBENCH_SHA256),
+    *(
+        (f"{SGD_SOURCE}/{part}", {name: digest for name, digest in SGD_SHA256.items() if f"/{part}/" in name})
+        for part in ("dev", "train", "test")
+    ),
+)
 READ_TIMEOUT = 30  # seconds without an answer
 
 
@@ -147,3 +173,6 @@ def describe_files(folder: Path) -> None:
             f"{path.relative_to(folder).as_posix()}: {len(table)} conversations on {table['task'].nunique()} tasks, "
             f"{100 * table['correct'].mean():.1f} % successful"
         )
+    dialogues = [len(read_source_file(file)) for file in sorted((folder / "sgd").rglob("*.json*"))]
+    if dialogues:  # these, too
+        print(f"sgd: {sum(dialogues)} dialogues in {len(dialogues)} files")

@@ -26,9 +26,10 @@ class TrajectorySettings:
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class RealSettings:
-    """Critics on real solutions of language models (notebook 02). Without `dir`, nothing is read or trained."""
+    """Real data, and critics on real solutions of language models (notebook 02). Without `dir`, nothing is read."""
 
     dir: str | None = None  # folder of the files, relative to params.yaml; `make real-data` fills data/real
+    studies: bool = True  # the studies of notebook 02; off: the folder serves published families (`tasks`) alone
     vocabulary: Annotated[int, Field(ge=260)] = 3000  # tokens of the byte-level BPE
     hidden_size: Annotated[int, Field(ge=8, multiple_of=8)] = 128  # width of the backbone
     num_hidden_layers: Annotated[int, Field(ge=1)] = 4  # depth of the backbone
@@ -57,5 +58,5 @@ class RealSettings:
         folder = root / self.dir
         if not folder.is_dir():
             return {"dir": f"there is no folder {self.dir}; {DOWNLOAD_HINT}"}
-        absent = [name for name in GSM8K_FILES if not (folder / name).is_file()]
+        absent = [name for name in GSM8K_FILES if self.studies and not (folder / name).is_file()]
         return {"dir": f"{self.dir} holds no file {absent[0]}; {DOWNLOAD_HINT}"} if absent else {}

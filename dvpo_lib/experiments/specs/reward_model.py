@@ -52,7 +52,7 @@ class RewardModelSpec:
         right = {name: (table["reward"] >= 0.5).to_numpy(dtype=float) for name, table in parts.items()}
         labels = torch.tensor(right["training"], dtype=torch.float32)
         flipped = torch.rand(len(labels), generator=generator_for(self.seed, "reward model labels")) < cfg.label_noise
-        model = RewardModel(policy, self.seed)
+        model = RewardModel(policy, self.seed, cfg.layers)
         log = search_accuracy(
             model,
             tokens["training"],

@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback
 
 from dvpo_lib.common.seeds import seed_for
+from dvpo_lib.models.causal_lm import inner_model
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.noise.proxies import load_proxies, proxies_folder
@@ -27,7 +29,7 @@ from dvpo_lib.rl.trainer import DVPOTrainer
 from dvpo_lib.rl.trainer_base.manifests import CheckpointError, read_checkpoint_manifest
 from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with_changes
 from dvpo_lib.rl.updates import TrainingDiverged
-from dvpo_lib.tasks.evaluation import EvaluationSettings, evaluate_policy
+from dvpo_lib.tasks.evaluation import ANSWER_COLUMNS, EvaluationSettings, evaluate_policy, kept_answers
 from dvpo_lib.tasks.families import FAMILIES
 from dvpo_lib.tasks.suites import load_suites
 
@@ -42,7 +44,9 @@ UNUSED_LOGS = {"step", "loss", "grad_norm", "learning_rate", "epoch", "reward_st
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Trains one policy and tests it. Stores curves.csv, final.csv, policy.safetensors and, if any, critic.safetensors.
+    """Trains one policy and tests it. Stores curves.csv, final.csv and answers.csv (greedy ones of every test set).
+
+    With `evaluation.keep_weights` also policy.safetensors and, if there is one, critic.safetensors.
 
     A spec holds everything that its run depends on, so that the run store can key the result by it. A run that diverges
     stores diverged.json in place of weights; its scores are missing, and column `diverged` of final.csv has the step.
@@ -94,13 +98,14 @@ class TrainingSpec:
             (folder / "diverged.json").write_text(json.dumps({**diverged, "error": str(error)}) + "\n", "utf-8")
         curves, tokenizer = learning_curve(trainer), trainer.processing_class
         if diverged:
-            final = untested_policy(suites, self.family, diverged["step"])
+            final, answers = untested_policy(suites, self.family, diverged["step"])
         else:
-            final = final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed)
-            save_networks(trainer, folder)
+            final, answers = final_test(trainer.actor, tokenizer, suites, self.family, self.evaluation, self.seed)
+            if self.evaluation.keep_weights:
+                save_networks(trainer, folder)
         if self.critic_file:
             curves["rollouts"] += self.critic.pretrain_rollouts
-        for name, table in {"curves": curves, "final": pd.DataFrame(final)}.items():
+        for name, table in {"curves": curves, "final": final, "answers": answers}.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g")
 
 
@@ -194,7 +199,9 @@ def pretrained_critic(spec: TrainingSpec, policy) -> Critic | None:
     return critic
 
 
-def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int) -> Iterator[dict]:
+def final_test(
+    policy, tokenizer, suites, family: str, cfg: EvaluationSettings, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluates a policy on every test set.
 
     Args:
@@ -205,20 +212,30 @@ def final_test(policy, tokenizer, suites, family: str, cfg: EvaluationSettings, 
         cfg: Size of the tests.
         seed: Of sampling.
 
-    Yields:
-        {suite, role, metric, value}; role is ID (trained family), OOD (its longer problems) or transfer (others).
+    Returns:
+        Scores (suite, role, metric, value) and `kept_answers` (suite, role, ...). The role is ID (trained family), OOD
+        (its out-of-distribution test) or transfer (others).
     """
+    rows, answers = [], []
     for name, split, suite, role in _test_sets(suites, family):
         data = suites[name][split].select(range(min(cfg.prompts, len(suites[name][split]))))
-        scores = evaluate_policy(policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite))
-        yield from (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
+        with torch.autocast(inner_model(policy).device.type, torch.bfloat16, enabled=cfg.bf16):
+            scores, greedy = evaluate_policy(
+                policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite)
+            )
+        rows += (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
+        answers.append(kept_answers(greedy).assign(suite=suite, role=role))
+    return pd.DataFrame(rows), pd.concat(answers, ignore_index=True)[["suite", "role", *ANSWER_COLUMNS]]
 
 
-def untested_policy(suites, family: str, step: int) -> Iterator[dict]:
-    """The rows of `final_test` for a run that diverged: values are missing, and `diverged` is the step."""
-    for *_, suite, role in _test_sets(suites, family):
-        for metric in ("sampled", "pass_at_k", "greedy"):
-            yield dict(suite=suite, role=role, metric=metric, value=None, diverged=step)
+def untested_policy(suites, family: str, step: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of `final_test` for a run that diverged: values are missing, `diverged` is the step, no answers."""
+    rows = [
+        dict(suite=suite, role=role, metric=metric, value=None, diverged=step)
+        for *_, suite, role in _test_sets(suites, family)
+        for metric in ("sampled", "pass_at_k", "greedy")
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(columns=["suite", "role", *ANSWER_COLUMNS])
 
 
 def _test_sets(suites, family: str) -> Iterator[tuple[str, str, str, str]]:

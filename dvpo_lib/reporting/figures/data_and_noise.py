@@ -59,16 +59,20 @@ def loss_curve(losses: pd.DataFrame, note: str = "") -> Figure:
 
 
 def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), note: str = "") -> Figure:
-    """Reward of the base policy by suite, by style, by number of steps and by response length.
+    """Reward of the base policy by suite, by style or kind of question, by number of steps and by response length.
 
     Args:
-        samples: Completions by suite: prompt, completion, reward (0 to 1), length (tokens), steps, sample.
+        samples: Completions by suite: prompt, completion, reward (0 to 1), length (tokens), steps, sample, and, if
+            questions have kinds, kind.
         styles: The style words; the first word of a completion is its style.
         note: Further text of the caption.
     """
     table = pd.concat([s.assign(suite=name) for name, s in samples.items()], ignore_index=True)
     first = table["completion"].str.split().str[0].fillna("")
     table["style"] = np.where(first.isin(list(styles)), first, "other")
+    kinds = "kind" in table
+    if kinds:
+        table["style"], styles = table["kind"], tuple(dict.fromkeys(table["kind"]))
     k = int(table["sample"].max()) + 1
     figure, axes = new_figure(11.5, 3.6, 1, 4, sharey=True, width_ratios=[0.42 * len(samples), 1.1, 1.1, 1.25])
     suites = list(samples)
@@ -88,7 +92,7 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     order = [s for s in (*styles, "other") if (table["style"] == s).mean() > 0.005]
     by_style = table[table["style"].isin(order)].astype({"style": object})
     _bars(axes[0, 1], by_style.sort_values("style", key=lambda c: c.map(order.index)), "style", "reward", RIGHT)
-    axes[0, 1].set(title="by style chosen")
+    axes[0, 1].set(title="by kind of question" if kinds else "by style chosen")
     axes[0, 1].tick_params(axis="x", labelsize=8)
     _bars(axes[0, 2], table, "steps", "reward", RIGHT)
     axes[0, 2].set(title="by steps")

@@ -27,7 +27,7 @@ from dvpo_lib.reporting.prose import (
 
 ROLE_PHRASES = {
     "ID": "in distribution (ID)",
-    "OOD": "on longer problems (OOD)",
+    "OOD": "out of distribution (OOD)",
     "ALL": "over all test sets",
     "transfer": "in the untrained families (transfer)",
 }

@@ -24,8 +24,8 @@ def greedy_findings(base: pd.DataFrame) -> str:
     text = f"Decoded greedily, it gets {percent_text(greedy)} of the possible reward, sampled {percent_text(sampled)}. "
     if greedy > sampled + 0.1:
         text += (
-            "A wrong step lands anywhere, so the likeliest word is mostly a right one even where most of the "
-            "probability lies on wrong ones: the knowledge is there, and what has to be learned is to use it."
+            "The likeliest word is mostly a right one even where most of the probability lies on wrong ones: the "
+            "knowledge is there, and what has to be learned is to use it."
         )
     return text
 
@@ -48,7 +48,10 @@ def base_findings(samples: Mapping[str, pd.DataFrame], styles: tuple[str, ...]) 
     by = by.reindex([s for s in styles if s in by.index])
     text = f"Sampled at temperature 1, the base policy gets these shares of the possible reward: {join_words(parts)}. "
     if every["reward"].isna().any():
-        return f"{text}Some rewards are missing, so its styles are not compared."
+        return f"{text}Some rewards are missing, so they are not compared further."
+    if "kind" in every:
+        by = every.groupby("kind")["reward"].mean().sort_values(ascending=False)
+        return text + f"By kind of question: {join_words(f'{k} {percent_text(v)}' for k, v in by.items())}."
     if len(by) < 2:
         return text + "It does not open its answers with an annotator's style: too little training for that to show."
     best, worst, top = by["mean"].idxmax(), by["mean"].idxmin(), percent_text(by["mean"].max())

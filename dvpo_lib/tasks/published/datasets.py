@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dvpo_lib.common.tables import short_repr
-from dvpo_lib.tasks.published.acts import collect_service_slots, sgd_problems
 from dvpo_lib.tasks.published.answers import boxed_answer
 from dvpo_lib.tasks.published.files import (
     BadRecord,
@@ -36,6 +35,7 @@ from dvpo_lib.tasks.published.files import (
 )
 from dvpo_lib.tasks.published.formulas.reader import is_formula
 from dvpo_lib.tasks.published.statements import answers_compared_as_text
+from dvpo_lib.tasks.published.suites.acts import collect_service_slots, sgd_problems
 
 log = logging.getLogger(__name__)
 

@@ -78,12 +78,12 @@ def run_solution_study(
         resamples: Bootstrap resamples.
 
     Returns:
-        The results, or None if `real.dir` is not set.
+        The results, or None if `real.dir` is not set or `real.studies` is off.
 
     Raises:
         ValueError: If a file is missing or malformed. The message names file and line.
     """
-    if cfg.dir is None:
+    if cfg.dir is None or not cfg.studies:
         return None
     root = Path(cfg.dir)
     solutions = read_solutions(root / SOLUTIONS_FILE)

@@ -88,7 +88,7 @@ def run_trajectory_study(
     Raises:
         ValueError: If the file is malformed or has too few tasks. The message names file and line.
     """
-    path, own = find_trajectories(cfg.dir), cfg.trajectories
+    path, own = find_trajectories(cfg.dir if cfg.studies else None), cfg.trajectories
     if path is None:
         return None
     table = read_trajectories(path)

@@ -1,4 +1,4 @@
-"""Sampled dialogues as tables: one dialogue turn by turn, and the metrics by domain and style."""
+"""Answers as tables: a dialogue turn by turn, metrics by domain and style, answers before and after training."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from dvpo_lib.reporting.names import display_name
 from dvpo_lib.tasks.dialogue_rules import END_OF_TURN, split_turns, track_dialogue
 from dvpo_lib.tasks.dialogue_scores import mean_scores, score_dialogue, score_dialogues
 from dvpo_lib.tasks.suites import STYLES
+
+SHOWN_ANSWERS = (("completion", "reward"), ("completion after", "reward after"))
 
 
 def telling_dialogue(samples: pd.DataFrame) -> dict:
@@ -60,3 +63,46 @@ def scores_by_group(samples: pd.DataFrame) -> pd.DataFrame:
         if name != "overall" or by == "style"
     ]
     return pd.DataFrame(rows)
+
+
+def answers_by_kind(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Mean reward of greedy answers by test set and kind of question, before and after training.
+
+    Args:
+        before: Answers of the base policy: suite, prompt, kind, reward.
+        after: Answers of trained policies to the same prompts, with the columns method, noise and seed too.
+
+    Returns:
+        One row per test set and kind: test set, kind, questions, base policy, one column per noise (mean over runs).
+    """
+    keys = ["suite", "kind"]
+    start = before.groupby(keys, sort=False)["reward"].agg(["size", "mean"])
+    wide = after.pivot_table("reward", keys, "noise", sort=False, dropna=False).reindex(start.index)
+    wide.columns = [display_name(noise) for noise in wide.columns]
+    table = start.rename(columns={"size": "questions", "mean": "base policy"}).join(wide).reset_index()
+    return table.assign(suite=table["suite"].map(display_name)).rename(columns={"suite": "test set"})
+
+
+def changed_answers(before: pd.DataFrame, after: pd.DataFrame, each: int = 2) -> pd.DataFrame:
+    """Examples of greedy answers before and after training, for every domain those whose reward changed most.
+
+    Args:
+        before: Answers of the base policy: suite, prompt, question, answer, completion, reward, domain.
+        after: Answers of one trained policy to the same prompts.
+        each: Examples of a domain; the first rose, the others fell if any did.
+
+    Returns:
+        Columns domain, question, right answer, before, after.
+    """
+    both = before.merge(
+        after[["suite", "prompt", "completion", "reward"]], on=["suite", "prompt"], suffixes=("", " after")
+    )
+    both["change"] = both["reward after"] - both["reward"]
+    rows = []
+    for domain, own in both.groupby("domain", sort=False):
+        rose = own.nlargest(each, "change")
+        fell = own[own["change"] < 0].nsmallest(each - 1, "change")
+        for r in pd.concat([rose.head(each - len(fell)), fell]).to_dict("records"):
+            texts = (f"{r[name]} ({r[reward]:.2g})" for name, reward in SHOWN_ANSWERS)
+            rows.append((domain, r["question"], r["answer"], *texts))
+    return pd.DataFrame(rows, columns=["domain", "question", "right answer", "before", "after"])
