@@ -21,7 +21,7 @@ from nbformat import v4 as nb
 from test_pages import HOSTILE
 
 from dvpo_lib.chain.pages import PageLinks, clean_notebook, index_page, lay_out_page, page_body, render_page
-from dvpo_lib.reporting.dialogue_tables import turn_by_turn
+from dvpo_lib.reporting.answer_tables import turn_by_turn
 from dvpo_lib.reporting.figures.tokens import token_text
 from dvpo_lib.reporting.prose import show_text
 from dvpo_lib.reporting.tables import show_table
