@@ -41,7 +41,7 @@ def test_measured_peaks_are_within_the_promise():
     assert all(row["phase_mb"] > 0.15 * row["planned_mb"] for row in ROWS)  # not the weights alone
 
 
-@pytest.mark.parametrize("number", [i for i, case in enumerate(CASES) if i in (0, 3, 4)])
+@pytest.mark.parametrize("number", [i for i, case in enumerate(CASES) if i in (0, 4)])
 def test_plans_are_as_they_were_when_peaks_were_measured(number):
     if "peft" in CASES[number] and importlib.util.find_spec("peft") is None:
         pytest.skip("peft is not installed")
@@ -67,7 +67,9 @@ def test_any_architecture_can_be_planned(name):
 
 
 def small_run(**changes) -> RunOutline:
-    return RunOutline(**{**vars(case_run(CASES[0])), **changes})
+    run = case_run(CASES[0])
+    run.config.update({"num_hidden_layers": 1, "layer_types": ["full_attention"]})
+    return RunOutline(**{**vars(run), **changes})
 
 
 def test_savings_are_added_until_the_run_fits():
@@ -95,7 +97,7 @@ def test_shards_share_what_stands():
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     config = tmp_path / "config.json"
-    case_run(CASES[0]).config.to_json_file(config)
+    small_run().config.to_json_file(config)
     words = [
         "plan",
         "--model",
