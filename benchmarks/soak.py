@@ -235,9 +235,9 @@ def training_work(folder: Path, world: Path, iterations: int) -> Work:
     return Work("trainings", folder, command, (".runs",), world)
 
 
-def chain_work(folder: Path) -> Work:
-    """The smoke chain in a copy of the project with a run store of its own."""
-    command = [sys.executable, "-m", "dvpo_lib", "profile", "smoke", "--workdir", str(folder)]
+def chain_work(folder: Path, stages: list[str]) -> Work:
+    """The smoke chain, or some of its stages, in a copy of the project with a run store of its own."""
+    command = [sys.executable, "-m", "dvpo_lib", "profile", "smoke", *stages, "--workdir", str(folder)]
     return Work("chain", folder, command, ("data", "results"), directory=ROOT)
 
 
@@ -247,6 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--chain", type=int, default=50, help="kills of the smoke chain (default 50)")
+    parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE", help="of the chain (default: all)")
     parser.add_argument("--trainings", type=int, default=50, help="kills of trainings (default 50)")
     parser.add_argument("--iterations", type=int, default=200, help="of a training (default 200)")
     parser.add_argument("--share", type=float, default=0.4, help="of an undisturbed run between two kills, at most")
@@ -257,32 +258,29 @@ def main(arguments: list[str] | None = None) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "world" / "base" / "tokenizer.json").is_file():
         make_world(workdir / "world")
-    works = [(chosen.chain, chain_work), (chosen.trainings, None)]
+    makers = {
+        "chain": (chosen.chain, lambda folder: chain_work(folder, chosen.stages)),
+        "trainings": (chosen.trainings, lambda folder: training_work(folder, workdir / "world", chosen.iterations)),
+    }
     progress = workdir / "progress.json"
     found = json.loads(progress.read_text()) if progress.is_file() else {}
     earlier = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}  # a part that is left out now stays
-    for kills, make in works:
+    for name, (kills, make) in makers.items():
         if not kills:
             continue
-
-        def work_in(name: str, make=make) -> Work:
-            folder = workdir / name
-            return make(folder) if make else training_work(folder, workdir / "world", chosen.iterations)
-
-        name = work_in("x").name
         own = found.setdefault(name, {})
         if "expected" not in own:
             print(f"{name}: an undisturbed run ...", file=sys.stderr)
-            own["expected"], own["seconds"] = run_undisturbed(work_in(f"{name}-undisturbed"))
+            own["expected"], own["seconds"] = run_undisturbed(make(workdir / f"{name}-undisturbed"))
             write_durably(progress, json.dumps(found))
-        result = own.setdefault("result", {})
+        result = own.setdefault("result", {"stages": chosen.stages or "all"} if name == "chain" else {})
 
         def save() -> None:
             write_durably(progress, json.dumps(found))
             shown = {part: {**v["result"], "files": len(v["expected"])} for part, v in found.items() if "result" in v}
             write_durably(chosen.out, json.dumps(earlier | shown, indent=1, sort_keys=True) + "\n")
 
-        soak_work(work_in(f"{name}-killed"), kills, own["expected"], own["seconds"] * chosen.share, result, save)
+        soak_work(make(workdir / f"{name}-killed"), kills, own["expected"], own["seconds"] * chosen.share, result, save)
         print(f"{name}: {json.dumps(result)}", file=sys.stderr)
     if not any(part["result"]["failed"] for part in found.values()):  # else their output is of interest
         shutil.rmtree(workdir)
