@@ -20,6 +20,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)]*)?\)
 
 def on_config(config):
     """Adds the generated pages and the notebooks to the navigation."""
+    config.theme.static_templates.discard("404.html")  # it works on a server alone
     folder = content.run_folder()
     methods = [{"Overview": "methods/index.md"}, *({display_name(name): f"methods/{name}.md"} for name in METHODS)]
     notebooks = [{title: f"notebooks/{path}"} for path, title in content.notebook_titles(folder).items()]
