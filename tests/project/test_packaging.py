@@ -9,6 +9,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -21,7 +22,7 @@ import dvpo_lib
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-TRAINER_PACKAGES = ("common", "functional", "models", "rl", "tasks", "noise")
+TRAINER_PACKAGES = ("common", "functional", "models", "rl", "tasks", "noise", "experiments/launch")
 PARTS = {  # top-level module -> the distribution that brings it, if their names differ or another one depends on it
     "ruamel": "ruamel.yaml",
     "PIL": "pillow",
@@ -80,7 +81,8 @@ def imported_packages(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "package", sorted(p.name for p in (ROOT / "dvpo_lib").iterdir() if (p / "__init__.py").exists())
+    "package",
+    [*sorted(p.name for p in (ROOT / "dvpo_lib").iterdir() if (p / "__init__.py").exists()), "experiments/launch"],
 )
 def test_a_user_of_the_trainer_needs_no_notebooks(package):
     """Trainer packages import base dependencies, the others those of `pipeline` as well; optional ones have extras."""
@@ -136,11 +138,17 @@ def test_description_of_the_package_has_no_dead_link():
 def test_a_missing_extra_is_one_clear_message(monkeypatch, capsys):
     from dvpo_lib.__main__ import command_line
 
-    monkeypatch.delitem(sys.modules, "dvpo_lib.chain.cli", raising=False)
-    monkeypatch.setitem(sys.modules, "psutil", None)
+    def run_command():
+        import papermill  # noqa: F401
+
+    monkeypatch.setitem(sys.modules, "dvpo_lib.chain.cli", SimpleNamespace(main=run_command))
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    monkeypatch.setattr(sys, "argv", ["dvpo", "repro"])
     assert command_line() == 1
     shown = capsys.readouterr().err
-    assert shown == "error: the package psutil is missing; commands need the extra: pip install 'dvpo-lib[pipeline]'\n"
+    assert (
+        shown == "error: the package papermill is missing; commands need the extra: pip install 'dvpo-lib[pipeline]'\n"
+    )
 
 
 def test_every_public_name_resolves():
