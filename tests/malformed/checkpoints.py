@@ -60,5 +60,5 @@ class CheckpointCases:
         return Case(shown, self._resume, (CheckpointError,), r"checkpoint-2", lambda result: None)
 
     def _resume(self) -> None:
-        self.trainer._check_checkpoint(self.copy)
+        self.trainer._check_checkpoint(self.copy, self.trainer.reference_fingerprint())
         self.trainer._load_own_state(self.copy)

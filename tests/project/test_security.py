@@ -164,7 +164,7 @@ def test_all_downloads_have_hashes():
     from dvpo_lib.experiments.real import download
 
     tables = [value for name, value in vars(download).items() if name.endswith("_SHA256")]
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         assert table and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in table.values())
         for name in table:
