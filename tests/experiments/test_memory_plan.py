@@ -95,6 +95,12 @@ def test_shards_share_what_stands():
     assert sharded.phases["sampling"]["gathered weights"] == whole.standing["weights of the policy"]
 
 
+def test_a_server_that_samples_takes_the_cache_elsewhere():
+    settings = {"method": "grpo", "per_device_train_batch_size": 8}
+    phases = small_run(settings={**settings, "use_vllm": True}).plan().phases
+    assert phases == {"policy update": small_run(settings=settings).plan().phases["policy update"]}
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     config = tmp_path / "config.json"
     small_run().config.to_json_file(config)

@@ -2,8 +2,8 @@
 
 What stands all the time: weights, gradients, optimiser states, values of the batch. On top of it come the phases of an
 iteration, one after the other; the largest decides. The networks are built without weights and run on fake tensors, so
-that any architecture of `transformers` is counted by its own code. Left out: what CUDA itself takes and what its
-allocator loses; 10 % of a card are kept for them.
+that any architecture of `transformers` is counted by its own code. Sampling is that of the built-in sampler, unless a
+vLLM server samples. Left out: what CUDA itself takes and what its allocator loses; 10 % of a card are kept for them.
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ def _network_phases(
             make_fake(network)
             _enable_checkpointing(network, args)
         actor = PerturbedPolicy(policy, critic, args.perturbation) if perturbed else policy
-        phases = {"sampling": sampling_bytes(actor, args, rows, prompts, prompt)}
+        phases = {} if args.use_vllm else {"sampling": sampling_bytes(actor, args, rows, prompts, prompt)}
         if critic is not None:
             phases["critic update"] = critic_update_bytes(critic, args, prompt, *loss)
         if not perturbed:
             phases["policy update"] = policy_update_bytes(policy, args, prompt)
         if sharded:  # sampling and scoring gather all weights, updates layer by layer
-            phases["sampling"]["gathered weights"] = network_bytes(policy)
+            phases.setdefault("sampling", {})["gathered weights"] = network_bytes(policy)
             phases["policy update"]["gathered weights"] = _gathered_bytes(policy)
             if critic is not None:
                 phases["scoring"] = {"gathered weights": network_bytes(critic)}

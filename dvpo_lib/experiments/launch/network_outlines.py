@@ -75,7 +75,7 @@ def outline_networks(config, args: DVPOConfig, peft_config=None) -> NetworkOutli
         critic = networks.critic_of(policy, None, args.critic, args, peft_config if args.critic_peft else None)
     reference = None
     if peft_config is not None:
-        policy = networks.with_adapters(policy, peft_config)
+        policy = networks.with_adapters(policy, peft_config, args)
     elif args.beta > 0 or method.offline:
         reference = networks.frozen_copy(policy)
     return NetworkOutlines(policy, critic, reference, networks.frozen_copy(critic) if method.offline else None)

@@ -18,6 +18,7 @@ PLANNED_SETTINGS = (
     "steps_per_generation",
     "generation_batch_size",
     "sampling_batch_size",
+    "use_vllm",
     "max_completion_length",
     "num_generations",
     "beta",
