@@ -196,6 +196,8 @@ def test_a_chain_survives_what_a_crash_leaves_and_a_second_chain_waits_its_turn(
     assert {path.name for path in (chain / "work/failed").iterdir()} == {"dvc.lock", "rwlock"}
     (chain / "dvc.lock").write_text("schema: '2.0'\nstages:\n  tiny:\n    cmd: python\n")
     gone = {"read": {"/x": [{"pid": 2**22 + 1, "cmd": "dvc repro"}]}, "write": {"/y": {}}}
+    (chain / ".dvc/tmp/rwlock").write_text("{}")  # as DVC leaves it
+    assert cli.main(["repro"]) == 0 and (chain / ".dvc/tmp/rwlock").exists()
     (chain / ".dvc/tmp/rwlock").write_text(json.dumps(gone))  # DVC drops the entries of processes that are gone
     assert cli.main(["repro"]) == 0 and (chain / "dvc.lock").exists() and (chain / ".dvc/tmp/rwlock").exists()
     assert "damaged" not in capsys.readouterr().err

@@ -96,8 +96,8 @@ def set_unreadable_aside(root: Path) -> None:
 
 def _check_owners(rwlock: Path) -> None:
     held = json.loads(rwlock.read_text(encoding="utf-8"))
-    readers = [owner for owners in held["read"].values() for owner in owners]
-    for owner in [*readers, *filter(None, held["write"].values())]:
+    readers = [owner for owners in held.get("read", {}).values() for owner in owners]
+    for owner in [*readers, *filter(None, held.get("write", {}).values())]:
         if psutil.pid_exists(owner["pid"]):  # after a restart of the machine it may be another program's
             words = psutil.Process(owner["pid"]).cmdline()
             if not any(Path(word).name == "dvc" or "dvc.cli" in word for word in words):
