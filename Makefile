@@ -102,6 +102,9 @@ fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library, write benchmarks
 page-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
 	@$(PY) -m pytest -q tests/chain/test_pages.py tests/chain/test_pages_in_browser.py
 
+strange-places: $(STAMP)  ## run the chain in paths, locales and limits of other machines, write benchmarks/strange_places.json
+	@PYTHONPATH=.:tests $(PY) -m strange_places
+
 bench: $(STAMP)  ## measure speed and memory, write benchmarks/
 	@$(PY) -m benchmarks
 

@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "memory.json"
 
 def resident_mb(kind: str = "VmRSS") -> float:
     """Resident memory of this process in MB, now (VmRSS) or at its peak (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(kind):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError(f"/proc/self/status has no {kind}")
@@ -106,7 +106,7 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
     trainer.make_ready()
     gradients = make_optimizer_states(trainer)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
     held, start = resident_mb(), time.perf_counter()
     metrics = trainer.step()
     peak = resident_mb("VmHWM") - held

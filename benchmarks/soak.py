@@ -263,8 +263,10 @@ def main(arguments: list[str] | None = None) -> None:
         "trainings": (chosen.trainings, lambda folder: training_work(folder, workdir / "world", chosen.iterations)),
     }
     progress = workdir / "progress.json"
-    found = json.loads(progress.read_text()) if progress.is_file() else {}
-    earlier = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}  # a part that is left out now stays
+    found = json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() else {}
+    earlier = (
+        json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.is_file() else {}
+    )  # a part that is left out now stays
     for name, (kills, make) in makers.items():
         if not kills:
             continue

@@ -99,7 +99,7 @@ def wait_until_ready(server: subprocess.Popen, port: int, log: Path) -> None:
         except httpx.TransportError:
             pass
         time.sleep(1)
-    raise RuntimeError(f"the server did not start: {log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"the server did not start: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
 
 
 def stop_server(server: subprocess.Popen) -> None:

@@ -41,6 +41,10 @@ EXAMPLES = {
     "piece": "python -m dvpo_lib piece --profile real\npython -m dvpo_lib piece --profile real dvpo/spikes/0 base",
     **{name: command.examples for name, command in LAUNCH_COMMANDS.items()},
 }
+OS_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the same command resumes once there is space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "copy the project to where you may write"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,9 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in OS_ADVICE:
             raise
-        print(f"error: {error}; the same command resumes once there is space", file=sys.stderr)
+        print(f"error: {error}; {OS_ADVICE[error.errno]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)

@@ -42,6 +42,7 @@ class RuntimeSettings(SweepSettings):
 
     cell_timeout: Annotated[int, Field(ge=1)] = 6 * 3600  # seconds after which a notebook's cell is given up
     expected_minutes: Annotated[float, Field(gt=0)] = 30  # announced by `make repro`; measured on two cores
+    expected_gigabytes: Annotated[float, Field(gt=0)] = 3  # of memory, announced beside it; for two workers
 
 
 @dataclass(frozen=True)

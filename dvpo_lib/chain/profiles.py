@@ -8,12 +8,13 @@ null is dropped. The chain runs in a temporary copy of the working tree, deleted
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def sync_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
     files = list_project_files(root)
     record = workdir / COPIED_FILES
     record.touch()
-    for gone in set(record.read_text().split("\n")) - {*files, ""}:
+    for gone in set(record.read_text(encoding="utf-8").split("\n")) - {*files, ""}:
         (workdir / gone).unlink(missing_ok=True)
     for file in files:
         source, target = root / file, workdir / file
@@ -143,22 +144,38 @@ def sync_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
             params[section][name] = str(root / place)
     with open(workdir / "params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(params, file)
-    (workdir / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # a copy is no git repository
+    allow_no_git(workdir, is_copy=True)
+
+
+def allow_no_git(root: Path, is_copy: bool = False) -> None:
+    """Tells DVC that a project lies in no git repository, such as an unpacked archive or a copy of a profile."""
+    from configobj import ConfigObj
+
+    if is_copy or not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        config = ConfigObj(str(root / ".dvc" / "config.local"), encoding="utf-8")
+        if config.get("core", {}).get("no_scm") != "true":
+            config.setdefault("core", {})["no_scm"] = "true"
+            config.write()
 
 
 def list_project_files(root: Path) -> list[str]:
-    """Lists the files that git tracks or would track, except dvc.lock and params.yaml, which a copy has of its own.
+    """Lists the files that git tracks or would track, except dvc.lock and params.yaml, which a copy has of its own."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=root, capture_output=True, check=True)
+        files = {os.fsdecode(name) for name in listed.stdout.split(b"\0")}
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository of git
+        files = set(_unignored_files(root))
+    return sorted(file for file in files - {"dvc.lock", "params.yaml", ""} if (root / file).is_file())
 
-    Raises:
-        StageError: If git cannot list them.
-    """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        raise StageError(f"a profile copies the files that git lists, and git failed: {listed.stderr.strip()}")
-    skipped = {"dvc.lock", "params.yaml", ""}
-    return sorted(file for file in set(listed.stdout.split("\0")) - skipped if (root / file).is_file())
+
+def _unignored_files(root: Path) -> Iterator[str]:
+    """The files that .gitignore of the root does not name, without those of DVC's cache."""
+    from pathspec import GitIgnoreSpec
+
+    lines = [".git", ".dvc/config.local", ".dvc/tmp/", ".dvc/cache/"]
+    ignored = GitIgnoreSpec.from_lines(lines + (root / ".gitignore").read_text(encoding="utf-8").splitlines())
+    for parent, folders, names in os.walk(root):
+        place = Path(parent).relative_to(root)
+        folders[:] = [name for name in folders if not ignored.match_file(f"{(place / name).as_posix()}/")]
+        yield from (path for name in names if not ignored.match_file(path := (place / name).as_posix()))

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.chain.stages import StageError, StageSpec, project_root, read_stages
+from dvpo_lib.chain.stages import StageError, StageSpec, project_root, read_stages, tool_environment
 from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments import run_store
@@ -162,7 +162,9 @@ def execute_notebook(spec: StageSpec, scratch: Path, parameters: Mapping[str, An
     # nbclient sends a widget's output back to the kernel, past asyncio, on the socket on which it awaits the cell's
     # reply; the reply may then go unnoticed for ever. The notebook holds the widget's output without that.
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
-    os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=os.getcwd())  # this copy of dvpo_lib, also in worker processes
+    os.environ.update(
+        KERNEL_ENVIRONMENT, PYTHONPATH=os.getcwd(), **tool_environment(Path())
+    )  # this copy of dvpo_lib, also in worker processes
     unfinished, kept = scratch / "notebook.ipynb", FAILED_FOLDER / f"{spec.name}.ipynb"
     kept.unlink(missing_ok=True)
     try:

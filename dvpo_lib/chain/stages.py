@@ -60,6 +60,15 @@ def project_root(start: str | Path = ".") -> Path:
     raise ConfigError(f"{start}: no dvc.yaml with a params.yaml beside it, neither here nor in a folder above")
 
 
+def tool_environment(root: Path) -> dict[str, str]:
+    """Variables for DVC and Jupyter: UTF-8 in every locale, and work/home for their files if HOME cannot be used."""
+    home, found = os.path.expanduser("~"), {"PYTHONUTF8": "1"}
+    if not (os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK)):
+        (root / "work" / "home").mkdir(parents=True, exist_ok=True)
+        found["HOME"] = str((root / "work" / "home").resolve())
+    return found
+
+
 def read_stages(root: str | Path = ".", changes: Mapping[str, Any] | None = None) -> dict[str, StageSpec]:
     """Reads all stages of dvc.yaml, resolved by DVC.
 

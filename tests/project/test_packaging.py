@@ -28,6 +28,8 @@ PARTS = {  # top-level module -> the distribution that brings it, if their names
     "PIL": "pillow",
     "pyarrow": "datasets",
     "huggingface_hub": "transformers",
+    "configobj": "dvc",
+    "pathspec": "dvc",
     "IPython": "ipykernel",
     "jupyter_client": "ipykernel",
     "markupsafe": "jinja2",

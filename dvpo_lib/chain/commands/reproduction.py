@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,13 +14,18 @@ from pathlib import Path
 
 import psutil
 
-from dvpo_lib.chain.params import load_params
+from dvpo_lib.chain.params import RuntimeSettings, load_params
+from dvpo_lib.chain.profiles import allow_no_git
 from dvpo_lib.chain.runner import FAILED_FOLDER
-from dvpo_lib.chain.stages import StageError, project_root, read_stages
+from dvpo_lib.chain.stages import StageError, project_root, read_stages, tool_environment
 from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.processes import launched_environment
 from dvpo_lib.common.settings_yaml import read_yaml
 
+CONTAINERS = (  # (limit, use) of the control group, versions 2 and 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 CHAIN_LOCK = "work/chain.lock"  # held by the chain that runs in this checkout
 DVC = """\
 import os, sys
@@ -57,16 +63,17 @@ def reproduce_chain(targets: Iterable[str] = ()) -> int:
     params = load_params(root / "params.yaml")
     try:
         with locked_file(root / CHAIN_LOCK, wait=False):
-            return _reproduce(root, targets, params.runtime.expected_minutes)
+            return _reproduce(root, targets, params.runtime)
     except BlockingIOError as owner:
         raise StageError(f"another chain runs in this checkout (process {owner}); wait for it, or stop it") from None
 
 
-def _reproduce(root: Path, targets: Iterable[str], minutes: float) -> int:
+def _reproduce(root: Path, targets: Iterable[str], runtime: RuntimeSettings) -> int:
     set_unreadable_aside(root)
+    allow_no_git(root)
     print(
-        f"The whole chain takes about {minutes:g} minutes on two cores. Unchanged stages are "
-        "skipped, and an interrupted run resumes.",
+        f"The whole chain takes about {runtime.expected_minutes:g} minutes on two cores and "
+        f"{memory_notice(runtime.expected_gigabytes)}. Unchanged stages are skipped, and an interrupted run resumes.",
         file=sys.stderr,
         flush=True,
     )
@@ -76,6 +83,28 @@ def _reproduce(root: Path, targets: Iterable[str], minutes: float) -> int:
         if lost and (root / "dvc.lock").is_file():
             _run_dvc(["checkout", "--quiet", "--allow-missing", *lost], root, quiet=True)
     return code
+
+
+def memory_notice(gigabytes: float) -> str:
+    """An amount of memory in words; if less is free, how much, and what to do."""
+    free = available_memory() / 1e9
+    if free >= gigabytes:
+        return f"{gigabytes:g} GB of memory"
+    return f"{gigabytes:g} GB of memory, of which {free:.1f} GB are free here: fewer `runtime.workers` need less"
+
+
+def available_memory() -> int:
+    """Bytes that may still be taken before the machine swaps, the container is killed, or `ulimit -v` is reached."""
+    found = [psutil.virtual_memory().available]
+    for limit, use in CONTAINERS:
+        try:
+            found.append(int(Path(limit).read_text("ascii")) - int(Path(use).read_text("ascii")))
+        except (OSError, ValueError):  # no control group of this version, or no limit ("max")
+            continue
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit)
+    return max(0, min(found))
 
 
 def set_unreadable_aside(root: Path) -> None:
@@ -109,7 +138,7 @@ def _run_dvc(arguments: list[str], root: Path, quiet: bool = False) -> int:
     child = subprocess.Popen(
         [sys.executable, "-c", DVC, *arguments],
         cwd=root,
-        env=launched_environment(PATH=path),
+        env=launched_environment(PATH=path, **tool_environment(root)),
         stderr=subprocess.DEVNULL if quiet else None,
     )
     try:

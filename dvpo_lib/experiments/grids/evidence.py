@@ -156,7 +156,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
         texts = []
         for rows in (stored, again):
             write_evidence(Path(folder) / "rows.csv", rows)
-            texts.append((Path(folder) / "rows.csv").read_text())
+            texts.append((Path(folder) / "rows.csv").read_text(encoding="utf-8"))
     if texts[0] != texts[1]:
         raise EvidenceError(f"{path}: run {keys[0]} gave other numbers:\n{texts[1]}")
     return again
