@@ -14,6 +14,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,15 @@ def planned_run(size: str, method: str, device: str, memory_gb: float, work: dic
     return RunOutline(f"Qwen3 {size}", config, settings, work["prompt"], memory_gb=memory_gb)
 
 
-def largest_size(device: str, memory_gb: float, work: dict[str, int]) -> str:
-    """The largest model whose dvpo fits the card by its plan; the smallest if none does."""
-    if device == "cpu":
-        return "tiny"
-    for size in SIZES:
+def fitting_sizes(device: str, memory_gb: float, work: dict[str, int]) -> Iterator[str]:
+    """Models whose dvpo fits the card by its plan, the largest first."""
+    for size in SIZES if device == "cuda" else ["tiny"]:
         with torch.device("meta"):
             parameters = AutoModelForCausalLM.from_config(qwen3_config(size, work["vocabulary"])).num_parameters()
         standing = 2 * 16 * parameters  # weights, gradients and two moments in float32, of policy and critic
-        if standing > memory_gb * GIB:
-            continue
-        if planned_run(size, "dvpo", device, memory_gb, work).plan().fits(memory_gb):
-            return size
-    return "tiny"
+        run = planned_run(size, "dvpo", device, memory_gb, work)
+        if standing <= memory_gb * GIB and run.plan().fits(memory_gb):
+            yield size
 
 
 def equality_with_cpu(device: str) -> dict[str, Any]:
@@ -190,25 +187,40 @@ def measure(device: str, minutes: float) -> dict[str, Any]:
     found["sampling_equal_to_cpu"] = equality_with_cpu(device)
     found["matmul_tflops"] = matmul_tflops(device)
     found["peak_tflops"] = next((peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
-    found["model"] = size = largest_size(device, memory_gb, work)
-    print(f"{name}: Qwen3 {size}", flush=True)
-    found["methods"] = {}
-    for number, method in enumerate(METHODS_MEASURED):
-        run = planned_run(size, method, device, memory_gb, work)
-        left = 60 * minutes - (time.monotonic() - begin)
-        until = time.monotonic() + 0.8 * left / (len(METHODS_MEASURED) - number)
-        planned = {"planned_gb": run.plan().total / GIB}
-        found["methods"][method] = own = measure_method(run, device, until) | planned
+    for size in fitting_sizes(device, memory_gb, work):
+        print(f"{name}: Qwen3 {size}", flush=True)
+        try:
+            found |= {"model": size, "methods": measure_methods(size, device, memory_gb, work, begin + 60 * minutes)}
+            break
+        except torch.OutOfMemoryError as error:  # the plan was wrong, which the result should say
+            found.setdefault("out_of_memory", {})[size] = str(error)
+        _free(device)
+    for own in found["methods"].values():
         for share, rate in (("of_matmul", found["matmul_tflops"]), ("of_peak", found["peak_tflops"])):
             own[f"policy_update_share_{share}"] = rate and own["policy_update_tflops"] / rate
-        print(method, json.dumps(own), flush=True)
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
     dvpo, ppo = found["methods"]["dvpo"], found["methods"]["ppo"]
     memory = dvpo["peak_gb"] / ppo["peak_gb"] if ppo["peak_gb"] else None
     found["dvpo_over_ppo"] = {"seconds": dvpo["seconds"] / ppo["seconds"], "memory": memory}
     return found | {"minutes": (time.monotonic() - begin) / 60}
+
+
+def measure_methods(size: str, device: str, memory_gb: float, work: dict[str, int], end: float) -> dict[str, dict]:
+    """`measure_method` of each method in turn, all before the time `end`."""
+    found: dict[str, dict] = {}
+    for number, method in enumerate(METHODS_MEASURED):
+        run = planned_run(size, method, device, memory_gb, work)
+        planned = {"planned_gb": run.plan().total / GIB}
+        share = 0.8 * (end - time.monotonic()) / (len(METHODS_MEASURED) - number)
+        found[method] = measure_method(run, device, time.monotonic() + share) | planned
+        print(method, json.dumps(found[method]), flush=True)
+        _free(device)
+    return found
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,10 +1,10 @@
 """Peak memory of a whole iteration against micro-batch and batch: `python -m benchmarks.memory`, writes memory.json.
 
-A 20M model with a vocabulary of 50,000 words trains one iteration (sampling, values, log-probabilities, reference,
-updates) on responses of 256 tokens. Each case is a process of its own: its peak of resident memory, less that before
-the iteration, when networks and optimiser states stand. Gradients are a part of it; the rest is what the iteration
-takes for its work, which should follow the micro-batch, not the batch. The sampler's cache is bounded by
-`sampling_batch_size` in all cases.
+A 20M model with a vocabulary of 50,000 words trains its first iteration (sampling, values, log-probabilities,
+reference, updates) on responses of 256 tokens. Each case is a process of its own: its peak of resident memory, less
+that before the iteration, when the networks stand. Gradients and optimiser states are made in it: the peak lies in an
+update, beside the gradients, or at the end, beside both. It should follow the micro-batch, not the batch. The sampler's
+cache is bounded by `sampling_batch_size` in all cases.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "memory.json"
 
 def resident_mb(kind: str = "VmRSS") -> float:
     """Resident memory of this process in MB, now (VmRSS) or at its peak (VmHWM)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+    for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(kind):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError(f"/proc/self/status has no {kind}")
@@ -55,20 +55,6 @@ def parity_of_twos(completions, **columns) -> list[float]:
     return [float(text.count("2") % 2) for text in completions]
 
 
-def make_optimizer_states(trainer) -> float:
-    """Steps on gradients of 0, which change no weight: then the states stand. Returns the MB of all gradients."""
-    total = 0
-    for network, optimizer in ((trainer.policy, trainer.policy_optimizer), (trainer.critic, trainer.critic_optimizer)):
-        if network is None:
-            continue
-        for parameter in network.parameters():
-            parameter.grad = parameter.new_zeros(parameter.shape)
-            total += parameter.grad.nbytes
-        optimizer.step()
-        optimizer.zero_grad()
-    return total / 1e6
-
-
 def measure_iteration(method: str, responses: int, micro_batch: int, words: int, length: int) -> dict[str, float]:
     """Memory and time of one iteration in this process.
 
@@ -80,12 +66,14 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
         length: Tokens of a response.
 
     Returns:
-        held_mb (before the iteration), peak_mb (beyond it), gradients_mb (a part of that), work_mb (the rest of it),
-        seconds, parameters, length (tokens per response).
+        held_mb (before the iteration), peak_mb (beyond it), state_mb (gradients and optimiser states after it), seconds,
+        parameters, length (tokens per response).
     """
     from dvpo_lib.models.policy import PolicySettings, build_policy
     from dvpo_lib.rl.config import DVPOConfig
     from dvpo_lib.rl.trainer import DVPOTrainer
+
+    from .meters import training_state_mb
 
     tokenizer = word_tokenizer(words)
     size = PolicySettings(hidden_size=256, num_hidden_layers=7, num_attention_heads=4, intermediate_size=1024)
@@ -104,17 +92,15 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
     prompts = [{"prompt": f"w{i} w{i + 1} w{i + 2}"} for i in range(responses)]
     trainer = DVPOTrainer(build_policy(tokenizer, size, 0), parity_of_twos, args, prompts, processing_class=tokenizer)
     trainer.make_ready()
-    gradients = make_optimizer_states(trainer)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     held, start = resident_mb(), time.perf_counter()
     metrics = trainer.step()
-    peak = resident_mb("VmHWM") - held
+    peak, state = resident_mb("VmHWM") - held, training_state_mb(trainer)
     return {
         "held_mb": held,
         "peak_mb": peak,
-        "gradients_mb": gradients,
-        "work_mb": peak - gradients,
+        "state_mb": state,
         "seconds": time.perf_counter() - start,
         "parameters": trainer.policy.num_parameters(),
         "length": metrics["completions/mean_length"],

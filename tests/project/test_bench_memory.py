@@ -16,16 +16,17 @@ from dvpo_lib.rl.trainer import DVPOTrainer
 
 @pytest.mark.parametrize("method", ["grpo", "dvpo"])
 def test_measured_peaks_follow_the_micro_batch(method):
-    """A 20M model, 50,000 words, 256 tokens: work_mb is what an iteration takes beyond networks, gradients and Adam."""
+    """A 20M model, 50,000 words, 256 tokens; peaks beyond the networks, gradients and Adam's states included."""
     found = json.loads((ROOT / "benchmarks" / "memory.json").read_text(encoding="utf-8"))
     rows = [row for row in found["cases"] if row["method"] == method]
     assert [(row["responses"], row["micro_batch"]) for row in rows] == [(64, 64), (64, 4), (16, 4)]
     assert found["vocabulary"] == 50_000 and all(row["length"] == found["tokens"] == 256 for row in rows)
     assert all(19e6 < row["parameters"] < 21e6 for row in rows)
-    one, sixteen, quarter = (row["work_mb"] for row in rows)
-    assert sixteen < one / 3  # 16 micro-batches in place of one
+    one, sixteen, quarter = (row["peak_mb"] for row in rows)
+    assert sixteen < one / 2  # 16 micro-batches in place of one; gradients and states alone take state_mb
+    assert sixteen < 1.3 * rows[1]["state_mb"]
     kept = 0.0 if method == "grpo" else 48 * 256 * 3 * 200 * 4 / 1e6  # quantiles of the 48 further responses, MB
-    assert sixteen < 1.1 * (quarter + kept)  # four times the responses in micro-batches of one size
+    assert sixteen < 1.05 * (quarter + kept)  # four times the responses in micro-batches of one size
 
 
 def test_peaks_follow_the_micro_batch(tmp_path):
@@ -57,5 +58,5 @@ def test_peaks_follow_the_micro_batch(tmp_path):
 
 def test_a_case_is_measured():
     found = memory.measure_iteration("grpo", 8, 4, words=100, length=4)
-    assert found["peak_mb"] == found["work_mb"] + found["gradients_mb"] and found["held_mb"] > 100
-    assert found["gradients_mb"] == 4 * found["parameters"] / 1e6 and found["length"] <= 4
+    assert found["peak_mb"] > 0 and found["held_mb"] > 100 and found["length"] <= 4
+    assert found["state_mb"] >= 3 * 4 * found["parameters"] / 1e6  # a gradient and two moments a weight
