@@ -66,8 +66,8 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
         length: Tokens of a response.
 
     Returns:
-        held_mb (before the iteration), peak_mb (beyond it), state_mb (gradients and optimiser states after it), seconds,
-        parameters, length (tokens per response).
+        held_mb (before the iteration), peak_mb (beyond it), state_mb (gradients and optimiser states after it),
+        seconds, parameters, length (tokens per response).
     """
     from dvpo_lib.models.policy import PolicySettings, build_policy
     from dvpo_lib.rl.config import DVPOConfig
