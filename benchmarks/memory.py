@@ -93,7 +93,7 @@ def measure_iteration(method: str, responses: int, micro_batch: int, words: int,
     trainer = DVPOTrainer(build_policy(tokenizer, size, 0), parity_of_twos, args, prompts, processing_class=tokenizer)
     trainer.make_ready()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here on
     held, start = resident_mb(), time.perf_counter()
     metrics = trainer.step()
     peak, state = resident_mb("VmHWM") - held, training_state_mb(trainer)
