@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "memory.json"
 
 def resident_mb(kind: str = "VmRSS") -> float:
     """Resident memory of this process in MB, now (VmRSS) or at its peak (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(kind):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError(f"/proc/self/status has no {kind}")
