@@ -140,6 +140,7 @@ def fit_critic(
     gamma: float = 1.0,
     progress: str | None = None,
     refresh: int = 8,
+    bf16: bool = False,
 ) -> list[dict[str, float]]:
     """Fits a critic to logged outcomes, in place. The target of every token is the discounted return of its response.
 
@@ -155,6 +156,7 @@ def fit_critic(
         gamma: Discount.
         progress: Label of a progress bar; None for no bar.
         refresh: Largest age, in steps, of the critic that the tail ratchet refers to.
+        bf16: Autocast.
 
     Returns:
         One record of named losses per step.
@@ -184,24 +186,26 @@ def fit_critic(
     optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.learning_rate)
     steps = cfg.pretrain_epochs * max(1, len(tokens) // cfg.batch_size)
     batches, history, pending = shuffled_batches(len(tokens), cfg.batch_size, generator), [], []
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with_reference = cfg.kind == "quantile" and cfg.loss.uses_reference
     for step in tqdm(range(steps), desc=progress, disable=progress is None, mininterval=2):
         if not pending:
             pending = [next(batches) for _ in range(min(refresh, steps - step))]
-            with torch.no_grad(), inference_mode_of(critic):
+            with torch.no_grad(), inference_mode_of(critic), autocast:
                 old = [sort_quantiles(critic(tokens.rows(i.to(device)))) if with_reference else None for i in pending]
         rows, reference = pending.pop(0).to(device), old.pop(0)
         batch = tokens.rows(rows)
         try:
             with learning_mode_of(critic):  # dropout off: it would draw from global generators
-                loss, terms = critic_objective(
-                    critic(batch),
-                    targets[rows, : batch.completion_length],
-                    batch.mask,
-                    cfg,
-                    reference,
-                    None if weights is None else weights.to(device)[rows],
-                )
+                with autocast:
+                    loss, terms = critic_objective(
+                        critic(batch),
+                        targets[rows, : batch.completion_length],
+                        batch.mask,
+                        cfg,
+                        reference,
+                        None if weights is None else weights.to(device)[rows],
+                    )
                 optimizer.zero_grad()
                 loss.backward()
             norm = float(torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0))

@@ -59,6 +59,10 @@ class Tokens:
         first, last = min(first, prompt - 1), max(last, prompt + 1)
         return Tokens(self.input_ids[index, first:last], attention[:, first:last], mask[:, : last - prompt])
 
+    def by_length(self, rows: Tensor) -> Tensor:
+        """(R,) the row numbers `rows`, short rows first: micro-batches of rows of like length need little padding."""
+        return rows[self.attention_mask[rows].sum(1).argsort(stable=True)]
+
     def with_final_state(self) -> Tokens:
         """The same with one more column, and one more true position in `mask` after the last own token of each row.
 

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
+from dvpo_lib.models.causal_lm import inner_model
 from dvpo_lib.rl.sampling.rollouts import Rollouts, sample_rollouts
 from dvpo_lib.tasks.families import Family
 
@@ -23,12 +25,19 @@ class EvaluationSettings:
 
     prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
     k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
-    bf16: bool = False  # autocast of every forward of the tests
+    bf16: bool = False  # autocast of whatever is computed outside training
     keep_weights: bool = True  # store the weights of trained policies and critics; off for large ones
 
 
 def sample_batches(
-    policy, tokenizer, records: list[dict], family: Family, temperature: float, seed: int, batch_size: int = 512
+    policy,
+    tokenizer,
+    records: list[dict],
+    family: Family,
+    temperature: float,
+    seed: int,
+    batch_size: int = 512,
+    bf16: bool = False,
 ) -> list[Rollouts]:
     """Samples one completion per record, batch by batch; all randomness comes from `seed`.
 
@@ -40,27 +49,31 @@ def sample_batches(
         temperature: Of sampling; 0 decodes greedily.
         seed: Of sampling.
         batch_size: Completions sampled at a time.
+        bf16: Autocast.
 
     Returns:
         The rollouts of each batch, in the order of the records.
     """
     length = family.max_completion_length(records)
-    return [
-        sample_rollouts(
-            policy,
-            tokenizer,
-            records[i : i + batch_size],
-            length,
-            temperature,
-            seed,
-            family.reply,
-            rows=range(i, min(i + batch_size, len(records))),
-        )
-        for i in range(0, len(records), batch_size)
-    ]
+    with torch.autocast(inner_model(policy).device.type, torch.bfloat16, enabled=bf16):
+        return [
+            sample_rollouts(
+                policy,
+                tokenizer,
+                records[i : i + batch_size],
+                length,
+                temperature,
+                seed,
+                family.reply,
+                rows=range(i, min(i + batch_size, len(records))),
+            )
+            for i in range(0, len(records), batch_size)
+        ]
 
 
-def sample_table(policy, tokenizer, data, family: Family, k: int, seed: int, temperature: float = 1.0) -> pd.DataFrame:
+def sample_table(
+    policy, tokenizer, data, family: Family, k: int, seed: int, temperature: float = 1.0, bf16: bool = False
+) -> pd.DataFrame:
     """Samples k completions for each record and scores them with the true reward.
 
     Args:
@@ -71,19 +84,20 @@ def sample_table(policy, tokenizer, data, family: Family, k: int, seed: int, tem
         k: Completions per record.
         seed: Of sampling.
         temperature: Of sampling; 0 decodes greedily.
+        bf16: Autocast.
 
     Returns:
         One row per completion: the record's columns (prompt among them), completion, completion_ids (as sampled;
         truncated completions lack the end of sequence), length (tokens of the policy), reward, sample (0..k-1).
     """
-    records = list(data) * k
-    rollouts = sample_batches(policy, tokenizer, records, family, temperature, seed)
+    records = [record for record in data for _ in range(k)]  # equal prompts side by side are read once
+    rollouts = sample_batches(policy, tokenizer, records, family, temperature, seed, bf16=bf16)
     table = pd.DataFrame(records)
     table["completion"] = [c for r in rollouts for c in r.completions]
     table["completion_ids"] = [ids for r in rollouts for ids in r.completion_ids()]
     table["length"] = np.concatenate([r.tokens.mask.sum(1).cpu().numpy() for r in rollouts])
     table["reward"] = family.reward(table["prompt"].tolist(), table["completion"].tolist(), **record_columns(table))
-    table["sample"] = np.repeat(np.arange(k), len(records) // k)
+    table["sample"] = np.tile(np.arange(k), len(records) // k)
     return table
 
 
@@ -93,7 +107,7 @@ def record_columns(table: pd.DataFrame) -> dict[str, list]:
 
 
 def evaluate_policy(
-    policy, tokenizer, data, family: Family, k: int, seed: int
+    policy, tokenizer, data, family: Family, k: int, seed: int, bf16: bool = False
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores a policy on a test set by true rewards (0..1).
 
@@ -104,14 +118,15 @@ def evaluate_policy(
         family: The family.
         k: Samples per prompt.
         seed: Of sampling.
+        bf16: Autocast.
 
     Returns:
         Scores and greedy answers (a `sample_table`). The scores: `sampled`, mean reward of k samples; `pass_at_k`, mean
         over prompts of the best of k rewards, with 0/1 rewards the share of prompts solved at least once; `greedy`,
         mean reward of greedy decoding; then `family.details`.
     """
-    sampled = sample_table(policy, tokenizer, data, family, k, seed)
-    greedy = sample_table(policy, tokenizer, data, family, 1, seed, temperature=0.0)
+    sampled = sample_table(policy, tokenizer, data, family, k, seed, bf16=bf16)
+    greedy = sample_table(policy, tokenizer, data, family, 1, seed, temperature=0.0, bf16=bf16)
     scores = dict(
         sampled=float(sampled["reward"].mean()),
         pass_at_k=float(sampled.groupby("prompt")["reward"].max().mean()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -15,7 +16,9 @@ from conftest import ROOT
 from published_dialogues import made_up_dialogue
 from safetensors.torch import save_file
 
+from dvpo_lib.chain.commands import pieces as commands
 from dvpo_lib.chain.params import load_params
+from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.real import pieces
 from dvpo_lib.experiments.run_store import spec_key
@@ -98,6 +101,34 @@ def test_pieces_are_computed_once_and_become_rows(params, tmp_path, monkeypatch)
     model = RewardModel(policy, layers=1)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert load_reward_model(tmp_path / "model.safetensors", policy).backbone.config.num_hidden_layers == 1
+
+
+def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp_path, monkeypatch):
+    """Each process takes what no other computes; a piece that is there is computed no more."""
+    root, made = tmp_path / "project", []
+    root.mkdir()
+
+    def made_up_rows(params, run, scratch):
+        made.append(run.labels)
+        labels = dict(run.labels, suite="slots_id", role="ID", metric="sampled", value=0.5, key="k")
+        return pd.DataFrame([labels])
+
+    monkeypatch.setattr(commands, "project_root", lambda: root)
+    monkeypatch.setattr(commands, "load_params", lambda *_, **__: params)
+    monkeypatch.setattr(commands, "run_piece", made_up_rows)
+    names = list(pieces.all_pieces(params, "real"))
+    chosen = argparse.Namespace(pieces=[], profile="real", minutes=1.0)
+    with locked_file(root / "work" / "pieces" / "real" / f"{names[3].replace('/', '-')}.lock"):
+        commands.run_pieces(chosen)
+    assert len(made) == len(names) - 1
+    table = root / "reports" / "real" / "runs.csv"
+    assert pieces.missing_pieces(table, pieces.all_pieces(params, "real")) == [names[3]]
+    commands.run_pieces(argparse.Namespace(pieces=[], profile="real", minutes=-1.0))
+    assert len(made) == len(names) - 1, "the time is over"
+    commands.run_pieces(chosen)
+    assert len(made) == len(names) and len(pd.read_csv(table)) == len(names)
+    commands.run_pieces(chosen)
+    assert len(made) == len(names)
 
 
 @pytest.mark.skipif(not (PUBLISHED / "mmlu").is_dir(), reason="the published problems are not here")

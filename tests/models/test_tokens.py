@@ -12,7 +12,7 @@ from dvpo_lib.models.causal_lm import end_tokens
 from dvpo_lib.models.chat_templates import ChatTemplate
 from dvpo_lib.models.critic import Critic, CriticSettings
 from dvpo_lib.models.critic_training import encode_table, fit_critic, predict_values
-from dvpo_lib.models.tokens import encode_completions, encode_prompts
+from dvpo_lib.models.tokens import Tokens, encode_completions, encode_prompts
 from dvpo_lib.rl.sampling.rollouts import sample_answers, sample_dialogues, sample_rollouts
 
 each_family = pytest.mark.parametrize("family", list(FAMILIES))
@@ -281,6 +281,13 @@ def test_prompts_that_cannot_be_read_are_named():
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="record 1: .* no chat template"):
         encode_prompts(tokenizer, ["a", [ASK]])
+
+
+def test_rows_of_like_length_stand_together():
+    attention = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0], [0, 1, 1, 0]])
+    tokens = Tokens(torch.zeros_like(attention), attention, attention[:, 2:].bool())
+    assert tokens.by_length(torch.tensor([3, 1, 0, 2])).tolist() == [2, 3, 0, 1], "equal lengths keep their order"
+    assert tokens.by_length(torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 def test_a_tokenizer_without_end_and_padding_is_an_error():

@@ -18,6 +18,7 @@ from dvpo_lib.models.policy import PolicySettings, build_policy, token_logprobs
 from dvpo_lib.rl import updates
 from dvpo_lib.rl.estimators import importance_weights
 from dvpo_lib.rl.methods import METHODS
+from dvpo_lib.rl.sampling.rollouts import sample_answers
 from dvpo_lib.rl.updates import TrainingDiverged
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
@@ -123,6 +124,31 @@ def test_settings_of_the_ratio_reach_the_update(tokenizer, changes):
         logs.append([t.update(batch, rows) for rows in t.rows_of_steps(batch)])
     assert logs[0][0]["policy_loss"] == pytest.approx(logs[1][0]["policy_loss"], abs=1e-6)
     assert logs[0][-1]["policy_loss"] != pytest.approx(logs[1][-1]["policy_loss"], abs=1e-6)
+
+
+def test_sampling_under_autocast_casts_each_weight_once(tokenizer):
+    """In `inference_mode` autocast would cast all weights for every token. No cast outlives an update."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            cast = "_to_copy" in str(function) and kwargs.get("dtype") == torch.bfloat16
+            Casts.count += cast and any(args[0].data_ptr() == p.data_ptr() for p in policy.parameters())
+            return function(*args, **kwargs)
+
+    policy = small_policy(tokenizer)
+    matrices = sum(p.ndim == 2 for p in policy.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            with Casts():
+                rollouts = sample_answers(policy, tokenizer, [row["prompt"] for row in PROMPTS[:4]], 12)
+            assert rollouts.tokens.mask.sum(1).max() > 4 and 0 < Casts.count <= matrices
+            Casts.count = 0
+            with torch.no_grad():
+                [p.mul_(0.5) for p in policy.parameters()]
 
 
 # ---- modes ----
@@ -312,6 +338,16 @@ def test_default_critics_learn_at_the_rate_of_real_backbones(tokenizer):
     own = build_critic(t.policy, CriticSettings(kind="scalar"), 0)
     assert quiet_trainer(small_policy(tokenizer), arm, args, tokenizer, critic=own).critic is own
     assert METHODS["ppo"].critic == "scalar" and records_of(t) == []
+
+
+def test_a_critic_is_fitted_under_autocast_with_float32_weights_and_nearly_the_same_losses(tokenizer):
+    table = [dict(prompt="math 3 ?", completion="answer 3", reward=float(i % 2)) for i in range(16)]
+    cfg, losses = CriticSettings(heads=2, quantiles=8, batch_size=4, learning_rate=1e-3), {}
+    for bf16 in (False, True):
+        critic = build_critic(small_policy(tokenizer), cfg, seed=0)
+        losses[bf16] = [step["loss"] for step in fit_critic(critic, table, tokenizer, cfg, seed=0, bf16=bf16)]
+        assert {p.dtype for p in critic.parameters()} == {torch.float32}
+    assert losses[True] != losses[False] and losses[True] == pytest.approx(losses[False], rel=0.05, abs=0.01)
 
 
 def test_fitting_a_critic_twice_gives_equal_losses_whatever_the_backbones_dropout(tokenizer):

@@ -18,6 +18,7 @@ from pathlib import Path
 from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
+from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.experiments.grids.evidence import (
     RUN_COLUMNS,
     EvidenceError,
@@ -69,12 +70,20 @@ def run_evidence(chosen: argparse.Namespace) -> int:
             raise StageError(str(error)) from None
         print(f"run {chosen.rerun} of {chosen.study}: the same numbers")
         return 0
+    try:
+        with locked_file(workdir / "work" / f"{chosen.study}.lock", wait=False):
+            _extend(params, chosen.study, path, chosen.minutes)
+    except BlockingIOError as owner:
+        raise StageError(f"process {owner} extends {path} already") from None
+    return 0
+
+
+def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
     began = time.monotonic()
     start = len(read_evidence(path)[RUN_COLUMNS].drop_duplicates())
-    for done, total in extend_evidence(params, chosen.study, path, chosen.minutes):
+    for done, total in extend_evidence(params, study, path, minutes):
         left = (time.monotonic() - began) / max(1, done - start) * (total - done) / 60
-        print(f"{chosen.study}: {done} of {total} runs; {left:.0f} minutes to the end", file=sys.stderr, flush=True)
-    return 0
+        print(f"{study}: {done} of {total} runs; {left:.0f} minutes to the end", file=sys.stderr, flush=True)
 
 
 def _print_progress(root: Path, params: Params) -> None:

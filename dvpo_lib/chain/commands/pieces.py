@@ -2,6 +2,7 @@
 
     python -m dvpo_lib model                                      # brings the pretrained base model
     python -m dvpo_lib piece --profile real dvpo/spikes/0         # one run, whose rows go to reports/real/runs.csv
+    python -m dvpo_lib piece --profile real --minutes 60          # runs that the file does not have
 
 A piece needs no stage of the chain: it builds suites, base policy and proxies itself, under the keys of the notebooks.
 """
@@ -9,14 +10,18 @@ A piece needs no stage of the chain: it builds suites, base policy and proxies i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
-from dvpo_lib.chain.params import load_params
+from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.stages import project_root
+from dvpo_lib.common.durable_files import locked_file
+from dvpo_lib.experiments.grids.evidence import PlannedRun
 from dvpo_lib.experiments.real.base_model import MODEL_FOLDER, bring_base_model
-from dvpo_lib.experiments.real.pieces import add_rows, all_pieces, find_piece, run_piece
+from dvpo_lib.experiments.real.pieces import add_rows, all_pieces, find_piece, missing_pieces, run_piece
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +39,13 @@ def add_piece_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `python -m dvpo_lib piece` to a parser."""
     parser.add_argument("pieces", nargs="*", metavar="PIECE", help="such as dvpo/spikes/0")
     parser.add_argument("--profile", metavar="NAME", help="the file profiles/NAME.yaml (default: params.yaml alone)")
+    parser.add_argument("--minutes", type=float, help="compute missing pieces; none begins after this time")
 
 
 def run_pieces(chosen: argparse.Namespace) -> None:
     """Computes pieces of a comparison in the project itself, or lists all.
+
+    Several processes may do so at once: each takes a piece that no other computes.
 
     Args:
         chosen: Arguments parsed by `add_piece_arguments`.
@@ -49,11 +57,36 @@ def run_pieces(chosen: argparse.Namespace) -> None:
     os.chdir(root)
     study, profile = chosen.profile or "default", chosen.profile and root / "profiles" / f"{chosen.profile}.yaml"
     params = load_params(root / "params.yaml", overlaid=profile)
+    pieces, table = all_pieces(params, study), root / "reports" / study / "runs.csv"
     wanted = {name: find_piece(params, study, name) for name in chosen.pieces}
+    if not wanted and chosen.minutes is None:
+        print(
+            *(f"{name}{'' if missing_pieces(table, {name: runs}) else ': there'}" for name, runs in pieces.items()),
+            sep="\n",
+        )
     for name, runs in wanted.items():
-        for run in runs:
-            with tempfile.TemporaryDirectory() as scratch:
-                add_rows(root / "reports" / study / "runs.csv", run_piece(params, run, Path(scratch)))
-        print(f"{name}: reports/{study}/runs.csv")
-    if not wanted:
-        print(*all_pieces(params, study), sep="\n")
+        _compute(params, name, runs, table)
+    if chosen.minutes is None:
+        return
+    end = time.monotonic() + 60 * chosen.minutes
+    for name, runs in pieces.items():
+        if time.monotonic() > end:
+            break
+        with contextlib.suppress(BlockingIOError), locked_file(_lock(table, name.replace("/", "-")), wait=False):
+            if missing_pieces(table, {name: runs}):
+                _compute(params, name, runs, table)
+    left = missing_pieces(table, pieces)
+    print(f"{len(pieces) - len(left)} of {len(pieces)} pieces are in {table.relative_to(root)}")
+
+
+def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> None:
+    for run in runs:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = run_piece(params, run, Path(scratch))
+        with locked_file(_lock(table, "table")):  # other pieces may end at this moment
+            add_rows(table, rows)
+    print(f"{name}: {table}", flush=True)
+
+
+def _lock(table: Path, name: str) -> Path:
+    return project_root() / "work" / "pieces" / table.parent.name / f"{name}.lock"

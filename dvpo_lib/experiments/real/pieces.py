@@ -65,6 +65,12 @@ def find_piece(params, study: str, name: str) -> list[PlannedRun]:
     return pieces[name]
 
 
+def missing_pieces(table: Path, pieces: dict[str, list[PlannedRun]]) -> list[str]:
+    """Names of the pieces that have a run without rows in a table."""
+    there = set(read_evidence(table)[RUN_COLUMNS].itertuples(index=False, name=None))
+    return [name for name, runs in pieces.items() if not there.issuperset(tuple(run.labels.values()) for run in runs)]
+
+
 def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
     """Computes a run, and first what it needs: suites, base policy, proxies, critic.
 

@@ -32,6 +32,7 @@ class CriticPretrainingSpec:
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
     proxies: str | None = None  # folder of the proxies, for noise that needs them
+    bf16: bool = False  # autocast
     inputs = ("base", "suites", "proxies")
 
     def execute(self, folder: Path, scratch: Path) -> None:
@@ -39,7 +40,8 @@ class CriticPretrainingSpec:
         policy, tokenizer = load_policy(self.base)
         rollouts = pretraining_rollouts(self, policy, tokenizer)
         critic = build_critic(policy, self.critic, self.seed)
-        history = fit_critic(critic, rollouts.to_dict("records"), tokenizer, self.critic, self.seed, self.gamma)
+        records = rollouts.to_dict("records")
+        history = fit_critic(critic, records, tokenizer, self.critic, self.seed, self.gamma, bf16=self.bf16)
         save_file(critic.state_dict(), folder / "critic.safetensors")
         pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.8g")
 
@@ -56,9 +58,8 @@ def pretraining_rollouts(spec: CriticPretrainingSpec, policy, tokenizer) -> pd.D
     generator = generator_for(spec.seed, "pretraining prompts")
     picks = torch.randint(len(data), (spec.critic.pretrain_rollouts,), generator=generator)
     records = [data[i] for i in picks.tolist()]
-    table = sample_table(
-        policy, tokenizer, records, FAMILIES[spec.family], 1, seed_for(spec.seed, "pretraining rollouts")
-    )
+    seed, family = seed_for(spec.seed, "pretraining rollouts"), FAMILIES[spec.family]
+    table = sample_table(policy, tokenizer, records, family, 1, seed, bf16=spec.bf16)
     noise_seed, proxies = seed_for(spec.seed, "pretraining noise"), load_proxies(spec.proxies, spec.base)
     received = corrupt_table(table, spec.noise, noise_seed, proxies, step=0)
     table = table.rename(columns={"reward": "reward_true"}).assign(reward=received)
@@ -79,5 +80,11 @@ def critic_pretraining_spec(
     """
     source = params.noises[noise]
     return CriticPretrainingSpec(
-        critic, source, family, seed, params.training.gamma, proxies=proxies_folder(source, family)
+        critic,
+        source,
+        family,
+        seed,
+        params.training.gamma,
+        proxies=proxies_folder(source, family),
+        bf16=params.evaluation.bf16,
     )

@@ -38,6 +38,7 @@ class RewardModelSpec:
     seed: int
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
+    bf16: bool = False  # autocast of sampling
     inputs = ("base", "suites")
 
     def execute(self, folder: Path, scratch: Path) -> None:
@@ -93,10 +94,11 @@ class RewardModelSpec:
         for name, own in places.items():
             size = self.model.examples if name == "training" else self.model.held_out
             chosen = [records[own[i % len(own)]] for i in range(size)]
-            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed_for(self.seed, "reward model", name))
+            seed = seed_for(self.seed, "reward model", name)
+            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed, bf16=self.bf16)
         return parts
 
 
 def reward_model_spec(params, family: str, **folders: str) -> RewardModelSpec:
     """Builds the spec of a family's reward model from params.yaml; `folders` may set base and suites."""
-    return RewardModelSpec(params.reward_model, family, params.seed, **folders)
+    return RewardModelSpec(params.reward_model, family, params.seed, bf16=params.evaluation.bf16, **folders)

@@ -14,12 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback
 
 from dvpo_lib.common.seeds import seed_for
-from dvpo_lib.models.causal_lm import inner_model
 from dvpo_lib.models.critic import Critic, CriticSettings, build_critic
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.noise.proxies import load_proxies, proxies_folder
@@ -219,10 +217,9 @@ def final_test(
     rows, answers = [], []
     for name, split, suite, role in _test_sets(suites, family):
         data = suites[name][split].select(range(min(cfg.prompts, len(suites[name][split]))))
-        with torch.autocast(inner_model(policy).device.type, torch.bfloat16, enabled=cfg.bf16):
-            scores, greedy = evaluate_policy(
-                policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite)
-            )
+        scores, greedy = evaluate_policy(
+            policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite), cfg.bf16
+        )
         rows += (dict(suite=suite, role=role, metric=metric, value=v) for metric, v in scores.items())
         answers.append(kept_answers(greedy).assign(suite=suite, role=role))
     return pd.DataFrame(rows), pd.concat(answers, ignore_index=True)[["suite", "role", *ANSWER_COLUMNS]]

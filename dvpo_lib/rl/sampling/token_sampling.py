@@ -69,7 +69,7 @@ class BuiltinSampler(SamplingEngine):
         torch.clear_autocast_cache()  # weights cast without gradients must not meet an update
         return answers
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not `inference_mode`, in which autocast casts all weights anew for every token
     def complete_rows(
         self,
         policy,

@@ -82,12 +82,12 @@ class ScoringTrainer(CheckpointedTrainer):
 
     def by_micro_batch(self, function: Callable[[Tokens], Tensor | QValues], tokens: Tokens):
         """(B, T, ...) outputs of a function of tokens, computed a micro-batch at a time; 0 beyond a row's end."""
-        parts = torch.arange(len(tokens), device=tokens.mask.device).split(self.args.per_device_train_batch_size)
-        if len(parts) == 1:
+        every, size = torch.arange(len(tokens), device=tokens.mask.device), self.args.per_device_train_batch_size
+        if len(every) <= size:
             with self.accelerator.autocast():
                 return function(tokens)
         whole: dict[str, Tensor] = {}
-        for rows in parts:
+        for rows in tokens.by_length(every).split(size):
             with self.accelerator.autocast():
                 found = function(tokens.rows(rows))
             named = found if isinstance(found, QValues) else None

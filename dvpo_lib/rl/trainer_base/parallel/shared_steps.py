@@ -25,12 +25,12 @@ class NotFiniteError(FloatingPointError):
 def micro_batches(
     module: nn.Module, tokens: Tokens, rows: Tensor, size: int, processes: Processes
 ) -> Iterator[tuple[Tokens, Tensor]]:
-    """Tokens and row numbers of at most `size` of the rows at a time.
+    """Tokens and row numbers of at most `size` of the rows at a time, short rows first.
 
     The forwards of a sharded module wait for each other: there all processes have the same number of micro-batches, the
     last ones with nothing to learn from.
     """
-    parts = rows.split(size) if len(rows) else ()
+    parts = tokens.by_length(rows).split(size) if len(rows) else ()
     missing = processes.largest(len(parts))[0] - len(parts) if is_sharded(module) else 0
     for part in parts:
         yield tokens.rows(part), part
