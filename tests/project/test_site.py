@@ -84,5 +84,10 @@ def test_the_browser_check_finds_what_is_wrong(tmp_path):
         "<div style='width:900px'>wide</div><img alt='' src='http://127.0.0.1:9/x.png'><script>x()</script>"
     )
     problems = "\n".join(browser_problems(tmp_path, [tmp_path / "bad.html"]))
-    for sign in ("color-contrast", " pixels wide in a window of 390", "request: http://127.0.0.1:9", "error: x is not defined"):
+    for sign in (
+        "color-contrast",
+        " pixels wide in a window of 390",
+        "request: http://127.0.0.1:9",
+        "error: x is not defined",
+    ):
         assert sign in problems
