@@ -50,7 +50,7 @@ base-model: $(STAMP)  ## bring SmolLM2-135M-Instruct into data/models, for `make
 
 real: $(STAMP)  ## run the comparison on a published model and dialogues; one run with PIECE=dvpo/spikes/0
 	@$(if $(PIECE),$(CHAIN) piece --profile $(PROFILE) $(PIECE),\
-	$(CHAIN) profile --workdir work/$(PROFILE) $(PROFILE) $(STAGE))
+	$(CHAIN) profile --workdir work/$(PROFILE) --export reports/$(PROFILE) $(PROFILE) $(STAGE))
 
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)

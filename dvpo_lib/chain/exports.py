@@ -70,13 +70,18 @@ def shrink_figures(page: str) -> str:
     return EMBEDDED_PNG.sub(lambda found: base64.b64encode(shrink_png(base64.b64decode(found[0]))).decode(), page)
 
 
-def insert_findings(readme: Path, findings: Path) -> None:
+def insert_findings(readme: Path, findings: Path, profile: str) -> None:
     """Puts the findings of an exported run between their marks in README.md, so that no number there is typed.
+
+    Args:
+        readme: The page.
+        findings: A file of Markdown.
+        profile: The run's, a target of the Makefile by the same name.
 
     Raises:
         StageError: If a mark is missing.
     """
-    start, end = "<!-- findings: written by `make reference` -->\n", "<!-- end of findings -->"
+    start, end = f"<!-- findings: written by `make {profile}` -->\n", f"<!-- end of findings: {profile} -->"
     try:
         insert_between_marks(readme, start, end, findings.read_text(encoding="utf-8"))
     except ValueError as error:

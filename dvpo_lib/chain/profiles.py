@@ -95,7 +95,7 @@ def _run_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
         return code
     if chosen.export:
         export_results(workdir, root / chosen.export)
-        insert_findings(root / "README.md", root / chosen.export / FINDINGS)
+        insert_findings(root / "README.md", root / chosen.export / FINDINGS, chosen.name)
     if not chosen.workdir:
         shutil.rmtree(workdir)
     return 0

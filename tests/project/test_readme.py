@@ -100,7 +100,7 @@ def test_findings_are_replaced_between_their_marks(tmp_path):
     readme.write_text(TEXT, encoding="utf-8")
     for text in ("- first\n", "- second\n"):
         findings.write_text(text)
-        insert_findings(readme, findings)
+        insert_findings(readme, findings, "reference")
     written = readme.read_text(encoding="utf-8")
     assert "- second\n<!-- end" in written and "- first" not in written
     assert written.startswith(TEXT.partition("<!-- findings")[0])
