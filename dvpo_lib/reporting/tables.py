@@ -274,7 +274,8 @@ def page_addresses(methods: Iterable[str]) -> dict[str, str]:
     found = {title: f"../{name}/notebook.html" for title, name in PAGE_FOLDERS.items()}
     training = {f"Training: {display_name(m)}": f"../03_dvpo_training/{m}/notebook.html" for m in methods}
     ablations = found.popitem()
-    return {**found, **training, ablations[0]: ablations[1], "The report": "notebook.html"}
+    last = {"The report": "notebook.html", "The evidence": "../06_evidence/notebook.html"}
+    return {**found, **training, ablations[0]: ablations[1], **last}
 
 
 def page_links(addresses: Mapping[str, str]) -> str:

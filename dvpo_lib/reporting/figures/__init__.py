@@ -19,6 +19,7 @@ from dvpo_lib.reporting.figures.data_and_noise import (
     vote_quality,
 )
 from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels
+from dvpo_lib.reporting.figures.evidence import breakdown_curves, denoised_curves, performance_profiles
 from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
 from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
 from dvpo_lib.reporting.figures.style import look_of, save_figure, set_figure_theme
@@ -30,8 +31,10 @@ __all__ = [
     "DISPLAY_NAMES",
     "auc_against_noise",
     "base_skill",
+    "breakdown_curves",
     "calibration_panels",
     "confusion_bars",
+    "denoised_curves",
     "diagnostic_panels",
     "display_name",
     "explained_variance_panels",
@@ -43,6 +46,7 @@ __all__ = [
     "look_of",
     "loss_curve",
     "paper_beside_ours",
+    "performance_profiles",
     "quantile_curves",
     "readout_panels",
     "reward_histograms",

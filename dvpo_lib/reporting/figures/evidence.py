@@ -1,0 +1,154 @@
+"""Figures of the evidence: scores against a setting, the breakdown of winsorising, and performance profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dvpo_lib.reporting.figures.style import (
+    PERCENT_AXIS,
+    add_caption,
+    data_text,
+    drawn_name,
+    legend_above,
+    look_of,
+    mark_missing,
+    missing_note,
+    new_figure,
+)
+from dvpo_lib.reporting.statistics.comparisons import performance_profile
+from dvpo_lib.reporting.statistics.runs import summarise_scores
+
+INTERVALS = "Symbols: interquartile means over runs; bars: bootstrap 95 % intervals"
+
+
+def setting_curves(
+    runs: pd.DataFrame, x: str, line: str, panel: str, xlabel: str, metric: str = "sampled", role: str = "ID", note=""
+) -> Figure:
+    """Score against a setting: a panel for each value of one column, a line for each value of another.
+
+    Args:
+        runs: As in `statistics.run_scores`, with columns `x` (numbers), `line` and `panel`.
+        x: Column on the x axis.
+        line: Column whose values are lines.
+        panel: Column whose values are panels.
+        xlabel: Label of the x axis.
+        metric: The metric.
+        role: Role of the test sets.
+        note: Further text of the caption.
+    """
+    cell = runs["method"] + "|" + runs["variant"]
+    places = pd.DataFrame(
+        {"method": cell, "noise": runs["noise"], "x": runs[x], "line": runs[line], "panel": runs[panel]}
+    )
+    table = summarise_scores(runs.assign(method=cell), metric)
+    table = table[table["role"] == role].merge(places.drop_duplicates(), on=["method", "noise"])
+    panels, lines = ([*dict.fromkeys(table[column])] for column in ("panel", "line"))
+    figure, axes = new_figure(min(3.4 * len(panels), 10.5) + 0.6, 3.5, 1, len(panels), sharey=True)
+    handles, unknown = [], []
+    for ax, name in zip(axes[0], panels, strict=True):
+        for own in lines:
+            points = table[(table["panel"] == name) & (table["line"] == own)].sort_values("x")
+            if points.empty:
+                continue
+            style = look_of(str(own), [str(n) for n in lines])
+            known = points.dropna(subset="iqm")
+            spread = np.clip([known["iqm"] - known["low"], known["high"] - known["iqm"]], 0, None)
+            spread = np.where(np.isfinite(spread), spread, 0)
+            drawn = dict(color=style.color, marker=style.marker, ms=6, lw=1.6, capsize=2, label=style.name)
+            handles.append(ax.errorbar(known["x"], known["iqm"], spread, **drawn))
+            for lost in points[points["iqm"].isna()].itertuples():
+                unknown.append(f"{style.name}, {drawn_name(name)}, {lost.x:g}")
+                mark_missing(ax, lost.x, 0.5, transform=ax.get_xaxis_transform())
+        ax.set(title=data_text(drawn_name(name)), xlabel=xlabel)
+        ax.yaxis.set_major_formatter(PERCENT_AXIS)
+    axes[0, 0].set_ylabel(f"{drawn_name(metric)} score, {drawn_name(role)}")
+    legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
+    return add_caption(figure, f"{INTERVALS} ({_seeds(table)}).{missing_note(unknown)} {note}")
+
+
+def breakdown_curves(runs: pd.DataFrame, **settings) -> Figure:
+    """Score against the rate of spikes, for each winsorising level, beside the control that clips rewards.
+
+    Args:
+        runs: Rows of study `breakdown`.
+        settings: Further arguments of `setting_curves`.
+    """
+    rate = runs["noise"].str.removeprefix("spikes ").astype(float)
+    level = runs["variant"].str.replace("level ", "cut at ")
+    return setting_curves(
+        runs.assign(rate=rate, level=level),
+        "rate",
+        "level",
+        "method",
+        "rate of spikes",
+        note="A cut at the level q holds values between the quantiles q and 1 - q: of the critic's distribution at "
+        "this token (DVPO winsorised), or of the batch's rewards (PPO, clipped reward).",
+        **settings,
+    )
+
+
+def denoised_curves(runs: pd.DataFrame, **settings) -> Figure:
+    """Score against the weight of the received reward in the denoised read-out, for each kind of critic.
+
+    Args:
+        runs: Rows of study `denoised`.
+        settings: Further arguments of `setting_curves`.
+    """
+    parts = runs["variant"].str.extract(r"^(?P<kind>\w+), (?P<centre>[\w ]+), weight (?P<weight>[\d.]+)$")
+    centre = parts["kind"] + " critic" + (", " + parts["centre"]).where(parts["centre"] != "median", "")
+    return setting_curves(
+        runs.assign(weight=parts["weight"].astype(float), centre=centre),
+        "weight",
+        "centre",
+        "noise",
+        "weight of the received reward",
+        note="At weight 1 a run learns from rewards as received, at 0 from the critic's view of the finished response: "
+        "the median of its distribution where no other statistic is named.",
+        **settings,
+    )
+
+
+def performance_profiles(
+    runs: pd.DataFrame, noises: Sequence[str] | None = None, metric: str = "sampled", role: str = "ID", note: str = ""
+) -> Figure:
+    """Share of runs above each score (Agarwal et al. 2021): a panel for each noise, a line for each method.
+
+    Args:
+        runs: As in `statistics.run_scores`.
+        noises: The panels; default: all noises.
+        metric: The metric.
+        role: Role of the test sets.
+        note: Further text of the caption.
+    """
+    noises = [*dict.fromkeys(runs["noise"])] if noises is None else list(noises)
+    table = performance_profile(runs[runs["noise"].isin(noises)], np.linspace(0, 1, 101), metric)
+    table = table[table["role"] == role]
+    columns = min(4, len(noises))
+    rows = -(-len(noises) // columns)
+    figure, axes = new_figure(2.7 * columns + 0.6, 2.5 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    handles = []
+    for ax in axes.flat[len(noises) :]:
+        ax.set_visible(False)
+    for ax, noise in zip(axes.flat, noises, strict=False):
+        for method, own in table[table["noise"] == noise].groupby("method", sort=False):
+            style = look_of(method, table["method"].unique())
+            handles += ax.step(
+                own["threshold"], own["share"], color=style.color, lw=1.6, label=style.name, where="post"
+            )
+        ax.set_title(drawn_name(noise))
+        ax.xaxis.set_major_formatter(PERCENT_AXIS)
+        ax.yaxis.set_major_formatter(PERCENT_AXIS)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("share of runs above")
+    legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
+    start = f"Across: {drawn_name(metric)} score, {drawn_name(role)}. A curve further right is better."
+    return add_caption(figure, f"{start} {note}")
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    counts = sorted(set(table["n"]))
+    return f"{counts[0]} runs each" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs each"

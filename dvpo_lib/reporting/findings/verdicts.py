@@ -1,0 +1,262 @@
+"""The verdict: what DVPO's paper claims, and whether the studies of the evidence confirm it at this scale.
+
+A claim says that one setting scores higher than each of its rivals. It is judged by its hardest rival, the one with
+the smallest difference, in pairs of runs with equal noise, family and seed. The p-value of that rival is multiplied by
+the number of rivals, then all claims under one noise are corrected together (Holm). Scores are means over all test
+sets, where a claim does not say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
+from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text, percent_text
+from dvpo_lib.reporting.statistics.comparisons import (
+    FEWEST_RUNS,
+    claim_verdict,
+    detectable_difference,
+    holm_correction,
+    run_pairs,
+    sign_flip_test,
+)
+from dvpo_lib.reporting.statistics.runs import run_scores, summarise_scores
+
+RUN = ["method", "variant", "noise", "family", "seed"]  # the columns that identify a run of a study
+OFFLINE = ("cql", "rfqi")
+VERDICT_COLUMNS = ["claim", "figure", "noise", "rival", "difference", "detectable", "n", "p", "corrected", "verdict"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that can be wrong.
+
+    Attributes:
+        text: The sentence.
+        study: The study of the evidence that decides it, which is also the name of its figure.
+        own: The method or variant that is claimed to be better.
+        rivals: (methods or variants of the study) -> those that it has to beat.
+        pairs: (runs, own, rival) -> paired differences, as of `run_pairs`.
+    """
+
+    text: str
+    study: str
+    own: str
+    rivals: Callable[[Sequence[str]], Sequence[str]]
+    pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]
+
+
+def overall_pairs(runs: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
+    """Paired differences of the mean over all test sets."""
+    pairs = run_pairs(runs, own, rival)
+    return pairs[pairs["role"] == "ALL"]
+
+
+def ood_minus_id_pairs(runs: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
+    """Paired differences out of distribution, less those in distribution of the same runs."""
+    pairs = run_pairs(runs, own, rival)
+    keys = ["noise", "family", "seed"]
+    far, near = (pairs[pairs["role"] == role].set_index(keys)["difference"] for role in ("OOD", "ID"))
+    return (far - near).dropna().rename("difference").reset_index()
+
+
+def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
+    return lambda there: [name for name in rivals if name in there]
+
+
+def _others(own: str, start: str) -> Callable[[Sequence[str]], Sequence[str]]:
+    return lambda there: [name for name in there if name != own and name.startswith(start)]
+
+
+def _best(text: str, study: str, own: str, start: str) -> Claim:
+    return Claim(text, study, own, _others(own, start), overall_pairs)
+
+
+TERMS = {
+    "head consistency": "Consistency of heads helps",
+    "tail calibration": "Tail calibration helps",
+    "mean shift": "The mean-shift term helps",
+    "tail shape": "The tail-shape term helps",
+    "tail curvature": "The tail-curvature term helps",
+}
+FULL = "+ tail shape and curvature"  # the ablation's row with all terms
+CLAIMS = (
+    Claim("DVPO is better than PPO", "comparison", "dvpo", _only("ppo"), overall_pairs),
+    Claim("DVPO is better than GRPO", "comparison", "dvpo", _only("grpo"), overall_pairs),
+    Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), overall_pairs),
+    Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), overall_pairs),
+    Claim("DVPO gains more on PPO OOD than ID", "comparison", "dvpo", _only("ppo"), ood_minus_id_pairs),
+    *(Claim(text, "ablation", FULL, _only(f"without {term}"), overall_pairs) for term, text in TERMS.items()),
+    _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
+    _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
+    _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
+)
+
+
+def in_display_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a study with methods and noises in the order in which they are shown; others keep theirs."""
+    place = {name: k for k, name in enumerate(DISPLAY_NAMES)}
+    keys = {column: runs[column].map(lambda name: place.get(name, len(place))) for column in ("noise", "method")}
+    return runs.loc[pd.DataFrame(keys).sort_values(["noise", "method"], kind="stable").index]
+
+
+def as_methods(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of a study with their variant, where they have one, as name of the method."""
+    variant = runs["variant"].astype(str)
+    return runs.assign(method=runs["method"].where(variant == "", variant))
+
+
+def run_count(runs: pd.DataFrame) -> int:
+    """The number of runs in rows of a study."""
+    return len(runs[RUN].drop_duplicates())
+
+
+def study_table(questions: Mapping[str, str], evidence: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each study asks, and how many settings and seeds of it have been computed.
+
+    Args:
+        questions: {study: question}.
+        evidence: {study: rows of its file}.
+    """
+    rows = []
+    for study, question in questions.items():
+        runs = evidence[study]
+        seeds = runs[RUN].drop_duplicates().groupby(RUN[:-1])["seed"].size()
+        fewest, most = (0, 0) if seeds.empty else (seeds.min(), seeds.max())
+        span = f"{most}" if fewest == most else f"{fewest} to {most}"
+        rows.append({"study": study.replace("_", " "), "question": question, "settings": len(seeds), "seeds": span})
+    return pd.DataFrame(rows)
+
+
+def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Verdicts on claims, a row for each claim and noise.
+
+    Args:
+        evidence: {study: rows of its file}, as of `read_evidence`; a study may be missing.
+        claims: The claims.
+
+    Returns:
+        Columns VERDICT_COLUMNS. `rival` is the hardest one; `difference`, `detectable` (the smallest difference that
+        these pairs would show) in shares; `n` is the number of pairs; `p` of the claim alone, `corrected` for all
+        claims under the noise.
+    """
+    rows = []
+    for claim in claims:
+        runs = evidence.get(claim.study)
+        if runs is None or runs.empty:
+            rows.append(dict(claim=claim.text, figure=claim.study, noise="", n=0))
+            continue
+        runs = as_methods(runs)
+        for noise, own in runs.groupby("noise", sort=False):
+            rivals = claim.rivals(list(dict.fromkeys(own["method"])))
+            rows += [dict(claim=claim.text, figure=claim.study, noise=noise, **_hardest(claim, own, rivals))] * bool(
+                rivals
+            )
+    table = pd.DataFrame(rows).reindex(columns=[c for c in VERDICT_COLUMNS if c not in ("corrected", "verdict")])
+    table["corrected"] = np.nan
+    for _, group in table.dropna(subset="p").groupby("noise", sort=False):
+        table.loc[group.index, "corrected"] = holm_correction(group["p"])
+    table["verdict"] = [
+        claim_verdict(d, p, int(n)) for d, p, n in zip(table["difference"], table["corrected"], table["n"], strict=True)
+    ]
+    return table[VERDICT_COLUMNS]
+
+
+def _hardest(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str]) -> dict:
+    found = []
+    for rival in rivals:
+        d = claim.pairs(runs, claim.own, rival)["difference"].to_numpy()
+        if len(d):
+            p = min(1.0, len(rivals) * sign_flip_test(d)) if len(d) > 1 else np.nan
+            found.append(dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d), n=len(d), p=p))
+    return min(found, key=lambda row: row["difference"]) if found else dict(n=0)
+
+
+def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts as they are shown: a row for each claim, a column for each noise, the difference in points.
+
+    Args:
+        table: Of `verdict_table`.
+    """
+    noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
+    rows = []
+    for claim, own in table.groupby("claim", sort=False):
+        cells = own.set_index("noise")
+        row = {"claim": claim}
+        for noise in noises:
+            row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
+        rows.append({**row, "figure": display_name(own["figure"].iloc[0])})
+    return pd.DataFrame(rows)
+
+
+def _cell_text(row: pd.Series) -> str:
+    if np.isnan(row["difference"]):
+        return row["verdict"]
+    return f"{row['verdict']} ({100 * row['difference']:+.1f})"
+
+
+def verdict_findings(table: pd.DataFrame) -> str:
+    """The verdicts in sentences: which claims hold under which noise, which are refuted, and what could be seen."""
+    lines = []
+    for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
+        own = table[table["verdict"] == verdict]
+        for claim, rows in own.groupby("claim", sort=False):
+            where = join_words(f"{noise_phrase(r.noise)} ({100 * r.difference:+.1f} points)" for r in rows.itertuples())
+            lines.append(f"- **{opening}**: {claim}, {where}.")
+    judged = table[~table["verdict"].str.startswith("no claim")]
+    open_rows = judged[judged["verdict"] == "not confirmed"]
+    if len(open_rows):
+        seen = 100 * open_rows["detectable"].median()
+        lines.append(
+            f"- **Not confirmed**: {len(open_rows)} of {len(judged)} claims under a noise. The median difference that "
+            f"as many runs would have shown is {number_text(seen, 1)} points."
+        )
+    if few := table[table["verdict"].str.startswith("no claim")]["claim"].nunique():
+        lines.append(
+            f"- {few} claims have fewer than {FEWEST_RUNS} pairs of runs under some noise, and are not judged there."
+        )
+    return "\n".join(lines)
+
+
+def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
+    """The best method under each noise, and the methods that cannot be told from it.
+
+    Args:
+        runs: Rows of the comparison.
+        metric: The metric.
+
+    Returns:
+        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), n.
+    """
+    rows = []
+    scores = summarise_scores(runs, metric, overall=True)
+    scores = scores[scores["role"] == "ALL"]
+    for noise, own in scores.groupby("noise", sort=False):
+        best = own.loc[own["iqm"].idxmax()] if own["iqm"].notna().any() else None
+        if best is None:
+            continue
+        there = runs[runs["noise"] == noise]
+        pairs = {m: overall_pairs(there, best["method"], m)["difference"] for m in own["method"] if m != best["method"]}
+        known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
+        corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
+        alike = [m for m, p in zip(known, corrected, strict=True) if p >= 0.05]
+        n = int(run_scores(there, metric)["seed"].nunique())
+        rows.append((noise, best["method"], best["iqm"], alike, n))
+    return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
+
+
+def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `recommended_methods` with names as they are shown."""
+    return pd.DataFrame(
+        {
+            "noise": recommended["noise"].map(display_name),
+            "best": recommended["best"].map(display_name),
+            "score": recommended["score"].map(percent_text),
+            "not to be told from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
+            "seeds": recommended["n"],
+        }
+    )

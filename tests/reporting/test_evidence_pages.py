@@ -1,0 +1,94 @@
+"""Figures and tables of the evidence on made-up runs of every cell that the studies have."""
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from test_verdicts import SUITES
+
+from dvpo_lib.chain.params import load_params
+from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.reporting import figures
+from dvpo_lib.reporting.findings import verdicts
+
+
+def runs_of_study(study, seeds=2):
+    """Made-up scores of every cell of a study."""
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    return pd.DataFrame(
+        [
+            dict(study=study, **cell.labels, seed=seed, suite=suite, role=role, metric="sampled", key="k")
+            | dict(value=0.5 + 0.03 * (k % 11) + 0.01 * seed)
+            for seed in range(seeds)
+            for k, cell in enumerate(STUDIES[study].cells(params))
+            for suite, role in SUITES.items()
+        ]
+    )
+
+
+def panel_titles(figure):
+    return [ax.get_title() for ax in figure.axes if ax.get_visible()]
+
+
+def test_the_breakdown_shows_both_cuts_at_every_rate():
+    figure = figures.breakdown_curves(runs_of_study("breakdown"))
+    assert panel_titles(figure) == ["DVPO winsorised", "PPO, clipped reward"]
+    for ax in figure.axes:
+        assert len(ax.containers) == 5, "a line for each level"
+        assert {tuple(line[0].get_xdata()) for line in ax.containers} == {(0.05, 0.1, 0.2, 0.3, 0.4)}
+
+
+def test_the_denoised_readout_is_drawn_against_its_weight():
+    figure = figures.denoised_curves(runs_of_study("denoised"))
+    assert panel_titles(figure) == ["no noise", "flipped labels", "heavy-tailed spikes", "reward model"]
+    for ax in figure.axes:
+        lines = {container.get_label(): tuple(container[0].get_xdata()) for container in ax.containers}
+        assert lines["quantile critic"] == lines["scalar critic"] == (0.0, 0.2, 0.5, 1.0)
+        assert lines["quantile critic, mean"] == (0.0,)
+
+
+def test_a_missing_score_is_marked_and_named():
+    runs = runs_of_study("breakdown")
+    runs.loc[runs.index[0], "value"] = None
+    figure = figures.breakdown_curves(runs)
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert texts == ["missing"] and "cut at 0.02, DVPO winsorised, 0.05" in figure._supxlabel.get_text().replace(
+        "\n", " "
+    )
+
+
+def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
+    runs = runs_of_study("comparison")
+    figure = figures.performance_profiles(runs)
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == runs["noise"].nunique()
+    assert {len(ax.lines) for ax in shown} == {runs["method"].nunique()}
+    for line in shown[0].lines:
+        share = line.get_ydata()
+        assert share[0] == 1 and share[-1] == 0 and (share[1:] <= share[:-1]).all()
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"comparison", "breakdown", "denoised"}))
+def test_variants_of_every_other_study_are_compared(study):
+    runs = runs_of_study(study)
+    for _, own in runs.groupby("method") if study == "lambdas" else [("", runs)]:
+        assert panel_titles(figures.final_comparison(verdicts.as_methods(own), overall=True))
+
+
+def test_methods_and_noises_stand_in_the_order_of_all_pages():
+    runs = verdicts.in_display_order(runs_of_study("comparison").sort_values(["method", "noise"]))
+    assert list(runs["noise"].unique())[:3] == ["none", "flip", "spikes"]
+    assert list(runs["method"].unique())[:3] == ["dvpo", "dvpo_winsorised", "ppo"]
+    rates = verdicts.in_display_order(runs_of_study("breakdown"))["noise"].unique()
+    assert list(rates) == [f"spikes {rate:g}" for rate in (0.05, 0.1, 0.2, 0.3, 0.4)]
+
+
+def test_the_table_of_studies_counts_settings_and_seeds():
+    evidence = {"breakdown": runs_of_study("breakdown", 3), "heads": runs_of_study("heads").head(0)}
+    table = verdicts.study_table({"breakdown": "?", "heads": "!"}, evidence).set_index("study")
+    assert table.loc["breakdown", ["settings", "seeds"]].tolist() == [50, "3"]
+    assert table.loc["heads", ["settings", "seeds"]].tolist() == [0, "0"]
+    few = evidence["breakdown"]
+    few = few[(few["seed"] < 2) | (few["method"] == "dvpo_winsorised")]
+    assert verdicts.study_table({"breakdown": "?"}, {"breakdown": few})["seeds"].tolist() == ["2 to 3"]
+    recommended = verdicts.recommendation_table(verdicts.recommended_methods(runs_of_study("comparison")))
+    assert recommended["noise"].is_unique and len(recommended) == 7

@@ -1,0 +1,107 @@
+"""Verdicts on claims, on made-up runs: the hardest rival decides, few runs decide nothing, corrections count."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from dvpo_lib.chain.params import load_params
+from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.reporting.findings import verdicts
+from dvpo_lib.reporting.statistics.comparisons import sign_flip_test
+
+SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
+
+
+def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.01, variant=False):
+    """Runs whose scores are `means` (of all test sets, or by role) and noise that pairs share in part."""
+    rows = []
+    for seed in range(seeds):
+        shared = np.random.default_rng(seed).normal(0, 0.05)
+        for k, (name, mean) in enumerate(means.items()):
+            for j, (suite, role) in enumerate(SUITES.items()):
+                level = mean if isinstance(mean, float) else mean[role]
+                own = np.random.default_rng([seed, k, j]).normal(0, spread)
+                label = dict(method="dvpo", variant=name) if variant else dict(method=name, variant="")
+                labels = dict(study=study, **label, noise=noise, family="math", seed=seed)
+                rows.append(
+                    labels | dict(suite=suite, role=role, metric="sampled", value=level + shared + own, key="k")
+                )
+    return pd.DataFrame(rows)
+
+
+def verdict_of(table, text):
+    [row] = table[table["claim"] == text].to_dict("records")
+    return row
+
+
+def test_the_hardest_rival_decides():
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.9, "robust_ppo": 0.8, "cql": 0.5, "rfqi": 0.75})
+    table = verdicts.verdict_table({"comparison": runs})
+    assert verdict_of(table, "DVPO is better than PPO")["verdict"] == "confirmed"
+    assert verdict_of(table, "DVPO is better than GRPO")["verdict"] == "refuted"
+    assert verdict_of(table, "DVPO is better than robust Bellman PPO")["verdict"] == "not confirmed"
+    offline = verdict_of(table, "DVPO is better than offline worst-case methods")
+    assert offline["rival"] == "rfqi" and offline["difference"] == pytest.approx(0.05, abs=0.01)
+    d = verdicts.overall_pairs(runs, "dvpo", "rfqi")["difference"]
+    assert offline["p"] == pytest.approx(2 * sign_flip_test(d)), "two rivals"
+    assert (table["corrected"].dropna() >= table["p"].dropna()).all()
+
+
+@pytest.mark.parametrize("seeds, verdict", [(9, "no claim (9 of 10 pairs)"), (10, "confirmed")])
+def test_no_claim_rests_on_few_runs(seeds, verdict):
+    table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7}, seeds)})
+    assert verdict_of(table, "DVPO is better than PPO")["verdict"] == verdict
+    assert verdict_of(table, "200 quantiles are best")["n"] == 0, "a study that has not been computed"
+
+
+def test_gains_out_of_distribution_are_compared_inside_a_run():
+    dvpo = {"ID": 0.8, "OOD": 0.7, "transfer": 0.5}
+    table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
+    row = verdict_of(table, "DVPO gains more on PPO OOD than ID")
+    assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
+
+
+def test_the_best_of_a_row_of_settings():
+    counts = {f"M = {m}": v for m, v in {10: 0.6, 50: 0.7, 200: 0.8, 500: 0.79}.items()}
+    runs = made_up_runs(counts, study="quantile_counts", variant=True, spread=0.002)
+    row = verdict_of(verdicts.verdict_table({"quantile_counts": runs}), "200 quantiles are best")
+    assert row["rival"] == "M = 500" and row["verdict"] == "confirmed"
+    terms = {"core": 0.7, verdicts.FULL: 0.8, "without mean shift": 0.85, "without tail shape": 0.8}
+    table = verdicts.verdict_table({"ablation": made_up_runs(terms, study="ablation", variant=True)})
+    assert verdict_of(table, "The mean-shift term helps")["verdict"] == "refuted"
+    assert verdict_of(table, "The tail-shape term helps")["verdict"] == "not confirmed"
+    assert "Tail calibration helps" not in set(table["claim"]), "no rival has been computed"
+
+
+def test_every_claim_names_rows_that_its_study_computes():
+    """A claim about a setting that no cell has would stay without a verdict for ever."""
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    for claim in verdicts.CLAIMS:
+        cells = list(STUDIES[claim.study].cells(params))
+        names = list(dict.fromkeys(cell.variant or cell.method for cell in cells))
+        assert claim.own in names and claim.rivals(names), claim.text
+        assert claim.own not in claim.rivals(names)
+
+
+def test_the_matrix_and_the_sentences_hold_every_verdict():
+    runs = pd.concat(
+        [made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.9}), made_up_runs({"dvpo": 0.8, "ppo": 0.8}, 4, noise="none")]
+    )
+    table = verdicts.verdict_table({"comparison": runs})
+    shown = verdicts.verdict_matrix(table).set_index("claim")
+    assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
+    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim (4 of 10 pairs)")
+    assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
+    text = verdicts.verdict_findings(table)
+    assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
+    assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 pairs" in text
+
+
+def test_methods_that_cannot_be_told_from_the_best_are_named():
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.5, "grpo": 0.8001}, spread=0.05)
+    [row] = verdicts.recommended_methods(runs).to_dict("records")
+    assert {row["best"], *row["as_good"]} == {"dvpo", "grpo"} and row["n"] == 10
+    runs.loc[0, "value"] = np.nan
+    [row] = verdicts.recommended_methods(runs).to_dict("records")
+    assert row["best"] != runs.loc[0, "method"], "a missing score is not averaged away"
