@@ -150,6 +150,11 @@ def hidden_states_and_head(policy: nn.Module, inputs: dict) -> tuple[Tensor, Cal
     return seen[0], lambda hidden: treatment(layer.forward(hidden))
 
 
+def has_shards(model: nn.Module) -> bool:
+    """Whether processes hold parameters of a model in shards (FSDP2) at this moment."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
 def _treatment(treated: Tensor) -> Callable[[Tensor], Tensor] | None:
     """The function that makes `treated` of the probe, if it is a factor, a soft cap or both."""
     probe = torch.tensor(PROBE, dtype=torch.float64)

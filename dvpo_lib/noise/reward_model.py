@@ -41,6 +41,7 @@ class RewardModelSettings:
     batch_size: Annotated[int, Field(ge=1)] = 64  # answers a step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     layers: Annotated[int, Field(ge=1)] | None = None  # first layers of the policy's backbone to keep; null: all
+    bf16: bool = False  # autocast
 
 
 class RewardModel(nn.Module):
@@ -66,12 +67,13 @@ class RewardModel(nn.Module):
 
 
 @torch.no_grad()
-def predict_probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512) -> np.ndarray:
-    """(B,) P(right) of encoded responses."""
+def predict_probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512, bf16: bool = False) -> np.ndarray:
+    """(B,) P(right) of encoded responses; `bf16` for autocast."""
     order, device = tokens.attention_mask.sum(1).argsort(stable=True), next(model.parameters()).device
     found = torch.empty(len(tokens))
     for rows in order.split(batch_size):  # sorted by length, so that batches need little padding
-        found[rows] = model(tokens.rows(rows).to(device)).sigmoid().cpu()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found[rows] = model(tokens.rows(rows).to(device)).sigmoid().cpu()
     return found.numpy()
 
 
@@ -123,7 +125,7 @@ def search_accuracy(
     log: list[dict] = []
 
     def check(step: float) -> Snapshot:
-        accuracy = float(((predict_probabilities(model, held) >= 0.5) == (truth >= 0.5)).mean())
+        accuracy = float(((predict_probabilities(model, held, bf16=cfg.bf16) >= 0.5) == (truth >= 0.5)).mean())
         log.append({"step": step, "accuracy": accuracy, "taken": False})
         return Snapshot(len(log) - 1, step, accuracy - cfg.accuracy, [p.detach().clone() for p in model.parameters()])
 
@@ -134,7 +136,8 @@ def search_accuracy(
     previous, crossing = check(0), None
     for step in range(1, cfg.steps + 1):
         rows = next(batches)
-        loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
+        with torch.autocast(tokens.input_ids.device.type, torch.bfloat16, enabled=cfg.bf16):
+            loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import process_runs as runs
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -29,8 +30,16 @@ def launch(processes: int, *command, cwd=None) -> subprocess.CompletedProcess:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    how = dict(env=environment, cwd=cwd, capture_output=True, text=True, timeout=600)
-    return subprocess.run([*torchrun, *command], **how)
+    how = dict(env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*torchrun, *command], start_new_session=True, **how) as running:
+        try:
+            output, errors = running.communicate(timeout=300)
+        except subprocess.TimeoutExpired:  # a process waits for another for ever: none may be left behind
+            for process in psutil.Process(running.pid).children(recursive=True):
+                process.kill()
+            running.kill()
+            raise
+    return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,6 @@ class RewardModelSpec:
     seed: int
     base: str = "data/base"  # folder of the base policy
     suites: str = "data/suites"  # folder of the suites
-    bf16: bool = False  # autocast of sampling
     inputs = ("base", "suites")
 
     def execute(self, folder: Path, scratch: Path) -> None:
@@ -65,7 +64,7 @@ class RewardModelSpec:
         )
         measured = pd.DataFrame(
             {
-                "probability": predict_probabilities(model, tokens["measurement"]),
+                "probability": predict_probabilities(model, tokens["measurement"], bf16=cfg.bf16),
                 "right": right["measurement"],
                 "words": parts["measurement"]["completion"].str.split().str.len(),
             }
@@ -95,10 +94,10 @@ class RewardModelSpec:
             size = self.model.examples if name == "training" else self.model.held_out
             chosen = [records[own[i % len(own)]] for i in range(size)]
             seed = seed_for(self.seed, "reward model", name)
-            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed, bf16=self.bf16)
+            parts[name] = sample_table(policy, tokenizer, chosen, family, 1, seed, bf16=self.model.bf16)
         return parts
 
 
 def reward_model_spec(params, family: str, **folders: str) -> RewardModelSpec:
     """Builds the spec of a family's reward model from params.yaml; `folders` may set base and suites."""
-    return RewardModelSpec(params.reward_model, family, params.seed, bf16=params.evaluation.bf16, **folders)
+    return RewardModelSpec(params.reward_model, family, params.seed, **folders)

@@ -58,7 +58,9 @@ def without_ddp(accelerator: Accelerator) -> Iterator[None]:
 def whole_weights(*modules: nn.Module | None) -> Iterator[None]:
     """All weights of sharded modules on every process: forwards without gradients then wait for no other process.
 
-    So processes may sample for different numbers of steps. None and modules without shards are skipped.
+    So processes may sample for different numbers of steps. FSDP2 would fetch weights for the next backward in the order
+    of these forwards, which may be another one on each process: what it has noted of them is dropped. None and modules
+    without shards are skipped.
     """
     parts = _shards_of(*modules)
     groups = [group for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
@@ -73,6 +75,8 @@ def whole_weights(*modules: nn.Module | None) -> Iterator[None]:
             part.reshard()
         for group, info in zip(groups, after_forward, strict=True):
             group.post_forward_mesh_info = info
+            group._post_forward_indices.clear()
+            group.comm_ctx.post_forward_order.clear()
 
 
 def shard_network(accelerator: Accelerator, network: nn.Module | None) -> None:
