@@ -48,8 +48,8 @@ base-model: $(STAMP)  ## bring SmolLM2-135M-Instruct into data/models, for `make
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
 	@$(CHAIN) model
 
-real: $(STAMP)  ## run the comparison on a published model and dialogues; one run with PIECE=dvpo/spikes/0
-	@$(if $(PIECE),$(CHAIN) piece --profile $(PROFILE) $(PIECE),\
+real: $(STAMP)  ## run the comparison on a published model and dialogues; PIECE=dvpo/spikes/0: one run; MINUTES=60: some
+	@$(if $(PIECE)$(MINUTES),$(CHAIN) piece --profile $(PROFILE) $(PIECE) $(if $(MINUTES),--minutes $(MINUTES)),\
 	$(CHAIN) profile --workdir work/$(PROFILE) --export reports/$(PROFILE) $(PROFILE) $(STAGE))
 
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)

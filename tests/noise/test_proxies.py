@@ -249,6 +249,17 @@ def test_the_spec_writes_a_model_that_can_be_loaded(world, tmp_path):
     assert said == pytest.approx(predictions["probability"].tolist(), abs=1e-5)
 
 
+def test_a_model_under_autocast_says_nearly_the_same(world):
+    model = RewardModel(world.policy)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    table = RewardModelSpec(RewardModelSettings(examples=20, held_out=20), "math", 0, **world.paths)
+    answers = table.examples(world.policy, world.tokenizer)["training"]
+    tokens = encode_completions(world.tokenizer, answers["prompt"].tolist(), answers["completion"].tolist())
+    exact, rounded = (predict_probabilities(model, tokens, bf16=bf16) for bf16 in (False, True))
+    assert rounded == pytest.approx(exact, abs=0.05) and (rounded != exact).any() and exact.std() > 0.01
+
+
 # ---- in runs ----
 
 
