@@ -9,6 +9,7 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import verdicts
+from dvpo_lib.reporting.statistics import run_scores
 
 
 def runs_of_study(study, seeds=2):
@@ -68,10 +69,17 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
 
 
 @pytest.mark.parametrize("study", sorted(set(STUDIES) - {"comparison", "breakdown", "denoised"}))
-def test_variants_of_every_other_study_are_compared(study):
+def test_variants_of_every_other_study_can_be_compared(study):
+    """No two cells of a figure have one name."""
     runs = runs_of_study(study)
     for _, own in runs.groupby("method") if study == "lambdas" else [("", runs)]:
-        assert panel_titles(figures.final_comparison(verdicts.as_methods(own), overall=True))
+        scores = run_scores(verdicts.as_methods(own), overall=True)
+        assert len(scores) == own.drop_duplicates(verdicts.RUN).shape[0] * 4 and scores["value"].notna().all()
+
+
+def test_a_study_of_variants_is_drawn():
+    figure = figures.final_comparison(verdicts.as_methods(runs_of_study("targets")), overall=True)
+    assert panel_titles(figure)[:4] == [figures.display_name(role) for role in ("ID", "OOD", "transfer", "ALL")]
 
 
 def test_methods_and_noises_stand_in_the_order_of_all_pages():
