@@ -98,7 +98,7 @@ def test_a_run_that_cannot_be_made_again_says_why(toy):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_cells_that_can_be_trained(study):
-    params = load_params("params.yaml", overlaid="profiles/full.yaml")
+    params = load_params("params.yaml", overlaid=f"profiles/{STUDIES[study].profile}.yaml")
     cells = list(STUDIES[study].cells(params))
     labels = [tuple(cell.labels.values()) for cell in cells]
     assert len(labels) == len(set(labels)) > 1

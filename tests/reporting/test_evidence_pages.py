@@ -14,7 +14,7 @@ from dvpo_lib.reporting.statistics import run_scores
 
 def runs_of_study(study, seeds=2):
     """Made-up scores of every cell of a study."""
-    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{STUDIES[study].profile}.yaml")
     return pd.DataFrame(
         [
             dict(study=study, **cell.labels, seed=seed, suite=suite, role=role, metric="sampled", key="k")

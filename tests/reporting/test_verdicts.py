@@ -8,7 +8,7 @@ from conftest import ROOT
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.reporting.findings import verdicts
-from dvpo_lib.reporting.statistics.comparisons import sign_flip_test
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_RUNS, sign_flip_test
 
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
@@ -82,6 +82,7 @@ def test_every_claim_names_rows_that_its_study_computes():
         names = list(dict.fromkeys(cell.variant or cell.method for cell in cells))
         assert claim.own in names and claim.rivals(names), claim.text
         assert claim.own not in claim.rivals(names)
+        assert STUDIES[claim.study].seeds >= FEWEST_RUNS, f"{claim.text}: too few seeds for a claim"
 
 
 def test_the_matrix_and_the_sentences_hold_every_verdict():

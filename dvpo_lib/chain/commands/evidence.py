@@ -37,7 +37,7 @@ def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", choices=list(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--minutes", type=float, default=60, help="no run begins after this time (default: 60)")
     parser.add_argument("--rerun", metavar="KEY", help="make the run with this key again, and compare it with the file")
-    parser.add_argument("--profile", default="full", metavar="NAME", help="settings of the studies (default: full)")
+    parser.add_argument("--profile", metavar="NAME", help="settings of the study (default: its own, mostly full)")
 
 
 def run_evidence(chosen: argparse.Namespace) -> int:
@@ -54,10 +54,11 @@ def run_evidence(chosen: argparse.Namespace) -> int:
     """
     root = project_root()
     if chosen.study is None:
-        _print_progress(root, load_params(root / "params.yaml", overlaid=root / "profiles" / f"{chosen.profile}.yaml"))
+        _print_progress(root, chosen.profile)
         return 0
-    path, workdir = root / EVIDENCE_FOLDER / f"{chosen.study}.csv", root / "work" / chosen.profile
-    copy = argparse.Namespace(name=chosen.profile, targets=["data"], workdir=workdir, set=[], export=None)
+    profile = chosen.profile or STUDIES[chosen.study].profile
+    path, workdir = root / EVIDENCE_FOLDER / f"{chosen.study}.csv", root / "work" / profile
+    copy = argparse.Namespace(name=profile, targets=["data"], workdir=workdir, set=[], export=None)
     if code := run_profile(copy):
         return code
     os.environ.setdefault("DVPO_STORE", str(root / ".runs"))
@@ -86,8 +87,10 @@ def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
         print(f"{study}: {done} of {total} runs; {left:.0f} minutes to the end", file=sys.stderr, flush=True)
 
 
-def _print_progress(root: Path, params: Params) -> None:
+def _print_progress(root: Path, profile: str | None) -> None:
     for name, study in STUDIES.items():
+        file = root / "profiles" / f"{profile or study.profile}.yaml"
+        params = load_params(root / "params.yaml", overlaid=file)
         done = len(read_evidence(root / EVIDENCE_FOLDER / f"{name}.csv")[RUN_COLUMNS].drop_duplicates())
         total = sum(1 for _ in planned_runs(params, name))
         print(f"{name:16} {done:5} of {total:5} runs, {study.seeds:2} seeds a cell: {study.question}")

@@ -63,11 +63,13 @@ class Study:
         question: What it asks.
         cells: (params) -> its cells.
         seeds: Runs of each cell.
+        profile: The file profiles/NAME.yaml that holds its settings and its base policy.
     """
 
     question: str
     cells: Callable[[Any], Iterator[Cell]]
     seeds: int
+    profile: str = "full"
 
 
 def cell_critic(params, cell: Cell) -> CriticSettings | None:
@@ -117,6 +119,11 @@ def _comparison(params) -> Iterator[Cell]:
             if (noise, family) == ("majority_vote", "dialogue"):
                 continue  # a dialogue has no answer to vote on
             yield from (Cell(method, noise, family) for method in params.methods)
+
+
+def _sizes(params) -> Iterator[Cell]:
+    for noise in ("none", *NOISY):
+        yield from (Cell(method, noise, params.families[0]) for method in params.methods)
 
 
 def _ablation(params) -> Iterator[Cell]:
@@ -218,9 +225,10 @@ def _critic_kinds(params) -> Iterator[Cell]:
 
 STUDIES: dict[str, Study] = {
     "comparison": Study("Which method learns best under which noise, in every family?", _comparison, CLAIMED),
+    "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, SHOWN, "large"),
     "ablation": Study("Does each term of the critic's loss help?", _ablation, CLAIMED),
-    "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, SHOWN),
-    "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, SHOWN),
+    "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, CLAIMED),
+    "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, CLAIMED),
     "heads": Study("How many heads, and how should they be weighted?", _heads, SHOWN),
     "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown, SHOWN),
     "lambdas": Study("Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas, SHOWN),
