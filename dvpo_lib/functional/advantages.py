@@ -36,7 +36,8 @@ class ReadoutSettings:
     beta: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the upper tail, for blend
     level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: lower level of the band; 0: no bound
     level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: upper level of the band; 0: no bound
-    centre: Literal["median", "trimmed_mean", "mean"] = "median"  # denoised: of the value after the whole response
+    # denoised: of the value after the whole response; or, as a control, the mean of the prompt's rewards so far
+    centre: Literal["median", "trimmed_mean", "mean", "prompt_mean"] = "median"
     trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.25  # denoised: mass that a trimmed mean leaves out on each side
     weight: Annotated[float, Field(ge=0, le=1)] = 0.0  # denoised: of the received reward; the rest is the centre's
 
@@ -51,19 +52,23 @@ class ReadoutSettings:
             self.distortion, m, alpha=self.alpha, beta=self.beta, strength=self.strength, dtype=torch.float64
         )
 
-    def denoised_reward(self, received: Tensor, final: Tensor) -> Tensor:
-        """(B,) weight * received + (1 - weight) * centre; NaN if the reward is missing.
+    @property
+    def stand_in(self) -> Literal["final_state", "prompt_mean"] | None:
+        """What a denoised reward is mixed with; None for other read-outs."""
+        if self.kind != "denoised":
+            return None
+        return "prompt_mean" if self.centre == "prompt_mean" else "final_state"
 
-        Args:
-            received: (B,) task rewards.
-            final: (B, M) monotone quantiles of the value after the whole response.
-        """
+    def final_centre(self, final: Tensor) -> Tensor:
+        """(B,) the centre of the value after the whole response, of its (B, M) monotone quantiles."""
         m = final.shape[-1]
         if self.centre == "median":
-            centre = quantile_at_level(final, 0.5)
-        else:
-            cut = int(self.trim * m) if self.centre == "trimmed_mean" else 0
-            centre = final[..., cut : m - cut].mean(-1)
+            return quantile_at_level(final, 0.5)
+        cut = int(self.trim * m) if self.centre == "trimmed_mean" else 0
+        return final[..., cut : m - cut].mean(-1)
+
+    def denoised_reward(self, received: Tensor, centre: Tensor) -> Tensor:
+        """(B,) weight * received + (1 - weight) * centre, (B,) each; NaN if the reward is missing."""
         return self.weight * received + (1 - self.weight) * torch.where(received.isnan(), received, centre)
 
 

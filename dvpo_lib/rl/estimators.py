@@ -38,6 +38,8 @@ class Experience:
         sampled_logprobs: (B, T) log-probabilities by the sampler; None if `logprobs` are these.
         final_values: (B, N, M) outputs of the critic after the whole response; None if it does not give them.
         processes: Those whose rows make one batch with these: statistics are of all their rows.
+        prompt_means: (B,) means of the rewards that each row's prompt has had so far, in the whole run; None if no
+            read-out needs them, and in evaluations.
     """
 
     tokens: Tokens
@@ -50,6 +52,7 @@ class Experience:
     sampled_logprobs: Tensor | None = None
     final_values: Tensor | None = None
     processes: Processes = ALONE
+    prompt_means: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -102,11 +105,18 @@ def last_rewards(x: Experience) -> Tensor:
 
 
 def denoised_experience(x: Experience, args: DVPOConfig) -> Experience:
-    """The experience with the last token's reward mixed with the critic's own view of it, if the read-out says so."""
-    if args.readout.kind != "denoised":
+    """The experience with the reward mixed with what stands for it, if the read-out says so.
+
+    That is the critic's own view of the last token's reward, or the mean of the prompt's whole rewards.
+    """
+    readout = args.readout
+    if readout.kind != "denoised":
         return x
+    if readout.stand_in == "prompt_mean":  # evaluations have no history of their prompts
+        return x if x.prompt_means is None else replace(x, rewards=readout.denoised_reward(x.rewards, x.prompt_means))
     received = last_rewards(x)
-    return replace(x, rewards=x.rewards - received + args.readout.denoised_reward(received, x.final_values.mean(-2)))
+    denoised = readout.denoised_reward(received, readout.final_centre(x.final_values.mean(-2)))
+    return replace(x, rewards=x.rewards - received + denoised)
 
 
 def response_rewards(x: Experience, args: DVPOConfig) -> Tensor:

@@ -61,7 +61,9 @@ def resolve_settings(args: DVPOConfig) -> DVPOConfig:
         critic = args.critic or CriticSettings(kind=method.critic, learning_rate=CRITIC_LEARNING_RATE)
         if critic.kind != method.critic and (method.critic, critic.kind) != ("quantile", "categorical"):
             raise ValueError(f"method {args.method} needs a {method.critic} critic; critic.kind is {critic.kind!r}")
-    if args.readout.kind == "denoised" and (critic is None or not critic.final_state):
+    if args.readout.kind == "denoised" and method.advantage not in (scalar_gae, distributional_gae):
+        raise ValueError(f"readout.kind: method {args.method} knows no denoised read-out; dvpo and ppo do")
+    if args.readout.stand_in == "final_state" and (critic is None or not critic.final_state):
         raise ValueError("readout.kind: denoised needs a critic with final_state: true")
     placement = args.kl_placement or method.kl
     estimator = args.kl_estimator or ("k3" if placement == "loss" else method.estimator)

@@ -86,7 +86,7 @@ class DVPOTrainer(PreparedTrainer):
             with self.behaviour_policy() as policy:
                 rollouts, columns = self.sample(policy)
             scores = self._score_or_save(rollouts, columns)
-            experience = self.build_experience(rollouts, scores)
+            experience = self.with_prompt_means(self.build_experience(rollouts, scores), rollouts)
             advantages, targets = advantages_of(self.method, experience, self.args)
             self.describe(rollouts, columns, scores, experience, advantages)
         self.pending = self.make_batch(experience, advantages, targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import resource
 import shutil
@@ -83,3 +84,13 @@ def test_code_is_python_3_11_and_opens_texts_as_utf8():
                     "b" in w for w in words if isinstance(w, str) and len(w) < 4
                 )
                 assert not text or known, f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_the_chain_worked_in_every_strange_place():
+    from strange_places import PLACES
+
+    found = json.loads((ROOT / "benchmarks" / "strange_places.json").read_text("utf-8"))
+    assert set(PLACES) <= set(found)
+    assert {f"Python 3.{minor}" for minor in (11, 12, 13)} <= {name[:11] for name in found}
+    for outcomes in found.values():
+        assert outcomes["check"] == "works" and not outcomes["repro"].startswith("fault")

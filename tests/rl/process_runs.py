@@ -39,6 +39,7 @@ MORE_RUNS = {
         method="dvpo", missing_rewards="bootstrap", target="mixture", lam_critic=0.8, entropy_coef=0.01, **HARD
     ),
     "ppo, by token": dict(method="ppo", process=True, lam_critic=0.9, **HARD),
+    "ppo, prompt means": dict(method="ppo", readout=dict(kind="denoised", centre="prompt_mean", weight=0.5), **HARD),
     "reinforce_pp, dropped": dict(method="reinforce_pp", beta=0.1, **HARD),
     "dvpo, chunks": dict(method="dvpo", chunks=True, tied=False, gradient_checkpointing=False),
     "grpo, chunks": dict(method="grpo", chunks=True),

@@ -215,6 +215,20 @@ def test_dropout_that_is_asked_for_resumes_bit_for_bit(tokenizer, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(straight.policy.parameters(), resumed.policy.parameters()))
 
 
+def test_means_of_prompts_rewards_go_on_where_they_were(tokenizer, tmp_path):
+    def by_prompt_means():
+        readout = dict(kind="denoised", centre="prompt_mean", weight=0.5)
+        places = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=6, save_total_limit=None)
+        policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+        return quiet_trainer(policy, arm, config("ppo", **places, readout=readout), tokenizer)
+
+    straight, resumed = by_prompt_means(), by_prompt_means()
+    straight.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert len(straight.prompt_means.sums) > 1 and straight.prompt_means.sums == resumed.prompt_means.sums
+    assert all(torch.equal(a, b) for a, b in zip(straight.policy.parameters(), resumed.policy.parameters()))
+
+
 def test_manifest_lists_every_file(finished):
     folder = finished / "checkpoint-12"
     manifest = json.loads((folder / "manifest.json").read_text())

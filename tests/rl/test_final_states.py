@@ -1,5 +1,7 @@
 """Values after the whole response, the denoised read-out made of them, and the categorical critic in the trainer."""
 
+import json
+
 import pytest
 import torch
 from conftest import run_settings
@@ -12,6 +14,7 @@ from dvpo_lib.models.critic_training import fit_critic, predict_values
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.rl.methods import resolve_settings
+from dvpo_lib.rl.trainer_base.prompts import PromptMeans
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()  # a dialogue, a short answer, a dropped one
@@ -70,7 +73,8 @@ def test_denoised_reward_by_hand():
     received = torch.tensor([10.0, torch.nan])
 
     def mixed(**changes):
-        return ReadoutSettings(kind="denoised", **changes).denoised_reward(received, final)
+        readout = ReadoutSettings(kind="denoised", **changes)
+        return readout.denoised_reward(received, readout.final_centre(final))
 
     assert mixed()[0].item() == pytest.approx(0.3)
     assert mixed(centre="mean", weight=0.25)[0].item() == pytest.approx(0.25 * 10 + 0.75 * 0.9)
@@ -105,8 +109,41 @@ def test_training_with_the_denoised_readout(tokenizer, method, kind):
     torch.testing.assert_close(whole.advantages, plain.advantages)
 
 
+def test_means_of_prompts_by_hand():
+    means = PromptMeans()
+    means.add(["a", "b", "a"], [1.0, float("nan"), 4.0])
+    assert means.of(["a", "b", "c"]) == pytest.approx([2.5, torch.nan, torch.nan], nan_ok=True)
+    means.add(["b", [{"role": "user", "content": "a"}]], [3.0, 7.0])
+    again = PromptMeans(json.loads(json.dumps(means.sums)))
+    assert again.of(["b", "a", [{"role": "user", "content": "a"}]]) == [3.0, 2.5, 7.0]
+
+
+@pytest.mark.parametrize("method", ["dvpo", "ppo"])
+def test_training_with_the_mean_of_a_prompts_rewards(tokenizer, method):
+    """A control of the denoised read-out: every response learns from what its prompt has earned so far."""
+
+    def run(**readout):
+        t = trainer(tokenizer, method, arm, readout=ReadoutSettings(**readout), seed=5)
+        t.make_ready()
+        return t, t.collect_batch()
+
+    t, mixed = run(kind="denoised", centre="prompt_mean", weight=0.25)
+    _, plain = run(kind="mean")
+    assert t.args.critic.final_state is False, "it needs no value after the whole response"
+    assert not torch.allclose(mixed.advantages, plain.advantages)
+    torch.testing.assert_close(mixed.targets, plain.targets)  # the critic learns from rewards as received
+    _, whole = run(kind="denoised", centre="prompt_mean", weight=1.0)
+    torch.testing.assert_close(whole.advantages, plain.advantages)
+    rewards = {prompt: total / count for prompt, (total, count) in t.prompt_means.sums.items()}
+    assert len(rewards) > 1 and all(0 <= mean <= 1 for mean in rewards.values())
+    assert sum(count for _, count in t.prompt_means.sums.values()) == t.args.generation_batch_size
+
+
 def test_denoised_readout_needs_a_critic_with_final_state(tokenizer):
-    for method, critic in (("dvpo", CriticSettings()), ("grpo", None)):
+    for method in ("grpo", "robust_ppo", "dvpo_winsorised"):
+        with pytest.raises(ValueError, match=f"method {method} knows no denoised read-out; dvpo and ppo do"):
+            resolve_settings(run_settings(method=method, readout={"kind": "denoised", "centre": "prompt_mean"}))
+    for method, critic in (("dvpo", CriticSettings()), ("ppo", CriticSettings(kind="scalar"))):
         with pytest.raises(ValueError, match="readout.kind: denoised needs a critic with final_state"):
             resolve_settings(run_settings(method=method, critic=critic, readout={"kind": "denoised"}))
     with pytest.raises(ValueError, match="final_state is not possible"):

@@ -212,6 +212,9 @@ def _denoised(params) -> Iterator[Cell]:
                     readout = {"readout": {"kind": "denoised", "weight": weight, "centre": centre}}
                     variant = f"{kind}, {centre.replace('_', ' ')}, weight {weight:g}"
                     yield Cell(method, noise, params.families[0], variant, readout, critic)
+        for weight in (0.0, 0.2, 0.5):  # a control without a critic's view; at weight 1 it is ppo
+            readout = {"readout": {"kind": "denoised", "weight": weight, "centre": "prompt_mean"}}
+            yield Cell("ppo", noise, params.families[0], f"scalar, prompt mean, weight {weight:g}", readout)
 
 
 def _critic_kinds(params) -> Iterator[Cell]:

@@ -107,7 +107,7 @@ def denoised_curves(runs: pd.DataFrame, **settings) -> Figure:
         "noise",
         "weight of the received reward",
         note="At weight 1 a run learns from rewards as received, at 0 from the critic's view of the finished response: "
-        "the median of its distribution where no other statistic is named.",
+        "the median of its distribution where no other statistic is named. Control: the mean of the prompt's rewards.",
         **settings,
     )
 

@@ -46,6 +46,7 @@ from dvpo_lib.rl.trainer_base.parallel.sharding import (
     trained_weights,
     whole_tensors,
 )
+from dvpo_lib.rl.trainer_base.prompts import PromptMeans
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ class CheckpointedTrainer(Trainer):
             "loss": self._tr_loss.item(),
             "logged_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
+            "prompt_means": self.prompt_means.sums,
         }
         (folder / "since_last_log.json").write_text(json.dumps(since_last_log), encoding="utf-8")
 
@@ -254,6 +256,7 @@ class CheckpointedTrainer(Trainer):
             metrics = {name: [float(value) for value in values] for name, values in waiting["metrics"].items()}
             loss, logged_loss = float(waiting["loss"]), float(waiting["logged_loss"])
             last_logged = int(waiting["last_logged"])
+            self.prompt_means = PromptMeans(waiting["prompt_means"])
         self._metrics["train"].update(metrics)
         self._tr_loss += loss
         self._total_loss_scalar = logged_loss

@@ -26,7 +26,7 @@ from dvpo_lib.rl.trainer_base import networks
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
 from dvpo_lib.rl.trainer_base.parallel.processes import Processes
 from dvpo_lib.rl.trainer_base.parallel.sharding import shard_on_cpus
-from dvpo_lib.rl.trainer_base.prompts import PromptChecks, PromptStream
+from dvpo_lib.rl.trainer_base.prompts import PromptChecks, PromptMeans, PromptStream
 from dvpo_lib.rl.trainer_base.run_state import RunningTrainer
 
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -94,6 +94,7 @@ class PreparedTrainer(RunningTrainer):
         networks.check_special_tokens(tokenizer, model)
         checks = PromptChecks(tokenizer, _longest_prompt(model, args), args.chat_template_kwargs)
         self.prompts = PromptStream(train_dataset, checks, args.seed, args.shuffle_dataset)
+        self.prompt_means = PromptMeans()
         if self.prompts.size is None:
             if args.accelerator_config.dispatch_batches:
                 raise ValueError("Iterable datasets require `dispatch_batches=False` (in accelerator_config)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +65,30 @@ class PromptChecks:
                 f"record {number}: the prompt's {tokens} tokens and max_completion_length do not fit into the model's "
                 f"positions; a prompt may have {self.longest} tokens"
             )
+
+
+class PromptMeans:
+    """Means of the rewards that prompts have had so far in a run.
+
+    Attributes:
+        sums: {prompt: [sum, count]} of known rewards.
+    """
+
+    def __init__(self, sums: Mapping[str, Sequence[float]] | None = None):
+        self.sums = {prompt: [float(total), float(count)] for prompt, (total, count) in (sums or {}).items()}
+
+    def add(self, prompts: Sequence[Any], rewards: Sequence[float]) -> None:
+        """Adds rewards; NaN is none."""
+        for prompt, reward in zip(prompts, rewards, strict=True):
+            if not math.isnan(reward):
+                entry = self.sums.setdefault(json.dumps(prompt), [0.0, 0.0])
+                entry[0] += reward
+                entry[1] += 1
+
+    def of(self, prompts: Sequence[Any]) -> list[float]:
+        """The means; NaN for a prompt without a reward."""
+        found = [self.sums.get(json.dumps(prompt)) for prompt in prompts]
+        return [math.nan if entry is None else entry[0] / entry[1] for entry in found]
 
 
 class PromptStream:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dvpo_lib.common.seeds import generator_for, seed_for
+from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.methods import Method
 from dvpo_lib.rl.sampling.rollouts import Rollouts
 from dvpo_lib.rl.trainer_base.completion_table import CompletionTable
@@ -20,7 +22,7 @@ from dvpo_lib.rl.trainer_base.network_outputs import ScoringTrainer
 from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
 from dvpo_lib.rl.trainer_base.parallel.sharding import add_up_shards, shard_network, without_ddp
 from dvpo_lib.rl.trainer_base.parallel.shared_steps import check_weights
-from dvpo_lib.rl.trainer_base.prompts import PromptStream
+from dvpo_lib.rl.trainer_base.prompts import PromptMeans, PromptStream
 from dvpo_lib.rl.updates import TrainingDiverged
 
 
@@ -127,6 +129,7 @@ class RunningTrainer(ScoringTrainer):
         self._init_training_state(steps, max(1, math.ceil(self.steps_per_epoch)), epochs, checkpoint, trial)
         self.make_ready(checkpoint)
         self.pending = None
+        self.prompt_means = PromptMeans()
         self.engine.forget_weights()
         self._metrics["train"].clear()
         self._tr_loss, self._total_loss_scalar = torch.tensor(0.0, device=args.device), 0.0
@@ -200,6 +203,14 @@ class RunningTrainer(ScoringTrainer):
     def _generator(self, purpose: str, device="cpu") -> torch.Generator:
         """A generator that depends on (seed, iteration, purpose) alone."""
         return generator_for(self.args.seed, purpose, self.iteration, device=device)
+
+    def with_prompt_means(self, x: Experience, rollouts: Rollouts) -> Experience:
+        """The experience with the means of its prompts' rewards, these included, if the read-out needs them."""
+        if self.args.readout.stand_in != "prompt_mean":
+            return x
+        for part in self.processes.gather_objects((rollouts.prompts, x.rewards.tolist())):
+            self.prompt_means.add(*part)
+        return replace(x, prompt_means=x.rewards.new_tensor(self.prompt_means.of(rollouts.prompts)))
 
     @contextmanager
     def dropout_stream(self) -> Iterator[None]:
