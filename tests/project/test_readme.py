@@ -89,6 +89,7 @@ def test_settings_of_the_pages_exist():
 
 def test_numbers_are_those_of_files():
     assert f"about {minutes('params.yaml'):g} minutes on two cores" in TEXT
+    assert f"all of them (about {minutes('profiles/real.yaml'):g} minutes on two cores)" in TEXT
     chain = PAGES["docs/guide/chain.md"]
     assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in chain
     assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in chain
