@@ -36,8 +36,7 @@ class ReadoutSettings:
     beta: Annotated[float, Field(gt=0, le=1)] = 0.1  # mass of the upper tail, for blend
     level_low: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: lower level of the band; 0: no bound
     level_up: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # winsorised: upper level of the band; 0: no bound
-    # denoised: of the value after the whole response; or, as a control, the mean of the prompt's rewards so far
-    centre: Literal["median", "trimmed_mean", "mean", "prompt_mean"] = "median"
+    centre: Literal["median", "trimmed_mean", "mean", "prompt_mean"] = "median"  # denoised: of final state or prompt
     trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.25  # denoised: mass that a trimmed mean leaves out on each side
     weight: Annotated[float, Field(ge=0, le=1)] = 0.0  # denoised: of the received reward; the rest is the centre's
 
