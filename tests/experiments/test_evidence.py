@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from dvpo_lib.chain.params import RuntimeSettings, load_params
 from dvpo_lib.experiments.grids import evidence
@@ -98,7 +99,7 @@ def test_a_run_that_cannot_be_made_again_says_why(toy):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_cells_that_can_be_trained(study):
-    params = load_params("params.yaml", overlaid=f"profiles/{STUDIES[study].profile}.yaml")
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{STUDIES[study].profile}.yaml")
     cells = list(STUDIES[study].cells(params))
     labels = [tuple(cell.labels.values()) for cell in cells]
     assert len(labels) == len(set(labels)) > 1

@@ -113,6 +113,7 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
         labels = dict(run.labels, suite="slots_id", role="ID", metric="sampled", value=0.5, key="k")
         return pd.DataFrame([labels])
 
+    monkeypatch.chdir(root)  # the command goes there; the directory of other tests is theirs again afterwards
     monkeypatch.setattr(commands, "project_root", lambda: root)
     monkeypatch.setattr(commands, "load_params", lambda *_, **__: params)
     monkeypatch.setattr(commands, "run_piece", made_up_rows)
