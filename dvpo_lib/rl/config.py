@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.rl.sampling.engines import SamplingCuts
 
 # (name, smallest, largest), both allowed; settings in ABOVE_ZERO exclude 0.
+COUNTS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "num_train_epochs")  # or shares of a run
 BOUNDS = (
     ("num_generations", 1, None),
     ("num_iterations", 1, None),
@@ -242,6 +244,9 @@ class DVPOConfig(TrainingArguments):
             if not (value >= low) or value == 0 and name in ABOVE_ZERO or high is not None and value > high:
                 wanted = f"{'above' if name in ABOVE_ZERO else 'at least'} {low}"
                 raise ValueError(f"{name}: {value} should be {wanted}{f' and at most {high}' if high else ''}")
+        for name in COUNTS:
+            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
+                raise ValueError(f"{name}: {value} is no finite number")
         for name, choices in {**setting_choices(DVPOConfig), "scale_rewards": ("group", "batch", "none")}.items():
             value = getattr(self, name)
             if value is not None and value not in choices:

@@ -324,6 +324,8 @@ def test_settings_are_checked_by_name():
     for changes, message in [
         (dict(beta=float("nan")), "beta"),
         (dict(lam=1.5), "lam"),
+        (dict(logging_steps=float("inf")), "logging_steps: inf is no finite number"),
+        (dict(num_train_epochs=float("nan")), "num_train_epochs: nan is no finite number"),
         (dict(old_logprobs="none"), "old_logprobs"),
         (dict(generation_kwargs={"penalty": 1}), "generation_kwargs: penalty"),
     ]:
