@@ -50,7 +50,7 @@ base-model: $(STAMP)  ## bring SmolLM2-135M-Instruct into data/models, for `make
 
 real: $(STAMP)  ## run the comparison on a published model and dialogues; PIECE=dvpo/spikes/0: one run; MINUTES=60: some
 	@$(if $(PIECE)$(MINUTES),$(CHAIN) piece --profile $(PROFILE) $(PIECE) $(if $(MINUTES),--minutes $(MINUTES)),\
-	$(CHAIN) profile --workdir work/$(PROFILE) --export reports/$(PROFILE) $(PROFILE) $(STAGE))
+	$(CHAIN) profile --workdir work/$(PROFILE) $(if $(STAGE),,--export reports/$(PROFILE)) $(PROFILE) $(STAGE))
 
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)
@@ -71,7 +71,7 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $(DOCS_STAMP)
 
 site: $(DOCS_STAMP)  ## build the site in work/site from docs/, docstrings and rendered notebooks; it needs no network
-	@SOURCE_DATE_EPOCH=0 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file website/mkdocs.yml
+	@SOURCE_DATE_EPOCH=0 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file website/mkdocs.yml --site-dir $(CURDIR)/work/site
 	@echo "work/site/index.html"
 
 site-test: site  ## check every page of the site in Chromium: links, contrast, widths, console, network, equal bytes

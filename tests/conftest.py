@@ -43,21 +43,23 @@ methods:
 runtime:
   cell_timeout: 60
 """
-STAGES = """\
-stages:
+TINY_STAGE = """\
   tiny:
     cmd: python -m dvpo_lib run tiny
     deps: [notebooks/tiny.ipynb]
     params: [seed]
     outs: [results/tiny/notebook.ipynb, results/tiny/notebook.html, results/tiny/tables]
     metrics: [results/tiny/metrics.json]
-  row:
-    foreach: ${methods}
+"""
+STAGES = f"""\
+stages:
+{TINY_STAGE}  row:
+    foreach: ${{methods}}
     do:
-      cmd: python -m dvpo_lib run row@${key}
-      deps: [notebooks/tiny.ipynb, 'results/${item.critic}']
-      params: ['methods.${key}', seeds]
-      outs: ['results/row/${key}/notebook.ipynb']
+      cmd: python -m dvpo_lib run row@${{key}}
+      deps: [notebooks/tiny.ipynb, 'results/${{item.critic}}']
+      params: ['methods.${{key}}', seeds]
+      outs: ['results/row/${{key}}/notebook.ipynb']
 """
 PARAMETERS = 'stage: str = "tiny"\nout: str = "work/lab"\nchanges: dict = {}\n'
 BODY = """\

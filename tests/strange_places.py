@@ -22,19 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import BODY, ROOT, make_notebook
+from conftest import BODY, ROOT, TINY_STAGE, make_notebook
 
 from dvpo_lib.chain.profiles import list_project_files
 
 RESULT = ROOT / "benchmarks" / "strange_places.json"
-STAGE = """
-  tiny:
-    cmd: python -m dvpo_lib run tiny
-    deps: [notebooks/tiny.ipynb]
-    params: [seed]
-    outs: [results/tiny/notebook.ipynb, results/tiny/notebook.html, results/tiny/tables]
-    metrics: [results/tiny/metrics.json]
-"""
 SECONDS = 600  # of one command
 
 
@@ -93,7 +85,7 @@ def make_copy(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     with open(folder / "dvc.yaml", "a", encoding="utf-8") as file:
-        file.write(STAGE)
+        file.write(f"\n{TINY_STAGE}")
     make_notebook(folder / "notebooks" / "tiny.ipynb", BODY)
 
 

@@ -78,10 +78,14 @@ def insert_findings(readme: Path, findings: Path, profile: str) -> None:
         findings: A file of Markdown.
         profile: The run's, a target of the Makefile by the same name.
 
+    A page without a place for this profile is left alone.
+
     Raises:
-        StageError: If a mark is missing.
+        StageError: If the place has no end.
     """
     start, end = f"<!-- findings: written by `make {profile}` -->\n", f"<!-- end of findings: {profile} -->"
+    if start not in readme.read_text(encoding="utf-8"):
+        return
     try:
         insert_between_marks(readme, start, end, findings.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -13,11 +13,6 @@ from dvpo_lib.models.tokens import encode_completions
 from dvpo_lib.tasks.suites import World
 
 
-def first_records(data, count: int):
-    """The first records of a split (`datasets.Dataset`), at most `count`."""
-    return data.select(range(min(count, len(data))))
-
-
 def first_training_batch(spec) -> pd.DataFrame:
     """The first batch of a training run, with the advantages before any update.
 

@@ -150,9 +150,20 @@ def hidden_states_and_head(policy: nn.Module, inputs: dict) -> tuple[Tensor, Cal
     return seen[0], lambda hidden: treatment(layer.forward(hidden))
 
 
-def has_shards(model: nn.Module) -> bool:
-    """Whether processes hold parameters of a model in shards (FSDP2) at this moment."""
-    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+def shards_of(*modules: nn.Module | None) -> list[nn.Module]:
+    """The modules, and modules in them, whose parameters FSDP2 holds in shards; None is skipped."""
+    if not torch.distributed.is_initialized():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [
+        part for module in modules if module is not None for part in module.modules() if isinstance(part, FSDPModule)
+    ]
+
+
+def is_sharded(module: nn.Module | None) -> bool:
+    """Whether FSDP2 holds parameters of a module in shards."""
+    return bool(shards_of(module))
 
 
 def _treatment(treated: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dvpo_lib.functional.token_chunks import fits_one_chunk, map_token_chunks
-from dvpo_lib.models.architectures import accepted_inputs, has_shards, hidden_states_and_head, text_config
+from dvpo_lib.models.architectures import accepted_inputs, hidden_states_and_head, is_sharded, text_config
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
 MICRO_BATCHES = 3  # per batch of supervised training
@@ -128,7 +128,7 @@ def token_logprobs(
     length, numbers = tokens.completion_length, getattr(text_config(policy), "vocab_size", 0)
     found = None
     # Shards are exchanged in the order of a model's layers, which must not depend on the size of a process' part.
-    if has_shards(policy) or not fits_one_chunk(tokens.mask.numel(), max(1, numbers)):
+    if is_sharded(policy) or not fits_one_chunk(tokens.mask.numel(), max(1, numbers)):
         found = hidden_states_and_head(policy, _forward_inputs(policy, tokens))
     states, logits_of = found or (token_logits(policy, tokens), lambda logits: logits)
     read_chunk = logprob_reader(logits_of, temperature, with_entropy, learn_entropy)

@@ -69,9 +69,9 @@ class RewardModel(nn.Module):
 @torch.no_grad()
 def predict_probabilities(model: RewardModel, tokens: Tokens, batch_size: int = 512, bf16: bool = False) -> np.ndarray:
     """(B,) P(right) of encoded responses; `bf16` for autocast."""
-    order, device = tokens.attention_mask.sum(1).argsort(stable=True), next(model.parameters()).device
+    device, every = next(model.parameters()).device, torch.arange(len(tokens), device=tokens.mask.device)
     found = torch.empty(len(tokens))
-    for rows in order.split(batch_size):  # sorted by length, so that batches need little padding
+    for rows in tokens.by_length(every).split(batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             found[rows] = model(tokens.rows(rows).to(device)).sigmoid().cpu()
     return found.numpy()

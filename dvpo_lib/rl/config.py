@@ -17,8 +17,8 @@ from dvpo_lib.functional import advantages as adv
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.rl.sampling.engines import SamplingCuts
 
+COUNTS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "num_train_epochs")  # finite
 # (name, smallest, largest), both allowed; settings in ABOVE_ZERO exclude 0.
-COUNTS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "num_train_epochs")  # or shares of a run
 BOUNDS = (
     ("num_generations", 1, None),
     ("num_iterations", 1, None),

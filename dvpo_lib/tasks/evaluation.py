@@ -25,7 +25,7 @@ class EvaluationSettings:
 
     prompts: Annotated[int, Field(ge=1)] = 256  # of each test set, the first ones
     k: Annotated[int, Field(ge=1)] = 4  # samples a prompt
-    bf16: bool = False  # autocast of whatever is computed outside training
+    bf16: bool = False  # autocast of tests and of critic pretraining
     keep_weights: bool = True  # store the weights of trained policies and critics; off for large ones
 
 

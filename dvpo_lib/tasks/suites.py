@@ -56,6 +56,11 @@ class World(Protocol):
         """Index of the first wrong word, counted over the policy's own words; None if there is none."""
 
 
+def first_records(data, count: int):
+    """The first records of a split (`datasets.Dataset`), at most `count`."""
+    return data.select(range(min(count, len(data))))
+
+
 def hash_split(prompt: str) -> str:
     """Assigns a prompt to a split by a hash of its text, so that no two splits share a prompt.
 

@@ -12,7 +12,7 @@ from dvpo_lib.experiments.grids.evidence import EvidenceError
 from dvpo_lib.experiments.grids.studies import STUDIES, Cell, Study, cell_critic, changed_critic, training_of
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.models.critic import CriticSettings
-from dvpo_lib.models.policy import PolicySettings
+from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.rl.training_settings import MethodSettings, TrainingSettings
 from dvpo_lib.tasks import families as tasks
@@ -107,3 +107,12 @@ def test_every_study_has_cells_that_can_be_trained(study):
         spec = training_of(params, cell, 0, None)
         assert spec.labels["noise"] == cell.noise and spec.critic == cell_critic(params, cell)
         assert (spec.critic is None) == (params.methods[cell.method].critic == "none")
+
+
+def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14():
+    sizes = {}
+    for name in ("full", "large"):
+        params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{name}.yaml")
+        policy = build_policy(tasks.build_tokenizer(params.tasks), params.policy, 0)
+        sizes[name] = policy.num_parameters() / 1e6
+    assert sizes["full"] == pytest.approx(0.14, abs=0.005) and sizes["large"] == pytest.approx(2, abs=0.25)

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from dvpo_lib.chain.cli import COMMANDS
 from dvpo_lib.chain.exports import FINDINGS, insert_findings
+from dvpo_lib.chain.stages import StageError
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
@@ -89,7 +90,7 @@ def test_settings_of_the_pages_exist():
 
 def test_numbers_are_those_of_files():
     assert f"about {minutes('params.yaml'):g} minutes on two cores" in TEXT
-    assert f"all of them (about {minutes('profiles/real.yaml'):g} minutes on two cores)" in TEXT
+    assert f"all of them (about {minutes('profiles/real.yaml'):g} minutes on two cores, an estimate)" in TEXT
     chain = PAGES["docs/guide/chain.md"]
     assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in chain
     assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in chain
@@ -105,3 +106,8 @@ def test_findings_are_replaced_between_their_marks(tmp_path):
     written = readme.read_text(encoding="utf-8")
     assert "- second\n<!-- end" in written and "- first" not in written
     assert written.startswith(TEXT.partition("<!-- findings")[0])
+    insert_findings(readme, findings, "problems")
+    assert readme.read_text(encoding="utf-8") == written, "README has no place for this profile"
+    readme.write_text(TEXT.replace("<!-- end of findings: real -->", ""), encoding="utf-8")
+    with pytest.raises(StageError, match="expected the marks"):
+        insert_findings(readme, findings, "real")

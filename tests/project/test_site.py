@@ -80,13 +80,13 @@ def test_a_page_of_each_kind_passes_in_chromium(tmp_path):
 @needs_browser
 def test_the_browser_check_finds_what_is_wrong(tmp_path):
     (tmp_path / "bad.html").write_text(
-        "<html lang=en><title>t</title><body><p style='color:#bbb;background:#fff'>pale</p>"
+        "<html lang=en><title>t</title><body style='margin:0'><p style='color:#bbb;background:#fff'>pale</p>"
         "<div style='width:900px'>wide</div><img alt='' src='http://127.0.0.1:9/x.png'><script>x()</script>"
     )
     problems = "\n".join(browser_problems(tmp_path, [tmp_path / "bad.html"]))
     for sign in (
         "color-contrast",
-        " pixels wide in a window of 390",
+        "900 pixels wide in a window of 390",
         "request: http://127.0.0.1:9",
         "error: x is not defined",
     ):

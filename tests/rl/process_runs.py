@@ -19,11 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from dvpo_lib.functional import token_chunks
+from dvpo_lib.models.architectures import is_sharded
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.trainer import DVPOTrainer
-from dvpo_lib.rl.trainer_base.parallel.sharding import is_sharded, whole_tensors
+from dvpo_lib.rl.trainer_base.parallel.sharding import whole_tensors
 
 ROWS = 16  # of a generation batch
 WORDS = "<pad> <eos> one two three four five six say".split()

@@ -60,10 +60,8 @@ def run_pieces(chosen: argparse.Namespace) -> None:
     pieces, table = all_pieces(params, study), root / "reports" / study / "runs.csv"
     wanted = {name: find_piece(params, study, name) for name in chosen.pieces}
     if not wanted and chosen.minutes is None:
-        print(
-            *(f"{name}{'' if missing_pieces(table, {name: runs}) else ': there'}" for name, runs in pieces.items()),
-            sep="\n",
-        )
+        left = missing_pieces(table, pieces)
+        print(*(name if name in left else f"{name}: there" for name in pieces), sep="\n")
     for name, runs in wanted.items():
         _compute(params, name, runs, table)
     if chosen.minutes is None:
@@ -76,7 +74,7 @@ def run_pieces(chosen: argparse.Namespace) -> None:
             if missing_pieces(table, {name: runs}):
                 _compute(params, name, runs, table)
     left = missing_pieces(table, pieces)
-    print(f"{len(pieces) - len(left)} of {len(pieces)} pieces are in {table.relative_to(root)}")
+    print(f"{len(pieces) - len(left)} of {len(pieces)} pieces are in {os.path.relpath(table)}")
 
 
 def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> None:
@@ -85,7 +83,7 @@ def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> 
             rows = run_piece(params, run, Path(scratch))
         with locked_file(_lock(table, "table")):  # other pieces may end at this moment
             add_rows(table, rows)
-    print(f"{name}: {table}", flush=True)
+    print(f"{name}: {os.path.relpath(table)}", flush=True)
 
 
 def _lock(table: Path, name: str) -> Path:

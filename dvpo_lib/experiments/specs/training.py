@@ -29,7 +29,7 @@ from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config, with
 from dvpo_lib.rl.updates import TrainingDiverged
 from dvpo_lib.tasks.evaluation import ANSWER_COLUMNS, EvaluationSettings, evaluate_policy, kept_answers
 from dvpo_lib.tasks.families import FAMILIES
-from dvpo_lib.tasks.suites import load_suites
+from dvpo_lib.tasks.suites import first_records, load_suites
 
 logger = logging.getLogger(__name__)
 CURVE_NAMES = {  # the trainer's names of metrics: those of curves.csv
@@ -216,7 +216,7 @@ def final_test(
     """
     rows, answers = [], []
     for name, split, suite, role in _test_sets(suites, family):
-        data = suites[name][split].select(range(min(cfg.prompts, len(suites[name][split]))))
+        data = first_records(suites[name][split], cfg.prompts)
         scores, greedy = evaluate_policy(
             policy, tokenizer, data, FAMILIES[name], cfg.k, seed_for(seed, "final test", suite), cfg.bf16
         )

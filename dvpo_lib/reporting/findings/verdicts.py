@@ -18,6 +18,7 @@ from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text, percent_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_RUNS,
+    SIGNIFICANCE,
     claim_verdict,
     detectable_difference,
     holm_correction,
@@ -153,9 +154,8 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         runs = as_methods(runs)
         for noise, own in runs.groupby("noise", sort=False):
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
-            rows += [dict(claim=claim.text, figure=claim.study, noise=noise, **_hardest(claim, own, rivals))] * bool(
-                rivals
-            )
+            if rivals:
+                rows.append(dict(claim=claim.text, figure=claim.study, noise=noise, **_hardest(claim, own, rivals)))
     table = pd.DataFrame(rows).reindex(columns=[c for c in VERDICT_COLUMNS if c not in ("corrected", "verdict")])
     table["corrected"] = np.nan
     for _, group in table.dropna(subset="p").groupby("noise", sort=False):
@@ -243,7 +243,7 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         pairs = {m: overall_pairs(there, best["method"], m)["difference"] for m in own["method"] if m != best["method"]}
         known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
         corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
-        alike = [m for m, p in zip(known, corrected, strict=True) if p >= 0.05]
+        alike = [m for m, p in zip(known, corrected, strict=True) if p >= SIGNIFICANCE]
         n = int(run_scores(there, metric)["seed"].nunique())
         rows.append((noise, best["method"], best["iqm"], alike, n))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])

@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from dvpo_lib.common.durable_files import atomic_folder
 from dvpo_lib.common.jsonl import parse_json
+from dvpo_lib.models.architectures import is_sharded
 from dvpo_lib.rl.trainer_base.manifests import (
     ADVICE,
     MANIFEST,
@@ -40,7 +41,6 @@ from dvpo_lib.rl.trainer_base.networks import adapter_settings, fingerprint, is_
 from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, OtherProcessError, Processes
 from dvpo_lib.rl.trainer_base.parallel.sharding import (
     copied_weights,
-    is_sharded,
     load_optimizer_state,
     load_weights,
     trained_weights,
@@ -50,6 +50,7 @@ from dvpo_lib.rl.trainer_base.prompts import PromptMeans
 from dvpo_lib.rl.updates import Batch
 
 logger = logging.getLogger(__name__)
+PROMPT_MEANS = "prompt_means.json"  # rewards of each prompt so far, in checkpoints of runs that need them
 
 
 class CheckpointedTrainer(Trainer):
@@ -130,6 +131,8 @@ class CheckpointedTrainer(Trainer):
                 for index, content in enumerate(random_states):
                     (folder / self._random_state_name(index)).write_bytes(content)
                 self._write_since_last_log(folder)
+                if self.prompt_means.sums:
+                    (folder / PROMPT_MEANS).write_text(json.dumps(self.prompt_means.sums), encoding="utf-8")
             self.state.save_to_json(str(folder / "trainer_state.json"))
             write_checkpoint_manifest(folder, settings=self._settings(), reference=reference)
         if self.args.push_to_hub:
@@ -187,7 +190,6 @@ class CheckpointedTrainer(Trainer):
             "loss": self._tr_loss.item(),
             "logged_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "prompt_means": self.prompt_means.sums,
         }
         (folder / "since_last_log.json").write_text(json.dumps(since_last_log), encoding="utf-8")
 
@@ -251,12 +253,14 @@ class CheckpointedTrainer(Trainer):
             with damage_named(folder / "batch.safetensors") as file:
                 own = {name: self.processes.own_rows(x) for name, x in load_file(file).items()}
                 self.pending = Batch.of_tensors(own, self.accelerator.device)
+        if (folder / PROMPT_MEANS).exists():
+            with damage_named(folder / PROMPT_MEANS) as file:
+                self.prompt_means = PromptMeans(parse_json(file.read_bytes()))
         with damage_named(folder / "since_last_log.json") as file:
             waiting = parse_json(file.read_bytes())
             metrics = {name: [float(value) for value in values] for name, values in waiting["metrics"].items()}
             loss, logged_loss = float(waiting["loss"]), float(waiting["logged_loss"])
             last_logged = int(waiting["last_logged"])
-            self.prompt_means = PromptMeans(waiting["prompt_means"])
         self._metrics["train"].update(metrics)
         self._tr_loss += loss
         self._total_loss_scalar = logged_loss

@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from dvpo_lib.models.architectures import is_sharded
 from dvpo_lib.rl.config import DVPOConfig, changed_settings
 from dvpo_lib.rl.diagnostics import batch_metrics
 from dvpo_lib.rl.estimators import Experience, advantages_of
 from dvpo_lib.rl.trainer_base.parallel.processes import ALONE
-from dvpo_lib.rl.trainer_base.parallel.sharding import is_sharded, whole_weights
+from dvpo_lib.rl.trainer_base.parallel.sharding import whole_weights
 from dvpo_lib.rl.updates import Batch, policy_objective
 
 

@@ -167,6 +167,16 @@ class RunningTrainer(ScoringTrainer):
             self._total_loss_scalar = (self._total_loss_scalar + rest) * here / done - rest
         return super()._finalize_training(trial, num_train_samples, start_time)
 
+    # ---- rewards of earlier iterations ----
+
+    def with_prompt_means(self, x: Experience, rollouts: Rollouts) -> Experience:
+        """The experience with the means of its prompts' rewards, these included, if the read-out needs them."""
+        if self.args.readout.stand_in != "prompt_mean":
+            return x
+        for part in self.processes.gather_objects((rollouts.prompts, x.rewards.tolist())):
+            self.prompt_means.add(*part)
+        return replace(x, prompt_means=x.rewards.new_tensor(self.prompt_means.of(rollouts.prompts)))
+
     # ---- divergence ----
 
     @contextmanager
@@ -203,14 +213,6 @@ class RunningTrainer(ScoringTrainer):
     def _generator(self, purpose: str, device="cpu") -> torch.Generator:
         """A generator that depends on (seed, iteration, purpose) alone."""
         return generator_for(self.args.seed, purpose, self.iteration, device=device)
-
-    def with_prompt_means(self, x: Experience, rollouts: Rollouts) -> Experience:
-        """The experience with the means of its prompts' rewards, these included, if the read-out needs them."""
-        if self.args.readout.stand_in != "prompt_mean":
-            return x
-        for part in self.processes.gather_objects((rollouts.prompts, x.rewards.tolist())):
-            self.prompt_means.add(*part)
-        return replace(x, prompt_means=x.rewards.new_tensor(self.prompt_means.of(rollouts.prompts)))
 
     @contextmanager
     def dropout_stream(self) -> Iterator[None]:

@@ -12,20 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch import Tensor, nn
 
-
-def _shards_of(*modules: nn.Module | None) -> list[nn.Module]:
-    if not torch.distributed.is_initialized():
-        return []
-    from torch.distributed.fsdp import FSDPModule
-
-    return [
-        part for module in modules if module is not None for part in module.modules() if isinstance(part, FSDPModule)
-    ]
-
-
-def is_sharded(module: nn.Module | None) -> bool:
-    """Whether FSDP2 holds parameters of a module in shards."""
-    return bool(_shards_of(module))
+from dvpo_lib.models.architectures import shards_of
 
 
 def shard_on_cpus(accelerator: Accelerator, plugin_args: dict | None) -> None:
@@ -62,7 +49,7 @@ def whole_weights(*modules: nn.Module | None) -> Iterator[None]:
     of these forwards, which may be another one on each process: what it has noted of them is dropped. None and modules
     without shards are skipped.
     """
-    parts = _shards_of(*modules)
+    parts = shards_of(*modules)
     groups = [group for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
     after_forward = [group.post_forward_mesh_info for group in groups]  # by what FSDP decides to drop them again
     for part in parts:
@@ -90,7 +77,7 @@ def shard_network(accelerator: Accelerator, network: nn.Module | None) -> None:
 def add_up_shards(*modules: nn.Module | None) -> None:
     """Sums gradients over processes where FSDP2 averages them: losses are shares of the whole batch's mean."""
     for module in modules:
-        for part in _shards_of(module):
+        for part in shards_of(module):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
             if part is module:

@@ -11,11 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dvpo_lib.models.architectures import is_sharded
 from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.models.tokens import Tokens
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.trainer_base.parallel.processes import ALONE, Processes
-from dvpo_lib.rl.trainer_base.parallel.sharding import is_sharded, own_part, whole_tensors
+from dvpo_lib.rl.trainer_base.parallel.sharding import own_part, whole_tensors
 
 
 class NotFiniteError(FloatingPointError):
