@@ -78,7 +78,7 @@ def build_policy(tokenizer, cfg: PolicySettings, seed: int):
 
 
 def load_policy(name_or_path: str):
-    """(policy, tokenizer) from a local folder or the hub, ready for left-padded sampling."""
+    """(policy, tokenizer) from a local folder or the hub, ready for left-padded sampling, on `fastest_device()`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -93,7 +93,13 @@ def load_policy(name_or_path: str):
         with warnings.catch_warnings():  # of the hub, if the environment keeps its bars off
             warnings.simplefilter("ignore")
             logging.enable_progress_bar()
-    return policy, tokenizer
+    return policy.to(fastest_device()), tokenizer
+
+
+def fastest_device() -> torch.device:
+    """The machine's accelerator, on which the trainer puts its networks too; the CPU if there is none."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def token_logits(policy, tokens: Tokens) -> Tensor:
@@ -207,7 +213,7 @@ def fit_language_model(
         milestones=[warm],
     )
     batches, losses = shuffled_batches(len(tokens), cfg.batch_size, torch.Generator().manual_seed(seed)), []
-    lengths = tokens.attention_mask.sum(1)
+    lengths, tokens = tokens.attention_mask.sum(1), tokens.to(policy.device)
     policy.train()
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         rows = next(batches)

@@ -123,6 +123,8 @@ def search_accuracy(
         ValueError: If the accuracy is never reached.
     """
     log: list[dict] = []
+    device = model.head.weight.device
+    tokens, labels = tokens.to(device), labels.to(device)
 
     def check(step: float) -> Snapshot:
         accuracy = float(((predict_probabilities(model, held, bf16=cfg.bf16) >= 0.5) == (truth >= 0.5)).mean())
@@ -136,7 +138,7 @@ def search_accuracy(
     previous, crossing = check(0), None
     for step in range(1, cfg.steps + 1):
         rows = next(batches)
-        with torch.autocast(tokens.input_ids.device.type, torch.bfloat16, enabled=cfg.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
             loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
         optimizer.zero_grad()
         loss.backward()

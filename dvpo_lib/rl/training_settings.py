@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dvpo_lib.rl.config import DVPOConfig
 
 
-SAVED_AFTER = 20  # iterations between checkpoints of a run
+SAVED_AFTER = 20  # iterations between checkpoints of a run; a shorter run has none
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -83,6 +83,7 @@ def trainer_config(training: TrainingSettings, max_steps: int, **run: Any) -> DV
         max_steps=max_steps * steps,
         warmup_steps=training.warmup_steps * steps,
         logging_steps=steps,  # a record for each iteration
+        save_strategy="steps" if max_steps > SAVED_AFTER else "no",
         save_steps=SAVED_AFTER * steps,
         save_total_limit=1,
         gradient_checkpointing=False,  # a small model's activations fit

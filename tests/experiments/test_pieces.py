@@ -110,7 +110,7 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
 
     def made_up_rows(params, run, scratch):
         made.append(run.labels)
-        labels = dict(run.labels, suite="slots_id", role="ID", metric="sampled", value=0.5, key="k")
+        labels = dict(run.labels, suite="slots_id", role="ID", metric="sampled", value=0.5, key="k", machine="m")
         return pd.DataFrame([labels])
 
     monkeypatch.chdir(root)  # the command goes there; the directory of other tests is theirs again afterwards

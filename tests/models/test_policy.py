@@ -189,3 +189,11 @@ def test_critic_backbone_is_a_copy(policy):
     critic = Critic(policy, seed=0)
     shared = {p.data_ptr() for p in critic.parameters()} & {p.data_ptr() for p in policy.parameters()}
     assert not shared
+
+
+def test_a_loaded_policy_lies_on_the_device_that_the_trainer_uses(tokenizer, policy, tmp_path, monkeypatch):
+    policy.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "fastest_device", lambda: torch.device("meta"))
+    loaded, _ = load_policy(str(tmp_path))
+    assert {p.device.type for p in loaded.parameters()} == {"meta"}

@@ -17,7 +17,7 @@ def runs_of_study(study, seeds=2):
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{STUDIES[study].profile}.yaml")
     return pd.DataFrame(
         [
-            dict(study=study, **cell.labels, seed=seed, suite=suite, role=role, metric="sampled", key="k")
+            dict(study=study, **cell.labels, seed=seed, suite=suite, role=role, metric="sampled", key="k", machine="m")
             | dict(value=0.5 + 0.03 * (k % 11) + 0.01 * seed)
             for seed in range(seeds)
             for k, cell in enumerate(STUDIES[study].cells(params))

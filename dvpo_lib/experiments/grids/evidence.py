@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from dvpo_lib.experiments.grids.studies import STUDIES, Cell, pretraining_of, training_of
-from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, spec_key
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 
-COLUMNS = ["study", "method", "variant", "noise", "family", "seed", "suite", "role", "metric", "value", "key"]
-RUN_COLUMNS = COLUMNS[:6]
+RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
+COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
 
 
 class EvidenceError(ValueError):
@@ -89,7 +89,8 @@ def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
 
 
 def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
-    return collect_run_tables([folder], "final").assign(**run.labels, key=folder.name)[COLUMNS]
+    table = collect_run_tables([folder], "final")
+    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
 
 
 def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 8) -> Iterator[tuple[int, int]]:
@@ -116,7 +117,7 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
 
 
 def rerun(params, path: Path, key: str) -> pd.DataFrame:
-    """Makes a run of the evidence again, from its critic's pretraining on, and compares it with the file.
+    """Makes a run of the evidence again, from its critic's pretraining on, and compares its numbers with the file.
 
     Args:
         params: The settings.
@@ -155,8 +156,10 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         texts = []
         for rows in (stored, again):
-            write_evidence(Path(folder) / "rows.csv", rows)
+            write_evidence(Path(folder) / "rows.csv", rows.assign(machine=""))
             texts.append((Path(folder) / "rows.csv").read_text(encoding="utf-8"))
     if texts[0] != texts[1]:
-        raise EvidenceError(f"{path}: run {keys[0]} gave other numbers:\n{texts[1]}")
+        then, now = stored["machine"].iloc[0], again["machine"].iloc[0]
+        where = "" if then == now else f" (then on {then}, now on {now}: sums round differently)"
+        raise EvidenceError(f"{path}: run {keys[0]} gave other numbers{where}:\n{texts[1]}")
     return again

@@ -17,7 +17,7 @@ A run that diverged is a result, too: it holds diverged.json with method, seed a
 """
 
 from dvpo_lib.experiments.run_store.keys import code_hash, file_hash, source_without_comments, spec_key, spec_name
-from dvpo_lib.experiments.run_store.storage import execute_once, store_folder, stored_problem
+from dvpo_lib.experiments.run_store.storage import execute_once, machine_of, store_folder, stored_problem
 from dvpo_lib.experiments.run_store.sweeps import RunsFailed, SweepSettings, collect_run_tables, execute_specs
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "execute_once",
     "execute_specs",
     "file_hash",
+    "machine_of",
     "source_without_comments",
     "spec_key",
     "spec_name",

@@ -7,8 +7,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import platform
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from dvpo_lib.experiments.import_graph import reachable_files
 
@@ -44,6 +47,19 @@ def source_without_comments(source: str) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that results depend on."""
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
+@functools.cache
+def machine_name() -> str:
+    """The processor that runs are computed on, and the version of PyTorch: on others, last digits may differ."""
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator().type
+        processor = torch.cuda.get_device_name() if device == "cuda" else device
+    else:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = (names or [platform.processor() or platform.machine()])[0]
+    return f"{processor}, torch {version('torch').split('+')[0]}"
 
 
 def spec_key(spec) -> str:

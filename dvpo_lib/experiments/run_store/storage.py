@@ -1,7 +1,7 @@
 """Results on the disk: each whole, with hashes of its files beside it.
 
 KEY/                  the files of a run
-KEY.json              its name and the SHA-256 of each file
+KEY.json              its name, the machine that computed it and the SHA-256 of each file
 unfinished/KEY/       scratch of a run that has not finished, for example checkpoints
 unfinished/KEY.lock   held while a process computes the run
 unfinished/KEY.txt    the last error of a run that failed, with its traceback
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from dvpo_lib.common.durable_files import folder_digests, locked_file, replace_durably, write_durably
-from dvpo_lib.experiments.run_store.keys import spec_name
+from dvpo_lib.experiments.run_store.keys import machine_name, spec_name
 
 DIVERGED = "diverged.json"  # in the result of a run that diverged
 
@@ -77,12 +77,17 @@ def execute_once(spec, key: str, root: Path) -> None:
             torch.set_num_threads(getattr(spec, "threads", 1))
             folder = Path(tempfile.mkdtemp(prefix="result-", dir=scratch))
             spec.execute(folder, scratch)
-            manifest = {"run": spec_name(spec), "files": folder_digests(folder)}
+            manifest = {"run": spec_name(spec), "machine": machine_name(), "files": folder_digests(folder)}
             write_durably(root / f"{key}.json", json.dumps(manifest, indent=1) + "\n")
             replace_durably(folder, root / key)
         shutil.rmtree(scratch, ignore_errors=True)
         for path in (unfinished / f"{key}.txt", lock):
             path.unlink(missing_ok=True)
+
+
+def machine_of(folder: Path) -> str:
+    """The machine that computed a stored run, as `machine_name` calls it."""
+    return json.loads(folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8"))["machine"]
 
 
 def divergence_of(root: Path, key: str) -> str | None:
