@@ -21,7 +21,7 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.common.settings_tree import ConfigError
 from dvpo_lib.experiments.real import pieces
-from dvpo_lib.experiments.run_store import spec_key
+from dvpo_lib.experiments.run_store import RunsFailed, spec_key
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.noise.reward_model import RewardModel, load_reward_model
@@ -130,6 +130,19 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
     assert len(made) == len(names) and len(pd.read_csv(table)) == len(names)
     commands.run_pieces(chosen)
     assert len(made) == len(names)
+
+
+def test_a_piece_that_fails_is_named_and_the_others_go_on(params, tmp_path, monkeypatch, capsys):
+    def fails(params, run, scratch):
+        raise RunsFailed("1 of 1 runs failed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(commands, "load_params", lambda *_, **__: params)
+    monkeypatch.setattr(commands, "run_piece", fails)
+    assert commands.run_pieces(argparse.Namespace(pieces=["base"], profile="real", minutes=1.0)) == 1
+    printed = capsys.readouterr()
+    assert all(f"error: piece {name}: 1 of 1" in printed.err for name in pieces.all_pieces(params, "real"))
 
 
 @pytest.mark.skipif(not (PUBLISHED / "mmlu").is_dir(), reason="the published problems are not here")

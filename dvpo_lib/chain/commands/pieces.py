@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from dvpo_lib.common.durable_files import locked_file
 from dvpo_lib.experiments.grids.evidence import PlannedRun
 from dvpo_lib.experiments.real.base_model import MODEL_FOLDER, bring_base_model
 from dvpo_lib.experiments.real.pieces import add_rows, all_pieces, find_piece, missing_pieces, run_piece
+from dvpo_lib.experiments.run_store import RunsFailed
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +44,17 @@ def add_piece_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="compute missing pieces; none begins after this time")
 
 
-def run_pieces(chosen: argparse.Namespace) -> None:
+def run_pieces(chosen: argparse.Namespace) -> int:
     """Computes pieces of a comparison in the project itself, or lists all.
 
-    Several processes may do so at once: each takes a piece that no other computes.
+    Several processes may do so at once: each takes a piece that no other computes. A piece that fails is named, and the
+    others go on.
 
     Args:
         chosen: Arguments parsed by `add_piece_arguments`.
+
+    Returns:
+        The exit code.
 
     Raises:
         ConfigError: If a setting of the profile is wrong, or there is no such piece; nothing has run then.
@@ -62,28 +68,33 @@ def run_pieces(chosen: argparse.Namespace) -> None:
     if not wanted and chosen.minutes is None:
         left = missing_pieces(table, pieces)
         print(*(name if name in left else f"{name}: there" for name in pieces), sep="\n")
-    for name, runs in wanted.items():
-        _compute(params, name, runs, table)
+    failed = [name for name, runs in wanted.items() if not _compute(params, name, runs, table)]
     if chosen.minutes is None:
-        return
+        return 1 if failed else 0
     end = time.monotonic() + 60 * chosen.minutes
     for name, runs in pieces.items():
         if time.monotonic() > end:
             break
         with contextlib.suppress(BlockingIOError), locked_file(_lock(table, name.replace("/", "-")), wait=False):
-            if missing_pieces(table, {name: runs}):
-                _compute(params, name, runs, table)
+            if missing_pieces(table, {name: runs}) and not _compute(params, name, runs, table):
+                failed.append(name)
     left = missing_pieces(table, pieces)
     print(f"{len(pieces) - len(left)} of {len(pieces)} pieces are in {os.path.relpath(table)}")
+    return 1 if failed else 0
 
 
-def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> None:
+def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> bool:
     for run in runs:
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = run_piece(params, run, Path(scratch))
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                rows = run_piece(params, run, Path(scratch))
+        except RunsFailed as error:
+            print(f"error: piece {name}: {error}", file=sys.stderr, flush=True)
+            return False
         with locked_file(_lock(table, "table")):  # other pieces may end at this moment
             add_rows(table, rows)
     print(f"{name}: {os.path.relpath(table)}", flush=True)
+    return True
 
 
 def _lock(table: Path, name: str) -> Path:
