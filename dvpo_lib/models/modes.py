@@ -1,7 +1,7 @@
 """Modes of networks as contexts: a network leaves each with the flags that it had before.
 
 Sampling and scoring run in `inference_mode_of`: eval mode, no dropout, no checkpointing. Updates run in
-`learning_mode_of`: gradient checkpointing if it is enabled, dropout only on request.
+`learning_mode_of`: gradient checkpointing if it is enabled, dropout only on request, attention that has a gradient.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -31,7 +32,8 @@ def learning_mode_of(network: nn.Module, dropout: bool = False) -> Iterator[None
     """The mode of an update: gradient checkpointing if enabled, dropout only if asked for.
 
     `transformers` checkpoints a layer only in train mode, which also switches dropout on. Without dropout, all modules
-    are in eval mode but those that checkpoint, and these lose their own dropout rates meanwhile.
+    are in eval mode but those that checkpoint, and these lose their own dropout rates meanwhile. Attention runs
+    `without_cudnn_attention`; the backward pass belongs into the context too, since it computes a checkpoint again.
 
     Args:
         network: Policy or critic.
@@ -46,12 +48,28 @@ def learning_mode_of(network: nn.Module, dropout: bool = False) -> Iterator[None
                 rates += [(module, name, rate) for name, rate in vars(module).items() if _is_dropout_rate(name, rate)]
         for module, name, _ in rates:
             setattr(module, name, 0.0)
-        yield
+        with without_cudnn_attention():
+            yield
     finally:
         for module, flag in zip(modules, flags, strict=True):
             module.training = flag
         for module, name, rate in rates:
             setattr(module, name, rate)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Keeps PyTorch from cuDNN's attention, whose gradients are now and then NaN if a row may attend to nothing.
+
+    Left padding makes such rows. On an H200 (PyTorch 2.11, bf16) one backward pass in 60 gave NaN; the flash, the
+    memory-efficient and the plain kernel gave none.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _is_dropout_rate(name: str, value) -> bool:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from dvpo_lib.functional.token_chunks import fits_one_chunk, map_token_chunks
 from dvpo_lib.models.architectures import accepted_inputs, hidden_states_and_head, is_sharded, text_config
+from dvpo_lib.models.modes import without_cudnn_attention
 from dvpo_lib.models.tokens import Tokens, shuffled_batches
 
 MICRO_BATCHES = 3  # per batch of supervised training
@@ -222,9 +223,11 @@ def fit_language_model(
         losses.append(0.0)
         for part in rows.chunk(MICRO_BATCHES):
             batch = tokens.rows(part)
-            logits, target = token_logits(policy, batch), batch.input_ids[:, -batch.completion_length :]
-            loss = nn.functional.cross_entropy(logits[batch.mask].float(), target[batch.mask], reduction="sum") / count
-            loss.backward()
+            target = batch.input_ids[:, -batch.completion_length :][batch.mask]
+            with without_cudnn_attention():
+                logits = token_logits(policy, batch)[batch.mask].float()
+                loss = nn.functional.cross_entropy(logits, target, reduction="sum") / count
+                loss.backward()
             losses[-1] += loss.item()
         norm = float(nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
         if not math.isfinite(losses[-1] + norm):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dvpo_lib.common.seeds import generator_for
 from dvpo_lib.models.architectures import copy_backbone, hidden_states
 from dvpo_lib.models.heads import in_float32, small_head
+from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.models.tokens import Tokens, encode_completions, shuffled_batches
 
 WEIGHTS_FILE = "reward_model.safetensors"
@@ -138,10 +139,11 @@ def search_accuracy(
     previous, crossing = check(0), None
     for step in range(1, cfg.steps + 1):
         rows = next(batches)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
-            loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        with learning_mode_of(model):
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16):
+                loss = nn.functional.binary_cross_entropy_with_logits(model(tokens.rows(rows)), labels[rows])
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % cfg.check_every and step < cfg.steps:

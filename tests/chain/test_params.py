@@ -167,6 +167,16 @@ def test_committed_params_and_profiles_are_valid():
         load_params(ROOT / "params.yaml", overlaid=profile, changes=brought)
 
 
+def test_learning_rates_tuned_on_the_embedded_policy_do_not_reach_a_published_one():
+    changes = {"real.dir": None, "policy.name_or_path": "owner/model"}
+    for profile in ("real", "problems"):
+        params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{profile}.yaml", changes=changes)
+        rates = {
+            m: row.training.get("learning_rate", params.training.learning_rate) for m, row in params.methods.items()
+        }
+        assert set(rates.values()) == {params.training.learning_rate}, rates
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [

@@ -14,7 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, SchedulerType
 from dvpo_lib.models.critic import CriticSettings, build_critic
 from dvpo_lib.models.critic_training import fit_critic
 from dvpo_lib.models.modes import inference_mode_of, learning_mode_of
-from dvpo_lib.models.policy import PolicySettings, build_policy, token_logprobs
+from dvpo_lib.models.policy import PolicySettings, build_policy, fit_language_model, token_logprobs
+from dvpo_lib.models.tokens import encode_completions
+from dvpo_lib.noise.reward_model import RewardModel, RewardModelSettings, search_accuracy
 from dvpo_lib.rl import updates
 from dvpo_lib.rl.estimators import importance_weights
 from dvpo_lib.rl.methods import METHODS
@@ -357,3 +359,35 @@ def test_fitting_a_critic_twice_gives_equal_losses_whatever_the_backbones_dropou
     cfg = CriticSettings(heads=2, quantiles=8, batch_size=4, pretrain_epochs=2)
     losses = [fit_critic(build_critic(gpt2(tokenizer).train(), cfg, 0), records, tokenizer, cfg, seed=0) for _ in "ab"]
     assert losses[0] == losses[1]
+
+
+def test_no_gradient_comes_from_the_attention_of_cudnn(tokenizer, monkeypatch):
+    """That kernel's gradients are NaN now and then if prompts are padded left. All that learns is looked at."""
+    allowed, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(query, *others, **named):
+        if query.requires_grad:
+            allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(query, *others, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    policy = build_policy(tokenizer, PolicySettings(hidden_size=32, num_hidden_layers=1), seed=0)
+    tokens = encode_completions(tokenizer, ["math 3 ?", "math 7 a +5 ?"] * 4, ["answer 3"] * 8)
+    right = torch.tensor([1.0, 0.0] * 4)
+    rows = [{"prompt": "math 3 ?", "completion": "answer 3", "reward": 1.0}] * 4
+    cfg = CriticSettings(batch_size=4, pretrain_epochs=1)
+    model = RewardModelSettings(accuracy=0.51, steps=2, batch_size=4)
+    learners = {
+        "policy": lambda: fit_language_model(policy, tokens, PolicySettings(steps=2, batch_size=4), 0),
+        "critic": lambda: fit_critic(build_critic(policy, cfg, 0), rows, tokenizer, cfg, 0),
+        "reward model": lambda: search_accuracy(RewardModel(policy), tokens, right, tokens, right.numpy(), model, 0),
+        "trainer": lambda: trainer(tokenizer, max_steps=1, gradient_checkpointing=True).train(),
+    }
+    for name, learn in learners.items():
+        allowed.clear()
+        try:
+            learn()
+        except ValueError as error:  # two steps do not always reach the accuracy; they have been taken
+            assert "is not reached" in str(error)
+        assert allowed and not any(allowed), name
+    assert torch.backends.cuda.cudnn_sdp_enabled()
