@@ -4,7 +4,9 @@ import importlib
 import json
 import math
 import re
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -15,8 +17,10 @@ from dvpo_lib.experiments.known_distributions import (
     estimators,
     kappa_bias,
     ratchet_drift,
+    stored_curves,
     term_bias,
 )
+from dvpo_lib.experiments.run_store import execute_once, spec_key
 from dvpo_lib.functional import advantages, quantiles
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss, return_scale
@@ -441,3 +445,23 @@ def test_the_ratchet_drifts_upwards_with_its_weight_and_the_core_does_not():
     assert "moves the upper tail by +" in ratchet_drift.drift_findings(runs)
     table = ratchet_drift.drift_table(runs)
     assert len(table) == 5 and "truth 1.73" in " ".join(table.columns)
+
+
+def test_stored_curves_are_those_of_one_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVPO_STORE", str(tmp_path))
+    monkeypatch.setattr(stored_curves, "bias_cases", lambda: [{}, {("head_consistency", ""): 0.1}])
+    monkeypatch.setattr(stored_curves, "find_minimisers", partial(term_bias.find_minimisers, steps=20))
+    monkeypatch.setattr(stored_curves, "measure_drift", partial(ratchet_drift.measure_drift, steps=8, seeds=2))
+    monkeypatch.setattr(stored_curves, "execute_specs", lambda specs, *_: [run_here(s, tmp_path) for s in specs])
+    found = stored_curves.stored_minimisers(None)
+    expected = term_bias.find_minimisers(stored_curves.bias_cases(), steps=20)
+    torch.testing.assert_close(found, expected)
+    drift = stored_curves.stored_drift(None, batch=16, refresh=4)
+    whole = ratchet_drift.measure_drift(steps=8, seeds=2, batch=16, refresh=4)
+    pd.testing.assert_frame_equal(drift, whole, check_exact=False)
+
+
+def run_here(spec, root):
+    """Executes a spec in this process."""
+    execute_once(spec, spec_key(spec), root)
+    return root / spec_key(spec)
