@@ -1,5 +1,6 @@
 """The evidence: a study's file grows piece by piece, and any of its runs can be made again byte for byte."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,7 +10,7 @@ from conftest import ROOT
 from dvpo_lib.chain.params import RuntimeSettings, load_params
 from dvpo_lib.experiments.grids import evidence
 from dvpo_lib.experiments.grids.evidence import EvidenceError
-from dvpo_lib.experiments.grids.studies import STUDIES, Cell, Study, cell_critic, changed_critic, training_of
+from dvpo_lib.experiments.grids.studies import NOISES, STUDIES, Cell, Study, cell_critic, changed_critic, training_of
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
@@ -60,7 +61,8 @@ def world(tmp_path_factory):
 def toy(world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("DVPO_STORE", str(world / "store"))
-    monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells, 2))
+    monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells))
+    monkeypatch.setattr(evidence, "SHOWN", 2)
     return world / "toy.csv"
 
 
@@ -116,3 +118,17 @@ def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14
         policy = build_policy(tasks.build_tokenizer(params.tasks), params.policy, 0)
         sizes[name] = policy.num_parameters() / 1e6
     assert sizes["full"] == pytest.approx(0.14, abs=0.005) and sizes["large"] == pytest.approx(2, abs=0.25)
+
+
+def test_cells_that_claims_rest_on_have_ten_seeds_and_come_first():
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    runs = list(evidence.planned_runs(params, "comparison"))
+    first = [run for run in runs if run.cell.family == params.families[0]]
+    assert runs[: len(first)] == first and [run.cell.noise for run in first] == sorted(
+        (run.cell.noise for run in first), key=NOISES.index
+    )
+    seeds = Counter(tuple(run.cell.labels.values()) for run in runs)
+    assert {count for (*_, family), count in seeds.items() if family == params.families[0]} == {10}
+    assert {count for (*_, family), count in seeds.items() if family != params.families[0]} == {5}
+    shown = Counter(tuple(run.cell.labels.values()) for run in evidence.planned_runs(params, "heads"))
+    assert set(shown.values()) == {5}

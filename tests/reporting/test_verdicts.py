@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
 from dvpo_lib.reporting.findings import verdicts
-from dvpo_lib.reporting.statistics.comparisons import FEWEST_RUNS, sign_flip_test
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, sign_flip_test
 
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
@@ -48,7 +48,7 @@ def test_the_hardest_rival_decides():
     assert (table["corrected"].dropna() >= table["p"].dropna()).all()
 
 
-@pytest.mark.parametrize("seeds, verdict", [(9, "no claim (9 of 10 pairs)"), (10, "confirmed")])
+@pytest.mark.parametrize("seeds, verdict", [(9, "no claim (9 of 10 seeds)"), (10, "confirmed")])
 def test_no_claim_rests_on_few_runs(seeds, verdict):
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7}, seeds)})
     assert verdict_of(table, "DVPO is better than PPO")["verdict"] == verdict
@@ -82,7 +82,7 @@ def test_every_claim_names_rows_that_its_study_computes():
         names = list(dict.fromkeys(cell.variant or cell.method for cell in cells))
         assert claim.own in names and claim.rivals(names), claim.text
         assert claim.own not in claim.rivals(names)
-        assert STUDIES[claim.study].seeds >= FEWEST_RUNS, f"{claim.text}: too few seeds for a claim"
+        assert STUDIES[claim.study].decides and CLAIMED >= FEWEST_SEEDS, f"{claim.text}: too few seeds for a claim"
 
 
 def test_the_matrix_and_the_sentences_hold_every_verdict():
@@ -92,11 +92,11 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     table = verdicts.verdict_table({"comparison": runs})
     shown = verdicts.verdict_matrix(table).set_index("claim")
     assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
-    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim (4 of 10 pairs)")
+    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim (4 of 10 seeds)")
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdicts.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
-    assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 pairs" in text
+    assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
 
 
 def test_methods_that_cannot_be_told_from_the_best_are_named():

@@ -93,4 +93,4 @@ def _print_progress(root: Path, profile: str | None) -> None:
         params = load_params(root / "params.yaml", overlaid=file)
         done = len(read_evidence(root / EVIDENCE_FOLDER / f"{name}.csv")[RUN_COLUMNS].drop_duplicates())
         total = sum(1 for _ in planned_runs(params, name))
-        print(f"{name:16} {done:5} of {total:5} runs, {study.seeds:2} seeds a cell: {study.question}")
+        print(f"{name:16} {done:5} of {total:5} runs: {study.question}")

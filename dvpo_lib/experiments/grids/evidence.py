@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dvpo_lib.experiments.grids.studies import STUDIES, Cell, pretraining_of, training_of
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, training_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 
 RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
@@ -40,15 +40,23 @@ class PlannedRun:
 
 
 def planned_runs(params, study: str) -> Iterator[PlannedRun]:
-    """The runs of a study, seed by seed.
+    """The runs of a study in the order in which they are computed.
+
+    Cells that claims rest on come first, one noise after the other, so that an unfinished study decides something; then
+    all others, seed by seed.
 
     Args:
         params: The settings, with all rows that the study's cells name.
         study: A key of STUDIES.
     """
-    cells = list(STUDIES[study].cells(params))
-    for seed in range(params.seed, params.seed + STUDIES[study].seeds):
-        yield from (PlannedRun(study, cell, seed) for cell in cells)
+    claimed, shown = [], []
+    for cell in STUDIES[study].cells(params):
+        (claimed if STUDIES[study].decides and cell.family == params.families[0] else shown).append(cell)
+    for noise in dict.fromkeys(cell.noise for cell in claimed):
+        for seed in range(params.seed, params.seed + CLAIMED):
+            yield from (PlannedRun(study, cell, seed) for cell in claimed if cell.noise == noise)
+    for seed in range(params.seed, params.seed + SHOWN):
+        yield from (PlannedRun(study, cell, seed) for cell in shown)
 
 
 def read_evidence(path: Path) -> pd.DataFrame:

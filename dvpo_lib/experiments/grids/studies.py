@@ -1,7 +1,7 @@
 """The studies of the evidence: which cells each has, and the run of a cell as specs.
 
-A *cell* is all that a run has but its seed. A study lists its cells; every cell gets the same number of seeds, and runs
-are computed seed by seed, so that an unfinished study has all its cells with fewer seeds.
+A *cell* is all that a run has but its seed. Cells that a claim rests on get `CLAIMED` seeds: those of a study that
+decides claims, in the first family. All others get `SHOWN`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dvpo_lib.experiments.specs.training import TrainingSpec, training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.noise.sources import NoiseSettings
 
-NOISES = ("none", "flip", "spikes", "prompt_spikes", "majority_vote", "reward_model", "missing")
+NOISES = ("spikes", "none", "reward_model", "flip", "prompt_spikes", "missing", "majority_vote")
 NOISY = ("spikes", "reward_model")  # of the ablations
 CLAIMED = 10  # seeds of a cell that a claim rests on
 SHOWN = 5  # seeds of a cell that is only shown
@@ -62,13 +62,13 @@ class Study:
     Attributes:
         question: What it asks.
         cells: (params) -> its cells.
-        seeds: Runs of each cell.
+        decides: Whether claims rest on its cells in the first family.
         profile: The file profiles/NAME.yaml that holds its settings and its base policy.
     """
 
     question: str
     cells: Callable[[Any], Iterator[Cell]]
-    seeds: int
+    decides: bool = False
     profile: str = "full"
 
 
@@ -227,16 +227,16 @@ def _critic_kinds(params) -> Iterator[Cell]:
 
 
 STUDIES: dict[str, Study] = {
-    "comparison": Study("Which method learns best under which noise, in every family?", _comparison, CLAIMED),
-    "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, SHOWN, "large"),
-    "ablation": Study("Does each term of the critic's loss help?", _ablation, CLAIMED),
-    "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, CLAIMED),
-    "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, CLAIMED),
-    "heads": Study("How many heads, and how should they be weighted?", _heads, SHOWN),
-    "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown, SHOWN),
-    "lambdas": Study("Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas, SHOWN),
-    "targets": Study("Comonotone or mixture targets?", _targets, SHOWN),
-    "readouts": Study("Which statistic of the distribution should the actor see?", _readouts, SHOWN),
-    "denoised": Study("When does it pay to learn from the critic's view of a reward?", _denoised, SHOWN),
-    "critic_kinds": Study("Is it quantiles, or distributions, or the loss?", _critic_kinds, CLAIMED),
+    "comparison": Study("Which method learns best under which noise, in every family?", _comparison, decides=True),
+    "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, profile="large"),
+    "ablation": Study("Does each term of the critic's loss help?", _ablation, decides=True),
+    "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, decides=True),
+    "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, decides=True),
+    "heads": Study("How many heads, and how should they be weighted?", _heads),
+    "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown),
+    "lambdas": Study("Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas),
+    "targets": Study("Comonotone or mixture targets?", _targets),
+    "readouts": Study("Which statistic of the distribution should the actor see?", _readouts),
+    "denoised": Study("When does it pay to learn from the critic's view of a reward?", _denoised),
+    "critic_kinds": Study("Is it quantiles, or distributions, or the loss?", _critic_kinds, decides=True),
 }

@@ -17,7 +17,7 @@ import pandas as pd
 from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text, percent_text
 from dvpo_lib.reporting.statistics.comparisons import (
-    FEWEST_RUNS,
+    FEWEST_SEEDS,
     SIGNIFICANCE,
     claim_verdict,
     detectable_difference,
@@ -142,8 +142,8 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 
     Returns:
         Columns VERDICT_COLUMNS. `rival` is the hardest one; `difference`, `detectable` (the smallest difference that
-        these pairs would show) in shares; `n` is the number of pairs; `p` of the claim alone, `corrected` for all
-        claims under the noise.
+        these pairs would show) in shares; `n` is the number of seeds, with a pair for each family; `p` of the claim
+        alone, `corrected` for all claims under the noise.
     """
     rows = []
     for claim in claims:
@@ -169,10 +169,11 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 def _hardest(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str]) -> dict:
     found = []
     for rival in rivals:
-        d = claim.pairs(runs, claim.own, rival)["difference"].to_numpy()
+        pairs = claim.pairs(runs, claim.own, rival)
+        d, n = pairs["difference"].to_numpy(), pairs["seed"].nunique()
         if len(d):
             p = min(1.0, len(rivals) * sign_flip_test(d)) if len(d) > 1 else np.nan
-            found.append(dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d), n=len(d), p=p))
+            found.append(dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d), n=n, p=p))
     return min(found, key=lambda row: row["difference"]) if found else dict(n=0)
 
 
@@ -216,9 +217,7 @@ def verdict_findings(table: pd.DataFrame) -> str:
             f"as many runs would have shown is {number_text(seen, 1)} points."
         )
     if few := table[table["verdict"].str.startswith("no claim")]["claim"].nunique():
-        lines.append(
-            f"- {few} claims have fewer than {FEWEST_RUNS} pairs of runs under some noise, and are not judged there."
-        )
+        lines.append(f"- {few} claims have fewer than {FEWEST_SEEDS} seeds under some noise, and are not judged there.")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from dvpo_lib.reporting.statistics.runs import run_scores
 
-FEWEST_RUNS = 10  # pairs below which no claim is made
+FEWEST_SEEDS = 10  # below which no claim is made
 SIGNIFICANCE = 0.05  # of a family of comparisons, after correction
 POWER = 0.8  # chance to see the smallest detectable difference
 PERMUTATIONS = 9999
@@ -105,14 +105,14 @@ def comparison_table(
         settings: Further arguments of `run_pairs`.
 
     Returns:
-        Columns method, baseline, `by`, difference, p, corrected, detectable, n and verdict.
+        Columns method, baseline, `by`, difference, p, corrected, detectable, n (seeds) and verdict.
     """
     rows = []
     for method, baseline in comparisons:
         for key, pairs in run_pairs(final, method, baseline, **settings).groupby(list(by), sort=False):
             d = pairs["difference"].to_numpy()
             p = sign_flip_test(d) if len(d) > 1 else np.nan
-            rows.append((method, baseline, *key, d.mean(), p, detectable_difference(d), len(d)))
+            rows.append((method, baseline, *key, d.mean(), p, detectable_difference(d), pairs["seed"].nunique()))
     table = pd.DataFrame(rows, columns=["method", "baseline", *by, "difference", "p", "detectable", "n"])
     table["corrected"] = np.nan
     for _, group in table.dropna(subset="p").groupby(list(by), sort=False):
@@ -122,9 +122,9 @@ def comparison_table(
 
 
 def claim_verdict(difference: float, p: float, n: int) -> str:
-    """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 pairs."""
-    if n < FEWEST_RUNS or np.isnan(p):
-        return f"no claim ({n} of {FEWEST_RUNS} pairs)"
+    """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 seeds."""
+    if n < FEWEST_SEEDS or np.isnan(p):
+        return f"no claim ({n} of {FEWEST_SEEDS} seeds)"
     if p >= SIGNIFICANCE:
         return "not confirmed"
     return "confirmed" if difference > 0 else "refuted"
