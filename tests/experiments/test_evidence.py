@@ -3,6 +3,7 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -78,6 +79,11 @@ def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
             evidence.rerun(PARAMS, toy, key[:10]).sort_values(["suite", "metric"], ignore_index=True),
             table[table["key"] == key].sort_values(["suite", "metric"], ignore_index=True),
         )
+    said = table[table["role"] == "training"].pivot(
+        index=["method", "variant", "noise"], columns="metric", values="value"
+    )
+    assert {*evidence.TRAINING_METRICS, "first_reward"} == set(said) and (said["entropy"] > 0).all()
+    assert np.isnan(said.loc["grpo", "explained_variance"]).all()
     before = toy.read_bytes()
     evidence.write_evidence(toy, table.sample(frac=1, random_state=0))
     assert toy.read_bytes() == before

@@ -17,6 +17,7 @@ import pandas as pd
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, training_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 
+TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
 
@@ -70,7 +71,8 @@ def write_evidence(path: Path, table: pd.DataFrame) -> None:
     """Writes the rows of a study in a fixed order; the file is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".new")
-    ordered = table[COLUMNS].sort_values([*RUN_COLUMNS, "suite", "metric"], kind="stable")
+    table = table[COLUMNS].astype({"value": float})  # numbers of a column of objects would not be rounded
+    ordered = table.sort_values([*RUN_COLUMNS, "suite", "metric"], kind="stable")
     ordered.to_csv(scratch, index=False, float_format="%.8g")
     os.replace(scratch, path)
 
@@ -97,8 +99,18 @@ def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
 
 
 def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
-    table = collect_run_tables([folder], "final")
+    table = pd.concat([collect_run_tables([folder], "final"), training_rows(folder)], ignore_index=True)
     return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
+
+
+def training_rows(folder: Path) -> pd.DataFrame:
+    """What a run's training says of it, in rows of role "training": `TRAINING_METRICS` over the last quarter of its
+    iterations, and `first_reward`, the true reward of the first iteration, which is the base policy's."""
+    curves = pd.read_csv(folder / "curves.csv")
+    last = curves.tail(-(-len(curves) // 4))
+    found = {name: last[name].mean() for name in TRAINING_METRICS}
+    found["first_reward"] = curves["reward_true"].iloc[0]
+    return pd.DataFrame({"metric": found.keys(), "value": found.values()}).assign(suite="training", role="training")
 
 
 def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 8) -> Iterator[tuple[int, int]]:
