@@ -1,8 +1,8 @@
-"""Example responses for notebooks 02 and 03: advantages by token, and values around the first wrong word."""
+"""Responses for notebooks 02 and 03: advantages by token, values around the first wrong word, and who finds it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ def first_training_batch(spec) -> pd.DataFrame:
 
     Returns:
         One row per response: prompt, completion, tokens (list of words), advantages (list, one per token), reward (as
-        received) and reward_true.
+        received), reward_true, and record (a mapping, the problem's columns).
     """
     trainer = build_trainer(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
@@ -42,6 +42,7 @@ def first_training_batch(spec) -> pd.DataFrame:
                 "advantages": advantages[i, mask].tolist(),
                 "reward": float(scores.rewards[i]),
                 "reward_true": float(true[i]),
+                "record": {"prompt": rollouts.prompts[i], **{name: own[i] for name, own in columns.items()}},
             }
         )
     return pd.DataFrame(rows)
@@ -115,6 +116,56 @@ def value_change_at_error(
         if where is not None and where + 1 < len(v):
             changes.append(v[where + 1].mean() - v[where].mean())
     return {"wrong": float(np.mean(changes)) if changes else 0.0, "style": float(np.std(after)), "count": len(changes)}
+
+
+def first_wrong_tokens(batch: pd.DataFrame, world: World, tokenizer) -> list[int | None]:
+    """The token that starts the first wrong word of each response of `first_training_batch`; None without one."""
+    found = []
+    for r in batch.to_dict("records"):
+        word = world.first_wrong_word(r["record"], r["completion"])
+        found.append(token_of_word(r, word, tokenizer) if word is None or word >= 0 else None)
+    return found
+
+
+def error_auc(batch: pd.DataFrame, world: World, tokenizer) -> dict[str, float]:
+    """How well advantages tell the token of the first wrong word from the tokens before it.
+
+    Args:
+        batch: Table of `first_training_batch`.
+        world: World of the family.
+        tokenizer: Of the policy.
+
+    Returns:
+        `auc`, the mean over wrong responses of the share of earlier tokens with a higher advantage (ties count one
+        half): 1 if the wrong token always has the lowest, 0.5 by chance; `count`, the number of responses.
+    """
+    shares = []
+    for where, values in zip(first_wrong_tokens(batch, world, tokenizer), batch["advantages"], strict=True):
+        if where:  # at the first token there is nothing to tell it from
+            before = np.asarray(values[:where])
+            shares.append(np.mean((before > values[where]) + 0.5 * (before == values[where])))
+    return {"auc": float(np.mean(shares)) if shares else float("nan"), "count": len(shares)}
+
+
+def error_maps(batches: Mapping[str, pd.DataFrame], world: World, tokenizer) -> list[dict]:
+    """The wrong response with the latest first error, as each method's advantages see it, for `figures.token_text`.
+
+    Args:
+        batches: {name of the method: its `first_training_batch`}, with the same responses.
+        world: World of the family.
+        tokenizer: Of the policy.
+
+    Returns:
+        One dictionary for each method, with tokens, values, title and mark (the first wrong token).
+    """
+    where = first_wrong_tokens(next(iter(batches.values())), world, tokenizer)
+    row = max(range(len(where)), key=lambda i: -1 if where[i] is None else where[i])
+    maps = []
+    for name, batch in batches.items():
+        r = batch.iloc[row]
+        title = f"{name}: {r['prompt']}   (reward received: {r['reward']:.2f})"
+        maps.append({"tokens": r["tokens"], "values": r["advantages"], "title": title, "mark": where[row]})
+    return maps
 
 
 def response_words(response, tokenizer) -> list[str]:

@@ -192,6 +192,14 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     )
 
 
+def error_auc_table(found: pd.DataFrame) -> pd.DataFrame:
+    """AUCs (method, noise, seed, auc) as text: a row for each method, a column for each noise."""
+    named = found.assign(**{name: found[name].map(display_name) for name in ("method", "noise")})
+    cells = named.groupby(["method", "noise"], sort=False)["auc"]
+    shown = cells.agg(lambda own: f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})")
+    return shown.unstack(sort=False).reset_index() if len(shown) else pd.DataFrame(columns=["method"])
+
+
 def critic_metrics(scores: pd.DataFrame) -> dict:
     """For `dvc metrics show`: explained variance, CRPS and coverage, {critic: {noise: {at: ...}}}, means over seeds."""
     tree: dict = {}

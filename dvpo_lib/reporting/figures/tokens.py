@@ -93,22 +93,23 @@ def token_text(
     """Token-level numbers as colours over the text: purple for positive, orange for negative ones.
 
     Args:
-        responses: Dicts with `tokens` (words), `values` (one number per token) and `title`.
+        responses: Dicts with `tokens` (words), `values` (one number per token), `title` and, optionally, `mark`: the
+            number of a token to draw a frame around.
         width: Characters per line.
         title: Label of the colour bar.
         least: Least reach of the colour scale, so that small numbers look small.
         note: Text of the caption.
     """
-    lines = []  # (heading | None, [(column, word, value)])
+    lines = []  # (heading | None, [(column, word, value, marked)])
     for response in responses:
         lines.append((data_text(response["title"], int(1.4 * width)), []))
         row, column = [], 0
         words = [data_text(token, min(40, width)) for token in response["tokens"]]
-        for word, value in zip(words, response["values"], strict=True):
+        for i, (word, value) in enumerate(zip(words, response["values"], strict=True)):
             if column + len(word) > width and row:
                 lines.append((None, row))
                 row, column = [], 0
-            row.append((column, word, value))
+            row.append((column, word, value, i == response.get("mark")))
             column += len(word) + 1.6  # the coloured box is wider than its word
         lines.append((None, row))
     values = np.concatenate([np.asarray(r["values"], dtype=float) for r in responses])
@@ -120,10 +121,11 @@ def token_text(
     for k, (heading, row) in enumerate(lines):
         if heading is not None:
             ax.text(0, k + 0.1, heading, fontsize=9, color="0.25", va="center", style="italic")
-        for column, word, value in row:
+        for column, word, value, marked in row:
             shade = colors(norm(np.clip(value, -reach, reach)))
             dark = sum(c * w for c, w in zip(shade[:3], (0.3, 0.59, 0.11), strict=True)) < 0.5
-            box = {"facecolor": shade, "edgecolor": "none", "boxstyle": "square,pad=0.16"}
+            edge = {"edgecolor": WRONG, "linewidth": 1.6} if marked else {"edgecolor": "none"}
+            box = {"facecolor": shade, "boxstyle": "square,pad=0.16", **edge}
             ax.text(
                 column,
                 k,
