@@ -1,5 +1,6 @@
 """Figures and tables of the evidence on made-up runs of every cell that the studies have."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -8,7 +9,7 @@ from test_verdicts import SUITES
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.reporting import figures
-from dvpo_lib.reporting.findings import verdicts
+from dvpo_lib.reporting.findings import collapse, verdicts
 from dvpo_lib.reporting.statistics import run_scores
 
 
@@ -24,6 +25,38 @@ def runs_of_study(study, seeds=2):
             for suite, role in SUITES.items()
         ]
     )
+
+
+def with_training(runs):
+    """The same runs with rows of their training: the second seed of GRPO collapsed."""
+    keys = ["study", "method", "variant", "noise", "family", "seed", "key", "machine"]
+    own = runs.drop_duplicates(keys)[keys].assign(suite="training", role="training")
+    lost = (own["method"] == "grpo") & (own["seed"] == 1)
+    numbers = {"entropy": 0.1, "first_reward": 0.5, "reward_true": np.where(lost, 0.2, 0.8), "kl": 0.1}
+    return pd.concat([runs, *(own.assign(metric=name, value=values) for name, values in numbers.items())])
+
+
+def test_lost_runs_are_counted_by_method_and_noise():
+    runs = with_training(runs_of_study("comparison"))
+    runs = runs[runs["noise"].isin(["none", "spikes"])]
+    runs.loc[(runs["method"] == "ppo") & (runs["noise"] == "spikes") & (runs["metric"] == "sampled"), "value"] = None
+    table = collapse.collapsed_runs(runs).set_index(["method", "noise"])
+    assert table["runs"].eq(6).all() and table.loc[("grpo", "none"), "lost"] == 3
+    assert table.loc[("ppo", "spikes"), "lost"] == 6 and table.loc[("dvpo", "spikes"), "lost"] == 0
+    text = collapse.collapse_findings(runs)
+    assert "PPO 6 of 6" in text and "GRPO 3 of 6" in text and "DVPO" not in text
+    quiet = runs[runs["method"] == "dvpo"]
+    assert collapse.collapse_findings(quiet) == "None of 12 runs collapsed or diverged."
+
+
+def test_runs_are_drawn_by_two_of_their_numbers():
+    runs = with_training(runs_of_study("comparison"))
+    figure = figures.run_scatter(runs, ("entropy", "training"), ("sampled", "ID"), "entropy", "score")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == runs["noise"].nunique()
+    methods = runs["method"].nunique()
+    assert all(len(ax.collections) == methods for ax in shown)
+    assert sum(len(c.get_offsets()) for ax in shown for c in ax.collections) == verdicts.run_count(runs)
 
 
 def panel_titles(figure):

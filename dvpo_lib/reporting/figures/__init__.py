@@ -19,7 +19,7 @@ from dvpo_lib.reporting.figures.data_and_noise import (
     vote_quality,
 )
 from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels
-from dvpo_lib.reporting.figures.evidence import breakdown_curves, denoised_curves, performance_profiles
+from dvpo_lib.reporting.figures.evidence import breakdown_curves, denoised_curves, performance_profiles, run_scatter
 from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
 from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
 from dvpo_lib.reporting.figures.style import look_of, save_figure, set_figure_theme
@@ -51,6 +51,7 @@ __all__ = [
     "readout_panels",
     "reward_histograms",
     "reward_model_quality",
+    "run_scatter",
     "save_figure",
     "set_figure_theme",
     "task_intervals",

@@ -149,6 +149,47 @@ def performance_profiles(
     return add_caption(figure, f"{start} {note}")
 
 
+def run_scatter(
+    runs: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], xlabel: str, ylabel: str, note=""
+) -> Figure:
+    """One number of a run against another: a panel for each noise, a symbol for each run, coloured by method.
+
+    Args:
+        runs: Rows of a study.
+        x: (metric, role) on the x axis, averaged over the role's test sets.
+        y: The same for the y axis.
+        xlabel: Label of the x axis.
+        ylabel: Label of the y axis.
+        note: Further text of the caption.
+    """
+    keys = ["method", "noise", "family", "seed"]
+    numbers = {}
+    for axis, (metric, role) in (("x", x), ("y", y)):
+        numbers[axis] = (
+            runs[(runs["metric"] == metric) & (runs["role"] == role)].groupby(keys, sort=False)["value"].mean()
+        )
+    table = pd.DataFrame(numbers).dropna().reset_index()
+    noises = [noise for noise in dict.fromkeys(runs["noise"]) if noise in set(table["noise"])]
+    columns = min(4, max(1, len(noises)))
+    rows = -(-max(1, len(noises)) // columns)
+    figure, axes = new_figure(2.7 * columns + 0.6, 2.5 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    handles = []
+    for ax in axes.flat[len(noises) :]:
+        ax.set_visible(False)
+    for ax, noise in zip(axes.flat, noises, strict=False):
+        for method, own in table[table["noise"] == noise].groupby("method", sort=False):
+            style = look_of(method, table["method"].unique())
+            drawn = dict(color=style.color, marker=style.marker, s=22, alpha=0.75, label=style.name)
+            handles.append(ax.scatter(own["x"], own["y"], **drawn))
+        ax.set_title(drawn_name(noise))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
+    return add_caption(figure, f"A symbol is a run. {note}")
+
+
 def _seeds(table: pd.DataFrame) -> str:
     counts = sorted(set(table["n"]))
     return f"{counts[0]} runs each" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs each"
