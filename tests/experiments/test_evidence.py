@@ -1,5 +1,6 @@
 """The evidence: a study's file grows piece by piece, and any of its runs can be made again byte for byte."""
 
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from dvpo_lib.chain.commands import evidence as command
 from dvpo_lib.chain.params import RuntimeSettings, load_params
+from dvpo_lib.common.durable_files import folder_digests
 from dvpo_lib.experiments.grids import evidence
 from dvpo_lib.experiments.grids.evidence import EvidenceError
 from dvpo_lib.experiments.grids.studies import NOISES, STUDIES, Cell, Study, cell_critic, changed_critic, training_of
@@ -138,3 +141,19 @@ def test_cells_that_claims_rest_on_have_ten_seeds_and_come_first():
     assert {count for (*_, family), count in seeds.items() if family != params.families[0]} == {5}
     shown = Counter(tuple(run.cell.labels.values()) for run in evidence.planned_runs(params, "heads"))
     assert set(shown.values()) == {5}
+
+
+def test_inputs_are_placed_once_and_again_after_a_change(world, tmp_path):
+    """Every machine starts from the committed bytes of the base policy; suites come from the settings."""
+    inputs, workdir, params = tmp_path / "inputs", tmp_path / "work", SimpleNamespace(tasks=WORLD)
+    shutil.copytree(world / "data" / "base", inputs / "base")
+    (inputs / "noise").mkdir()
+    command.place_inputs(params, inputs, workdir)
+    assert folder_digests(workdir / "data" / "base") == folder_digests(inputs / "base")
+    assert folder_digests(workdir / "data" / "suites") == folder_digests(world / "data" / "suites")
+    (workdir / "data" / "mark").touch()
+    command.place_inputs(params, inputs, workdir)
+    assert (workdir / "data" / "mark").exists(), "nothing has changed"
+    (inputs / "noise" / "labels.jsonl").write_text("{}\n")
+    command.place_inputs(params, inputs, workdir)
+    assert (workdir / "data" / "noise" / "labels.jsonl").exists() and not (workdir / "data" / "mark").exists()

@@ -4,13 +4,16 @@
     python -m dvpo_lib evidence comparison --minutes 60           # extends reports/evidence/comparison.csv
     python -m dvpo_lib evidence denoised --rerun 3f2a             # makes one run again, byte for byte
 
-Data, base policy and proxies come from stage `data` of a profile, in a kept copy of the project under work/.
+Base policy and proxies lie in reports/evidence/inputs/PROFILE, so that every machine starts from the same bytes; suites
+are generated from the settings. Where a profile has no such folder, stage `data` makes it, in a copy of the project.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +21,7 @@ from pathlib import Path
 from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
-from dvpo_lib.common.durable_files import locked_file
+from dvpo_lib.common.durable_files import atomic_folder, folder_digests, locked_file, write_durably
 from dvpo_lib.experiments.grids.evidence import (
     RUN_COLUMNS,
     EvidenceError,
@@ -28,8 +31,12 @@ from dvpo_lib.experiments.grids.evidence import (
     rerun,
 )
 from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.experiments.run_store import code_hash
+from dvpo_lib.tasks import families as tasks
+from dvpo_lib.tasks.suites import save_suites
 
 EVIDENCE_FOLDER = Path("reports/evidence")
+INPUTS = EVIDENCE_FOLDER / "inputs"
 
 
 def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,13 +64,13 @@ def run_evidence(chosen: argparse.Namespace) -> int:
         _print_progress(root, chosen.profile)
         return 0
     profile = chosen.profile or STUDIES[chosen.study].profile
-    path, workdir = root / EVIDENCE_FOLDER / f"{chosen.study}.csv", root / "work" / profile
-    copy = argparse.Namespace(name=profile, targets=["data"], workdir=workdir, set=[], export=None)
-    if code := run_profile(copy):
+    path, workdir = root / EVIDENCE_FOLDER / f"{chosen.study}.csv", root / "work" / "evidence" / profile
+    params = load_params(root / "params.yaml", overlaid=root / "profiles" / f"{profile}.yaml")
+    if not (root / INPUTS / profile).is_dir() and (code := _make_inputs(root, profile)):
         return code
+    place_inputs(params, root / INPUTS / profile, workdir)
     os.environ.setdefault("DVPO_STORE", str(root / ".runs"))
     os.chdir(workdir)  # specs name data/ as the chain's notebooks do
-    params = load_params(workdir / "params.yaml")
     if chosen.rerun:
         try:
             rerun(params, path, chosen.rerun)
@@ -72,11 +79,43 @@ def run_evidence(chosen: argparse.Namespace) -> int:
         print(f"run {chosen.rerun} of {chosen.study}: the same numbers")
         return 0
     try:
-        with locked_file(workdir / "work" / f"{chosen.study}.lock", wait=False):
+        with locked_file(workdir / f"{chosen.study}.lock", wait=False):
             _extend(params, chosen.study, path, chosen.minutes)
     except BlockingIOError as owner:
         raise StageError(f"process {owner} extends {path} already") from None
     return 0
+
+
+def _make_inputs(root: Path, profile: str) -> int:
+    """Runs stage `data` of a profile and keeps what it makes; returns the exit code."""
+    copy = root / "work" / profile
+    if code := run_profile(argparse.Namespace(name=profile, targets=["data"], workdir=copy, set=[], export=None)):
+        return code
+    with atomic_folder(root / INPUTS / profile) as folder:
+        for name in ("base", "noise"):
+            shutil.copytree(copy / "data" / name, folder / name)
+    return 0
+
+
+def place_inputs(params: Params, inputs: Path, workdir: Path) -> None:
+    """Puts base policy, proxies and suites where specs look for them; two processes may do so at once.
+
+    Args:
+        params: The settings.
+        inputs: Folder with base/ and noise/.
+        workdir: The folder that gets data/base, data/noise and data/suites.
+    """
+    made = {"inputs": folder_digests(inputs), "tasks": code_hash(tasks.__name__), "settings": repr(params.tasks)}
+    record = workdir / "placed.json"
+    with locked_file(workdir / "placed.lock"):
+        if record.is_file() and json.loads(record.read_text("utf-8")) == made:
+            return
+        record.unlink(missing_ok=True)
+        shutil.rmtree(workdir / "data", ignore_errors=True)
+        for name in ("base", "noise"):
+            shutil.copytree(inputs / name, workdir / "data" / name)
+        save_suites(tasks.build_suites(params.tasks), workdir / "data" / "suites")
+        write_durably(record, json.dumps(made))
 
 
 def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
