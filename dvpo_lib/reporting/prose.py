@@ -92,3 +92,9 @@ def show_text(*sentences: str):
 
     sentences = tuple(filter(None, sentences))
     return Markdown("\n".join(sentences) if all(s.startswith("- ") for s in sentences) else " ".join(sentences))
+
+
+def markdown_table(frame) -> str:
+    """A table of texts as Markdown."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)

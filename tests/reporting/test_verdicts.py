@@ -85,6 +85,15 @@ def test_every_claim_names_rows_that_its_study_computes():
         assert STUDIES[claim.study].decides and CLAIMED >= FEWEST_SEEDS, f"{claim.text}: too few seeds for a claim"
 
 
+def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs():
+    assert verdicts.verdict_page({"comparison": pd.DataFrame()}) == ""
+    page = verdicts.verdict_page({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7}), "heads": pd.DataFrame()})
+    lines = page.splitlines()
+    assert lines[0].startswith("| claim | heavy-tailed spikes |") and lines[1].startswith("| --- |")
+    assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
+    assert "- 20 runs." in page
+
+
 def test_the_matrix_and_the_sentences_hold_every_verdict():
     runs = pd.concat(
         [made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.9}), made_up_runs({"dvpo": 0.8, "ppo": 0.8}, 4, noise="none")]

@@ -22,6 +22,7 @@ from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import atomic_folder, folder_digests, locked_file, write_durably
+from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.experiments.grids.evidence import (
     RUN_COLUMNS,
     EvidenceError,
@@ -32,11 +33,13 @@ from dvpo_lib.experiments.grids.evidence import (
 )
 from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.experiments.run_store import code_hash
+from dvpo_lib.reporting.findings.verdicts import verdict_page
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.suites import save_suites
 
 EVIDENCE_FOLDER = Path("reports/evidence")
 INPUTS = EVIDENCE_FOLDER / "inputs"
+VERDICT_MARKS = "<!-- verdict: written by `python -m dvpo_lib evidence` -->\n", "<!-- end of the verdict -->"
 
 
 def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +84,7 @@ def run_evidence(chosen: argparse.Namespace) -> int:
     try:
         with locked_file(workdir / f"{chosen.study}.lock", wait=False):
             _extend(params, chosen.study, path, chosen.minutes)
+        write_verdict(root)
     except BlockingIOError as owner:
         raise StageError(f"process {owner} extends {path} already") from None
     return 0
@@ -124,6 +128,13 @@ def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
     for done, total in extend_evidence(params, study, path, minutes):
         left = (time.monotonic() - began) / max(1, done - start) * (total - done) / 60
         print(f"{study}: {done} of {total} runs; {left:.0f} minutes to the end", file=sys.stderr, flush=True)
+
+
+def write_verdict(root: Path) -> None:
+    """Puts the verdict of all files into README.md, which has marks for it."""
+    evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
+    with locked_file(root / "work" / "evidence" / "readme.lock"):
+        insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
 
 
 def _print_progress(root: Path, profile: str | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
-from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text, percent_text
+from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text, percent_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
@@ -219,6 +219,21 @@ def verdict_findings(table: pd.DataFrame) -> str:
     if few := table[table["verdict"].str.startswith("no claim")]["claim"].nunique():
         lines.append(f"- {few} claims have fewer than {FEWEST_SEEDS} seeds under some noise, and are not judged there.")
     return "\n".join(lines)
+
+
+def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
+    """The verdict as Markdown for README: the table of claims, then the sentences; "" if nothing has been computed.
+
+    Args:
+        evidence: {study: rows of its file}.
+    """
+    computed = {study: in_display_order(runs) for study, runs in evidence.items() if len(runs)}
+    if not computed:
+        return ""
+    table = verdict_table(computed)
+    known = table[table["n"] > 0]
+    count = sum(run_count(runs) for runs in computed.values())
+    return f"{markdown_table(verdict_matrix(known))}\n{verdict_findings(known)}\n- {count} runs.\n"
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
