@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -14,29 +13,6 @@ from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import MISSING, diverged_cells, interval_text, number_text, percent_text
 
-# The paper's own scores (per cent), as far as its summaries give them: other models, tasks and scale.
-PAPER_NOTE = (
-    "The paper's figures are **taken from summaries of the paper** (arXiv 2512.03847): Qwen3-8B trained for 500 steps "
-    "on real science and math sets. Ours are smaller policies on other problems. "
-    "Compare directions and orders, never sizes."
-)
-PAPER_SCORES = {  # trained family: {row: ID, OOD (the other family), ALL}
-    "science": {"base": (2.96, 58.40, 34.64), "ppo": (2.76, 63.27, 37.34), "dvpo": (3.83, 66.48, 39.63)},
-    "math": {"base": (58.40, 2.96, 34.64), "ppo": (58.40, 3.16, 34.72), "dvpo": (66.45, 4.04, 39.70)},
-    "dialogue": {
-        "base": (86.26,),
-        "ppo": (85.20,),
-        "dvpo": (86.79,),
-    },  # mean over domains; the summaries report no transfer
-}
-PAPER_ABLATION = {  # trained on science
-    "base": (2.96, 58.40, 34.64),
-    "core": (3.65, 61.37, 36.63),
-    "+ consistency": (3.73, 63.73, 38.02),
-    "+ tail calibration": (3.74, 64.42, 38.42),
-    "+ mean shift": (3.29, 65.17, 38.65),
-    "+ tail shape and curvature": (3.83, 66.48, 39.63),
-}
 PAGE_FOLDERS = {
     "The method and its mathematics": "00_method",
     "Data, base policy and noise": "01_data_and_noise",
@@ -119,12 +95,12 @@ def final_table(
     wide["noise"] = wide["noise"].map(display_name)
     wide["method"] = [look_of(m, methods).name for m in wide["method"]]
     if base:
-        first = {"noise": "", "method": "base policy", **{r: _points(v) for r, v in base.items() if r in wide}}
+        first = {"noise": "", "method": "base policy", **{r: points_text(v) for r, v in base.items() if r in wide}}
         wide = pd.concat([pd.DataFrame([first]), wide.astype(object)], ignore_index=True)
     return wide.astype(object).fillna("")
 
 
-def _points(share: float) -> str:
+def points_text(share: float) -> str:
     """A share in per cent without its unit, or "missing"."""
     return number_text(100 * share, 1)
 
@@ -211,70 +187,6 @@ def critic_metrics(scores: pd.DataFrame) -> dict:
         known = {k: _or_null(v) for k, v in row.items() if counts.loc[key, k]}  # null: missing in some of the runs
         tree.setdefault(critic, {}).setdefault(noise, {})[at] = known
     return tree
-
-
-def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str], noise: str = "none") -> pd.DataFrame:
-    """Base, PPO and DVPO after training on each family, the paper's scores beside ours.
-
-    Args:
-        final: As in `statistics.run_scores`.
-        start: Scores of the base policy: suite, metric, value.
-        families: The trained families.
-        noise: The noise of our runs; the paper's have none.
-    """
-    rows = []
-    for family in families:
-        own = final[(final["noise"] == noise) & (final["family"] == family)]
-        s, base = (
-            statistics.summarise_scores(own, overall=True).set_index(["method", "role"]),
-            base_by_role(start, [family]),
-        )
-        for name, paper in PAPER_SCORES.get(family, {"base": (), "ppo": (), "dvpo": ()}).items():
-            ours = {}
-            for role in ("ID", "OOD", "transfer", "ALL"):
-                if name == "base":
-                    ours[f"here: {role}"] = _points(base[role])
-                elif (name, role) in s.index:
-                    r = s.loc[(name, role)]
-                    ours[f"here: {role}"] = interval_text(r["iqm"], r["low"], r["high"], 1, unit="")
-            columns = ("paper: ID", "paper: other family", "paper: ALL")
-            given = dict(itertools.zip_longest(columns, (f"{v:.2f}" for v in paper), fillvalue=""))
-            rows.append(
-                {"trained on": family, "": "base policy" if name == "base" else display_name(name), **given, **ours}
-            )
-    return pd.DataFrame(rows).fillna("")
-
-
-def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
-    """Ablation rows: the paper's ID, OOD and ALL after training on science, beside ours."""
-    s, rows = statistics.summarise_scores(final, overall=True).set_index(["method", "role"]), []
-    lost = {method: gap for (method, _), gap in diverged_cells(statistics.diverged_runs(final)).items()}
-    for name in ["base", *dict.fromkeys(final["method"])]:
-        paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
-        if name in PAPER_ABLATION:
-            paper = dict(zip(paper, (f"{v:.2f}" for v in PAPER_ABLATION[name]), strict=True))
-        ours = {
-            f"here: {role}": _points(base[role])
-            if name == "base"
-            else interval_text(*s.loc[(name, role)][["iqm", "low", "high"]], 1, "", lost.get(name, MISSING))
-            for role in ("ID", "OOD", "transfer", "ALL")
-        }
-        rows.append({"": "base policy" if name == "base" else name, **paper, **ours})
-    return pd.DataFrame(rows)
-
-
-def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "sampled") -> pd.DataFrame:
-    """Change over the base policy on all test sets, for the paper's ablation rows and for ours.
-
-    Returns:
-        Columns row, source, change, low, high (points), for `figures.paper_beside_ours`.
-    """
-    zero = PAPER_ABLATION["base"][2]
-    rows = [(n, "paper", v[2] - zero, np.nan, np.nan) for n, v in PAPER_ABLATION.items() if n != "base"]
-    s = statistics.summarise_scores(final, metric, overall=True)
-    for r in s[s["role"] == "ALL"].itertuples():
-        rows.append((r.method, "here", *(100 * (v - base["ALL"]) for v in (r.iqm, r.low, r.high))))
-    return pd.DataFrame(rows, columns=["row", "source", "change", "low", "high"])
 
 
 def page_addresses(methods: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,18 @@ from dvpo_lib.chain.params import RuntimeSettings, load_params
 from dvpo_lib.common.durable_files import folder_digests
 from dvpo_lib.experiments.grids import evidence
 from dvpo_lib.experiments.grids.evidence import EvidenceError
-from dvpo_lib.experiments.grids.studies import NOISES, STUDIES, Cell, Study, cell_critic, changed_critic, training_of
+from dvpo_lib.experiments.grids.studies import (
+    BASE,
+    NOISES,
+    STUDIES,
+    Cell,
+    Study,
+    cell_critic,
+    changed_critic,
+    pretraining_of,
+    run_of,
+    training_of,
+)
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
@@ -115,6 +126,9 @@ def test_every_study_has_cells_that_can_be_trained(study):
     labels = [tuple(cell.labels.values()) for cell in cells]
     assert len(labels) == len(set(labels)) > 1
     for cell in cells:
+        if cell.method == BASE:
+            assert run_of(params, cell, 3, None).seed == 3 and pretraining_of(params, cell, 3) is None
+            continue
         spec = training_of(params, cell, 0, None)
         assert spec.labels["noise"] == cell.noise and spec.critic == cell_critic(params, cell)
         assert (spec.critic is None) == (params.methods[cell.method].critic == "none")

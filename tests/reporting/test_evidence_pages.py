@@ -7,7 +7,7 @@ from conftest import ROOT
 from test_verdicts import SUITES
 
 from dvpo_lib.chain.params import load_params
-from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.experiments.grids.studies import BASE, STUDIES
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import collapse, verdicts
 from dvpo_lib.reporting.statistics import run_scores
@@ -23,6 +23,7 @@ def runs_of_study(study, seeds=2):
             for seed in range(seeds)
             for k, cell in enumerate(STUDIES[study].cells(params))
             for suite, role in SUITES.items()
+            if cell.method != BASE
         ]
     )
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dvpo_lib.reporting import tables
+from dvpo_lib.reporting.findings import beside_paper
 from dvpo_lib.reporting.findings.after_training import (
     ablation_findings,
     budget_findings,
@@ -237,11 +238,11 @@ def test_metrics_hold_finite_numbers_only():
 
 def test_paper_figures_stand_beside_ours_and_are_marked():
     final = final_frame({("core", "spikes"): [0.5] * 2, ("+ consistency", "spikes"): [0.6] * 2})
-    table = tables.ablation_table(final, BASE).set_index("")
+    table = beside_paper.ablation_table(final, BASE).set_index("")
     assert table.loc["core", "paper: ALL"] == "36.63" and table.loc["base policy", "here: ID"] == "40.0"
-    change = tables.beside_paper(final, BASE).set_index(["row", "source"])["change"]
+    change = beside_paper.beside_paper(final, BASE).set_index(["row", "source"])["change"]
     assert change["core", "paper"] == pytest.approx(1.99) and change["core", "here"] == pytest.approx(10)
-    assert "taken from summaries" in tables.PAPER_NOTE
+    assert "taken from summaries" in beside_paper.PAPER_NOTE
 
 
 def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
@@ -254,15 +255,28 @@ def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
     )
     math = final_frame({("ppo", "none"): [0.5] * 2, ("dvpo", "none"): [0.7] * 2, ("dvpo", "spikes"): [0.1] * 2})
     both = pd.concat([math, math.assign(family="science", value=0.9)])
-    table = tables.paper_table(both, start, ["math", "science"]).set_index(["trained on", ""])
+    table = beside_paper.paper_table(both, start, ["math", "science"]).set_index(["trained on", ""])
     assert len(table) == 6 and table.loc[("math", "base policy"), "here: ID"] == "40.0"
     assert table.loc[("math", "DVPO"), "here: ID"].startswith("70.0")
     assert table.loc[("science", "DVPO"), "here: ID"].startswith("90.0")
     assert table.loc[("science", "DVPO"), "paper: ALL"] == "39.63"
     talks = start.assign(suite=["dialogue_id", "dialogue_ood", "math_id", "math_ood"])
-    own = tables.paper_table(math.assign(family="dialogue"), talks, ["dialogue"]).set_index("")
+    own = beside_paper.paper_table(math.assign(family="dialogue"), talks, ["dialogue"]).set_index("")
     assert own.loc["DVPO", "paper: ID"] == "86.79" and own.loc["DVPO", "paper: ALL"] == ""
     assert own.loc["base policy", "here: transfer"] == "30.0"
+
+
+def test_dialogues_are_shown_by_domain_with_the_papers_figures_in_brackets():
+    names = ("life", "transport", "health", "social", "finance", "sampled")
+    rows = [("dialogue_id", name, 0.1 * k) for k, name in enumerate(names, start=1)]
+    start = pd.DataFrame(rows, columns=["suite", "metric", "value"])
+    runs = [
+        start.assign(value=start["value"] + change, method="ppo", noise="none", family="dialogue", seed=seed)
+        for seed, change in enumerate((0.1, 0.3))
+    ]
+    table = beside_paper.domain_table(pd.concat(runs), start).set_index("")
+    assert table.loc["PPO", ["life", "health", "mean"]].tolist() == ["30.0", "50.0 (90.87)", "80.0 (85.20)"]
+    assert table.loc["base policy", "mean"] == "60.0 (86.26)"
 
 
 def test_tables_are_the_same_html_every_time_and_carry_no_index():
@@ -337,7 +351,7 @@ def test_runs_that_diverged_are_counted_and_named_and_never_averaged():
     rows = final.replace({"method": {"ppo": "core", "dvpo": "+ consistency"}})
     rows = rows[rows["noise"] == "spikes"]
     assert "the change is missing" in ablation_findings(rows) and "2 of 3 diverged" in ablation_findings(rows)
-    assert "2\xa0of\xa03\xa0diverged" in tables.ablation_table(rows, BASE).to_numpy()
+    assert "2\xa0of\xa03\xa0diverged" in beside_paper.ablation_table(rows, BASE).to_numpy()
 
 
 def test_ablation_findings_show_a_missing_change():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, training_of
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, run_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
@@ -50,7 +50,8 @@ def planned_runs(params, study: str) -> Iterator[PlannedRun]:
         params: The settings, with all rows that the study's cells name.
         study: A key of STUDIES.
     """
-    claimed, shown = [], []
+    claimed: list[Cell] = []
+    shown: list[Cell] = []
     for cell in STUDIES[study].cells(params):
         (claimed if STUDIES[study].decides and cell.family == params.families[0] else shown).append(cell)
     for noise in dict.fromkeys(cell.noise for cell in claimed):
@@ -93,13 +94,15 @@ def critic_files(params, runs: Sequence[PlannedRun]) -> list[Path | None]:
 def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """The rows of runs; those that the run store has are not trained again."""
     files = critic_files(params, runs)
-    specs = [training_of(params, run.cell, run.seed, file) for run, file in zip(runs, files, strict=True)]
+    specs = [run_of(params, run.cell, run.seed, file) for run, file in zip(runs, files, strict=True)]
     folders = execute_specs(specs, params.runtime, "training")
     return pd.concat([_rows(run, folder) for run, folder in zip(runs, folders, strict=True)], ignore_index=True)
 
 
 def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
-    table = pd.concat([collect_run_tables([folder], "final"), training_rows(folder)], ignore_index=True)
+    table = collect_run_tables([folder], "final")
+    if (folder / "curves.csv").is_file():
+        table = pd.concat([table, training_rows(folder)], ignore_index=True)
     return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
 
 
@@ -165,7 +168,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
         if (pretraining := pretraining_of(params, run.cell, run.seed)) is not None:
             execute_once(pretraining, "critic", root)
             file = root / "critic" / "critic.safetensors"
-        spec = training_of(params, run.cell, run.seed, file)
+        spec = run_of(params, run.cell, run.seed, file)
         if (now := spec_key(spec)) != keys[0]:
             raise EvidenceError(
                 f"{path}: the key of this run was {keys[0]} and is {now} now: settings, code, base policy or libraries "

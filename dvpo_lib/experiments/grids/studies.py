@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from dvpo_lib.common.settings_tree import merge_trees
 from dvpo_lib.experiments.grids.ablation import ablation_rows
+from dvpo_lib.experiments.specs.base_test import BaseTestSpec, base_test_spec
 from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec, critic_pretraining_spec
 from dvpo_lib.experiments.specs.training import TrainingSpec, training_spec
 from dvpo_lib.models.critic import CriticSettings
@@ -23,6 +24,7 @@ from dvpo_lib.noise.sources import NoiseSettings
 
 NOISES = ("spikes", "none", "reward_model", "flip", "prompt_spikes", "missing", "majority_vote")
 NOISY = ("spikes", "reward_model")  # of the ablations
+BASE = "base"  # in place of a method: the test of the base policy
 CLAIMED = 10  # seeds of a cell that a claim rests on
 SHOWN = 5  # seeds of a cell that is only shown
 
@@ -32,7 +34,7 @@ class Cell:
     """All that a run has but its seed.
 
     Attributes:
-        method: A row of `methods`.
+        method: A row of `methods`, or BASE.
         noise: A row of `noises`, or the label of `source`.
         family: The family to train on.
         variant: Name of a change of the method; "" for none.
@@ -79,11 +81,18 @@ def cell_critic(params, cell: Cell) -> CriticSettings | None:
 
 def pretraining_of(params, cell: Cell, seed: int) -> CriticPretrainingSpec | None:
     """The pretraining of a cell's critic; None for a method without one."""
-    critic = cell_critic(params, cell)
+    critic = None if cell.method == BASE else cell_critic(params, cell)
     if critic is None:
         return None
     spec = critic_pretraining_spec(params, critic, _known_noise(params, cell), cell.family, seed)
     return spec if cell.source is None else dataclasses.replace(spec, noise=cell.source)
+
+
+def run_of(params, cell: Cell, seed: int, critic_file: Path | None) -> TrainingSpec | BaseTestSpec:
+    """The run of a cell: its training, or the test of the base policy; arguments as of `training_of`."""
+    if cell.method == BASE:
+        return dataclasses.replace(base_test_spec(params, cell.family), seed=seed)
+    return training_of(params, cell, seed, critic_file)
 
 
 def training_of(params, cell: Cell, seed: int, critic_file: Path | None) -> TrainingSpec:
@@ -116,6 +125,8 @@ def changed_critic(critic: CriticSettings, changes: Mapping[str, Any]) -> Critic
 def _comparison(params) -> Iterator[Cell]:
     for noise in NOISES:
         for family in params.families:
+            if noise == "none":
+                yield Cell(BASE, noise, family)
             if (noise, family) == ("majority_vote", "dialogue"):
                 continue  # a dialogue has no answer to vote on
             yield from (Cell(method, noise, family) for method in params.methods)

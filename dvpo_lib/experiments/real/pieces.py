@@ -16,7 +16,7 @@ import pandas as pd
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.grids.evidence import COLUMNS, RUN_COLUMNS, PlannedRun, read_evidence, write_evidence
-from dvpo_lib.experiments.grids.studies import Cell, pretraining_of, training_of
+from dvpo_lib.experiments.grids.studies import BASE, Cell, pretraining_of, training_of
 from dvpo_lib.experiments.run_store import execute_specs, machine_of
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
@@ -24,8 +24,6 @@ from dvpo_lib.experiments.specs.reward_model import reward_model_spec
 from dvpo_lib.noise.reward_model import WEIGHTS_FILE
 from dvpo_lib.tasks.families import build_suites
 from dvpo_lib.tasks.suites import save_suites
-
-BASE = "base"  # the piece that tests the base policy
 
 
 def all_pieces(params, study: str) -> dict[str, list[PlannedRun]]:
