@@ -35,7 +35,7 @@ def collapse_findings(runs: pd.DataFrame) -> str:
     hit = table[table["lost"] > 0]
     if hit.empty:
         return f"None of {table['runs'].sum()} runs collapsed or diverged."
-    lines = []
+    lines = ["Lost runs, of all runs of a method:", ""]
     for noise, own in hit.groupby("noise", sort=False):
         lines.append(
             f"- {noise_phrase(noise)[0].upper()}{noise_phrase(noise)[1:]}: "
