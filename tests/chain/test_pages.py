@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import html
 import io
+import json
 import os
 import re
 from html.parser import HTMLParser
@@ -244,3 +246,12 @@ def test_index_lists_every_page_once_beside_figure_and_findings():
     shown = index_page("Run", "- **found** <script>x()</script>", pages, base64.b64decode(picture()))
     assert all(shown.count(f'href="{address}"') == 1 for address in pages.values())
     assert "<strong>found</strong>" in shown and "<script" not in shown and picture() in shown
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_cell_shows_the_number_of_characters_that_it_wrote(notebook):
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and (nodes := ast.parse("".join(cell["source"])).body):
+            shown = nodes[-1].value if isinstance(nodes[-1], ast.Expr) else None
+            name = shown.func.attr if isinstance(shown, ast.Call) and isinstance(shown.func, ast.Attribute) else ""
+            assert name not in ("write", "write_text", "write_bytes"), "".join(cell["source"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,8 @@ def _bars(ax, frame: pd.DataFrame, by: str, value: str, color: str) -> None:
         e = bootstrap_interval(own.groupby("prompt")[value].mean().to_numpy(), statistic=np.mean, resamples=500)
         ax.bar(k, own[value].mean(), color=color, width=0.65)
         ax.plot([k, k], [e.low, e.high], color="black", lw=1.3)
-    shares = [f"{data_text(g, 20)}\n{(frame[by] == g).mean():.0%}" for g in groups]
+    names = [textwrap.fill(data_text(g, 20), max(6, 40 // len(groups))) for g in groups]  # side by side on the axis
+    shares = [f"{name}\n{(frame[by] == group).mean():.0%}" for name, group in zip(names, groups, strict=True)]
     ax.set(xticks=range(len(groups)), xticklabels=shares, ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(PERCENT_AXIS)
     ax.grid(axis="x", visible=False)
@@ -80,11 +82,11 @@ def base_skill(samples: dict[str, pd.DataFrame], styles: tuple[str, ...] = (), n
     any_, mean = (
         complete_mean(each.agg(how).where(complete_mean(each).notna()).groupby("suite")) for how in ("max", "mean")
     )
-    for k in np.flatnonzero(mean[suites].isna()):
-        mark_missing(axes[0, 0], k, 0.5)
+    for place in np.flatnonzero(mean[suites].isna()):
+        mark_missing(axes[0, 0], place, 0.5)
     axes[0, 0].bar(np.arange(len(suites)) - 0.19, mean[suites], 0.36, color=RIGHT)
     axes[0, 0].bar(np.arange(len(suites)) + 0.19, any_[suites], 0.36, color="#BBCCEE")
-    names = [drawn_name(s).replace(", ", ",\n") for s in suites]
+    names = [textwrap.fill(drawn_name(suite), 13) for suite in suites]
     axes[0, 0].set(xticks=range(len(suites)), xticklabels=names, title="by suite", ylabel="mean reward", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].grid(axis="x", visible=False)

@@ -57,14 +57,14 @@ def critic_findings(scores: pd.DataFrame) -> str:
 
 
 def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str:
-    """Whether critics notice the first wrong word or judge by the style alone.
+    """Whether critics notice the first wrong word or judge by the first one alone, which names a chain's style.
 
     Args:
         changes: Results of `responses.value_change_at_error`, by critic.
         noise: The noise of the critics' training rewards.
     """
     parts = [
-        f"the {look_of(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the style word)"
+        f"the {look_of(c).name} by {d['wrong']:+.2f} (its values differ by {d['style']:.2f} after the first word)"
         for c, d in changes.items()
     ]
     count = next(iter(changes.values()))["count"]
@@ -74,9 +74,9 @@ def step_findings(changes: Mapping[str, Mapping[str, float]], noise: str) -> str
     )
     quantile = changes.get("quantile", next(iter(changes.values())))
     if quantile["wrong"] > -0.1 and quantile["style"] > 0.1:
-        text += "The quantile critic judges by the style and does not check the steps."
+        text += "The quantile critic judges by the first word and does not check the rest."
     elif quantile["wrong"] > -0.1:
-        text += "The quantile critic sees neither the style nor the wrong step."
+        text += "The quantile critic judges neither by the first word nor by the wrong one."
     else:
         text += "The quantile critic sees that something went wrong."
     return text

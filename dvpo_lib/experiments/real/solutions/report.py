@@ -11,8 +11,8 @@ from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.prose import join_words, percent_text
 
 NO_SOLUTIONS = (
-    f"`real.dir` is not set in params.yaml, so this section is empty. {DOWNLOAD_HINT}; then set "
-    "`real: {dir: data/real}`."
+    f"This section is empty, since `real.dir` is not set, or `real.studies` is off. {DOWNLOAD_HINT}; then set "
+    "`real: {dir: data/real}` in params.yaml."
 )
 
 
