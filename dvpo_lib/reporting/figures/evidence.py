@@ -127,12 +127,8 @@ def performance_profiles(
     noises = [*dict.fromkeys(runs["noise"])] if noises is None else list(noises)
     table = performance_profile(runs[runs["noise"].isin(noises)], np.linspace(0, 1, 101), metric)
     table = table[table["role"] == role]
-    columns = min(4, len(noises))
-    rows = -(-len(noises) // columns)
-    figure, axes = new_figure(2.7 * columns + 0.6, 2.5 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    figure, axes = _panels(noises)
     handles = []
-    for ax in axes.flat[len(noises) :]:
-        ax.set_visible(False)
     for ax, noise in zip(axes.flat, noises, strict=False):
         for method, own in table[table["noise"] == noise].groupby("method", sort=False):
             style = look_of(method, table["method"].unique())
@@ -170,12 +166,8 @@ def run_scatter(
         )
     table = pd.DataFrame(numbers).dropna().reset_index()
     noises = [noise for noise in dict.fromkeys(runs["noise"]) if noise in set(table["noise"])]
-    columns = min(4, max(1, len(noises)))
-    rows = -(-max(1, len(noises)) // columns)
-    figure, axes = new_figure(2.7 * columns + 0.6, 2.5 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    figure, axes = _panels(noises)
     handles = []
-    for ax in axes.flat[len(noises) :]:
-        ax.set_visible(False)
     for ax, noise in zip(axes.flat, noises, strict=False):
         for method, own in table[table["noise"] == noise].groupby("method", sort=False):
             style = look_of(method, table["method"].unique())
@@ -188,6 +180,16 @@ def run_scatter(
         ax.set_xlabel(xlabel)
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
     return add_caption(figure, f"A symbol is a run. {note}")
+
+
+def _panels(names: Sequence[str]):
+    """A figure with a panel for each name, at most four side by side, on common axes."""
+    columns = min(4, max(1, len(names)))
+    rows = -(-max(1, len(names)) // columns)
+    figure, axes = new_figure(2.7 * columns + 0.6, 2.5 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    return figure, axes
 
 
 def _seeds(table: pd.DataFrame) -> str:
