@@ -266,6 +266,17 @@ def test_token_text_shows_each_token_once_and_wraps_lines():
         figures.token_text([{"tokens": words, "values": [0.0], "title": "short"}])
 
 
+def test_tokens_stand_apart_whatever_the_length_of_their_heading():
+    words = ["has", "_", "seat", "ing", "_", "outdoors", "=", "none"] * 3
+    figures.set_figure_theme()
+    heading = "Works for me, do they have vegetarian options? " * 10
+    figure = figures.token_text([{"tokens": words, "values": [0.1] * len(words), "title": heading}])
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_bbox_patch()]
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 <= right.x0 or right.y1 < left.y1, "on the same line, no box covers the next"
+
+
 HOSTILE = {
     "dollars": "$5 and $10",
     "open brace": r"$\frac{$",

@@ -102,7 +102,7 @@ def token_text(
     """
     lines = []  # (heading | None, [(column, word, value, marked)])
     for response in responses:
-        lines.append((data_text(response["title"], int(1.4 * width)), []))
+        lines.append((data_text(response["title"], int(1.1 * width)), []))
         row, column = [], 0
         words = [data_text(token, min(40, width)) for token in response["tokens"]]
         for i, (word, value) in enumerate(zip(words, response["values"], strict=True)):
@@ -120,7 +120,7 @@ def token_text(
     ax = axes[0, 0]
     for k, (heading, row) in enumerate(lines):
         if heading is not None:
-            ax.text(0, k + 0.1, heading, fontsize=9, color="0.25", va="center", style="italic")
+            ax.text(0, k + 0.1, heading, fontsize=9, color="0.25", va="center", style="italic", in_layout=False)
         for column, word, value, marked in row:
             shade = colors(norm(np.clip(value, -reach, reach)))
             dark = sum(c * w for c, w in zip(shade[:3], (0.3, 0.59, 0.11), strict=True)) < 0.5
@@ -135,6 +135,7 @@ def token_text(
                 va="center",
                 bbox=box,
                 color="white" if dark else "black",
+                in_layout=False,  # else the axes shrink until the words cover each other
             )
     ax.set(xlim=(0, width), ylim=(len(lines) - 0.4, -0.6))
     ax.axis("off")
