@@ -14,8 +14,11 @@ from PIL import Image
 
 from dvpo_lib.chain.stages import StageError, read_stages
 from dvpo_lib.common.marked_text import insert_between_marks
+from dvpo_lib.experiments.grids.evidence import read_evidence
+from dvpo_lib.reporting.findings.published import published_findings
 
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
+PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib piece`
 REPORT = "report"  # the stage whose figures are exported as PNG
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
 MAX_EXPORT_BYTES = 10e6  # of the exported folder, which is committed
@@ -70,12 +73,19 @@ def shrink_figures(page: str) -> str:
     return EMBEDDED_PNG.sub(lambda found: base64.b64encode(shrink_png(base64.b64decode(found[0]))).decode(), page)
 
 
-def insert_findings(readme: Path, findings: Path, profile: str) -> None:
+def findings_of(folder: Path) -> str:
+    """The findings of an exported folder, as Markdown: of its runs if pieces computed them, else of its report."""
+    if (folder / PIECES).is_file():
+        return published_findings(read_evidence(folder / PIECES))
+    return (folder / FINDINGS).read_text(encoding="utf-8")
+
+
+def insert_findings(readme: Path, findings: str, profile: str) -> None:
     """Puts the findings of an exported run between their marks in README.md, so that no number there is typed.
 
     Args:
         readme: The page.
-        findings: A file of Markdown.
+        findings: Markdown, as of `findings_of`.
         profile: The run's, a target of the Makefile by the same name.
 
     A page without a place for this profile is left alone.
@@ -87,7 +97,7 @@ def insert_findings(readme: Path, findings: Path, profile: str) -> None:
     if start not in readme.read_text(encoding="utf-8"):
         return
     try:
-        insert_between_marks(readme, start, end, findings.read_text(encoding="utf-8"))
+        insert_between_marks(readme, start, end, findings)
     except ValueError as error:
         raise StageError(str(error)) from None
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dvpo_lib.chain.exports import FINDINGS, export_results, insert_findings
+from dvpo_lib.chain.exports import export_results, findings_of, insert_findings
 from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import locked_file, write_durably
@@ -95,7 +95,7 @@ def _run_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
         return code
     if chosen.export:
         export_results(workdir, root / chosen.export)
-        insert_findings(root / "README.md", root / chosen.export / FINDINGS, chosen.name)
+        insert_findings(root / "README.md", findings_of(root / chosen.export), chosen.name)
     if not chosen.workdir:
         shutil.rmtree(workdir)
     return 0

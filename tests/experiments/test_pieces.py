@@ -107,6 +107,7 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
     """Each process takes what no other computes; a piece that is there is computed no more."""
     root, made = tmp_path / "project", []
     root.mkdir()
+    (root / "README.md").write_text("<!-- findings: written by `make real` -->\n<!-- end of findings: real -->\n")
 
     def made_up_rows(params, run, scratch):
         made.append(run.labels)
@@ -130,6 +131,7 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
     assert len(made) == len(names) and len(pd.read_csv(table)) == len(names)
     commands.run_pieces(chosen)
     assert len(made) == len(names)
+    assert f"- Computed on: m ({len(names)} runs)." in (root / "README.md").read_text()
 
 
 def test_a_piece_that_fails_is_named_and_the_others_go_on(params, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from dvpo_lib.chain.cli import COMMANDS
-from dvpo_lib.chain.exports import FINDINGS, insert_findings
+from dvpo_lib.chain.exports import FINDINGS, findings_of, insert_findings
 from dvpo_lib.chain.stages import StageError
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.rl.config import DVPOConfig
@@ -98,16 +98,19 @@ def test_numbers_are_those_of_files():
 
 
 def test_findings_are_replaced_between_their_marks(tmp_path):
-    readme, findings = tmp_path / "README.md", tmp_path / "f.md"
+    readme = tmp_path / "README.md"
     readme.write_text(TEXT, encoding="utf-8")
     for text in ("- first\n", "- second\n"):
-        findings.write_text(text)
-        insert_findings(readme, findings, "reference")
+        insert_findings(readme, text, "reference")
     written = readme.read_text(encoding="utf-8")
     assert "- second\n<!-- end" in written and "- first" not in written
     assert written.startswith(TEXT.partition("<!-- findings")[0])
-    insert_findings(readme, findings, "problems")
+    insert_findings(readme, text, "problems")
     assert readme.read_text(encoding="utf-8") == written, "README has no place for this profile"
     readme.write_text(TEXT.replace("<!-- end of findings: real -->", ""), encoding="utf-8")
     with pytest.raises(StageError, match="expected the marks"):
-        insert_findings(readme, findings, "real")
+        insert_findings(readme, text, "real")
+
+
+def test_the_findings_of_the_published_model_are_those_of_its_runs():
+    assert findings_of(ROOT / "reports" / "real") in TEXT

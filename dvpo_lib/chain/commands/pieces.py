@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from dvpo_lib.chain.exports import findings_of, insert_findings
 from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.stages import project_root
 from dvpo_lib.common.durable_files import locked_file
@@ -93,6 +94,7 @@ def _compute(params: Params, name: str, runs: list[PlannedRun], table: Path) -> 
             return False
         with locked_file(_lock(table, "table")):  # other pieces may end at this moment
             add_rows(table, rows)
+            insert_findings(project_root() / "README.md", findings_of(table.parent), table.parent.name)
     print(f"{name}: {os.path.relpath(table)}", flush=True)
     return True
 
