@@ -20,7 +20,7 @@ def test_methods_are_compared_from_three_seeds_on():
     for seed in range(3):
         rows += scored("ppo", seed, 0.5 + 0.01 * seed) + scored("dvpo", seed, 0.6 + 0.01 * seed)
     rows += scored("grpo", 0, 0.4, machine="b") + scored("ppo", 0, 0.1, noise="spikes")
-    text = published_findings(pd.DataFrame(rows))
+    text = published_findings(pd.DataFrame(rows)).replace("\N{NO-BREAK SPACE}", " ")
     assert "- **Before training** the policy answers right: 30 % sampled and 40 % greedy (ID); 30 %" in text
     assert "(mean of 7 runs of all methods): all questions 40 % \u2192 64 %, said last 50 % \u2192 74 %" in text
     assert "- **Without noise** (ID): DVPO 61 % [60, 62] and PPO 51 % [50, 52]. Better than PPO" in text
