@@ -124,5 +124,11 @@ def test_files_named_in_contributing_exist():
         assert (ROOT / name).exists() or (LIBRARY / name).exists(), f"CONTRIBUTING.md names {name}"
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Pytest refuses two files of one name in folders without `__init__.py`."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 if __name__ == "__main__":
     (LIBRARY / "README.md").write_text(library_map(), encoding="utf-8")
