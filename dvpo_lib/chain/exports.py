@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from dvpo_lib.chain.stages import StageError, read_stages
 from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.experiments.grids.evidence import read_evidence
 from dvpo_lib.reporting.findings.published import published_findings
+from dvpo_lib.reporting.findings.worlds import order_findings
 
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
 PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib piece`
@@ -74,9 +76,19 @@ def shrink_figures(page: str) -> str:
 
 
 def findings_of(folder: Path) -> str:
-    """The findings of an exported folder, as Markdown: of its runs if pieces computed them, else of its report."""
+    """The findings of an exported folder, as Markdown: of its runs if pieces computed them, else of its report.
+
+    Methods on a published model are also set beside those of the embedded world, if the folder above has its scores.
+    """
     if (folder / PIECES).is_file():
-        return published_findings(read_evidence(folder / PIECES))
+        runs = read_evidence(folder / PIECES)
+        text, scores = published_findings(runs), sorted(folder.parent.glob("03_dvpo_training/*/final.csv"))
+        if scores:
+            embedded = pd.concat(map(pd.read_csv, scores), ignore_index=True)
+            own = runs[(runs["variant"] == "") & runs["method"].isin(embedded["method"])]
+            question = "The same order as in the embedded world of the reference run (here)?"
+            text += f"\n{question}\n\n{order_findings(embedded, own)}\n"
+        return text
     return (folder / FINDINGS).read_text(encoding="utf-8")
 
 
