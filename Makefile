@@ -6,6 +6,7 @@ EXTRA ?= dev
 VLLM ?= 0.32.0
 PY := $(VENV)/bin/python
 PROFILE ?= real
+SITE := work/site
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 CHAIN := $(PY) -m dvpo_lib
@@ -71,13 +72,13 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $(DOCS_STAMP)
 
 site: $(DOCS_STAMP)  ## build the site in work/site from docs/, docstrings and rendered notebooks; it needs no network
-	@SOURCE_DATE_EPOCH=0 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file website/mkdocs.yml --site-dir $(CURDIR)/work/site
-	@echo "work/site/index.html"
+	@SOURCE_DATE_EPOCH=0 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file website/mkdocs.yml --site-dir $(CURDIR)/$(SITE)
+	@echo "$(SITE)/index.html"
 
 site-test: site  ## check every page of the site in Chromium: links, contrast, widths, console, network, equal bytes
-	@$(PY) -m website.check work/site
-	@cp -r work/site work/site-first && $(MAKE) --no-print-directory site && diff -r work/site-first work/site
-	@rm -r work/site-first
+	@$(PY) -m website.check $(SITE)
+	@cp -r $(SITE) $(SITE)-first && $(MAKE) --no-print-directory site && diff -r $(SITE)-first $(SITE)
+	@rm -r $(SITE)-first
 
 package-test:  ## build wheel and sdist, install them into new environments, and use them there
 	@$(PYTHON) tests/project/package_check.py

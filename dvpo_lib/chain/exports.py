@@ -86,7 +86,7 @@ def findings_of(folder: Path) -> str:
         if scores:
             embedded = pd.concat(map(pd.read_csv, scores), ignore_index=True)
             own = runs[(runs["variant"] == "") & runs["method"].isin(embedded["method"])]
-            question = "The same order as in the embedded world of the reference run (here)?"
+            question = "Are methods in the same order as in the embedded world (here: the reference run)?"
             text += f"\n{question}\n\n{order_findings(embedded, own)}\n"
         return text
     return (folder / FINDINGS).read_text(encoding="utf-8")

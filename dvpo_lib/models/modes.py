@@ -61,8 +61,8 @@ def learning_mode_of(network: nn.Module, dropout: bool = False) -> Iterator[None
 def without_cudnn_attention() -> Iterator[None]:
     """Keeps PyTorch from cuDNN's attention, whose gradients are now and then NaN if a row may attend to nothing.
 
-    Left padding makes such rows. On an H200 (PyTorch 2.11, bf16) one backward pass in 60 gave NaN; the flash, the
-    memory-efficient and the plain kernel gave none.
+    Left padding makes such rows. Seen on an H200 with PyTorch 2.11, in bf16; the memory-efficient and the plain kernel
+    gave none there.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)

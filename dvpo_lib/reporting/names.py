@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+BASE = "base"  # in rows of runs, in place of a method: the test of the base policy
+BY_KIND = "greedy: "  # begins the metrics that say how greedy answers to one kind of question are
 DISPLAY_NAMES = {
     "dvpo": "DVPO",
     "dvpo_winsorised": "DVPO winsorised",

@@ -46,6 +46,9 @@ def test_lost_runs_are_counted_by_method_and_noise():
     assert table.loc[("ppo", "spikes"), "lost"] == 6 and table.loc[("dvpo", "spikes"), "lost"] == 0
     text = collapse.collapse_findings(runs)
     assert "PPO 6 of 6" in text and "GRPO 3 of 6" in text and "DVPO" not in text
+    fewer = runs[(runs["noise"] != "spikes") | (runs["family"] != "dialogue") | (runs["method"] != "grpo")]
+    table = collapse.collapsed_runs(fewer).set_index(["method", "noise"])
+    assert table.loc[("grpo", "spikes")].tolist() == [2, 4], "runs that do not exist are not counted"
     quiet = runs[runs["method"] == "dvpo"]
     assert collapse.collapse_findings(quiet) == "None of 12 runs collapsed or diverged."
 

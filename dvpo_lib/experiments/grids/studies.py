@@ -21,10 +21,10 @@ from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec,
 from dvpo_lib.experiments.specs.training import TrainingSpec, training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.noise.sources import NoiseSettings
+from dvpo_lib.reporting.names import BASE
 
 NOISES = ("spikes", "none", "reward_model", "flip", "prompt_spikes", "missing", "majority_vote")
 NOISY = ("spikes", "reward_model")  # of the ablations
-BASE = "base"  # in place of a method: the test of the base policy
 CLAIMED = 10  # seeds of a cell that a claim rests on
 SHOWN = 5  # seeds of a cell that is only shown
 

@@ -16,12 +16,13 @@ import pandas as pd
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.grids.evidence import COLUMNS, RUN_COLUMNS, PlannedRun, read_evidence, write_evidence
-from dvpo_lib.experiments.grids.studies import BASE, Cell, pretraining_of, training_of
+from dvpo_lib.experiments.grids.studies import Cell, pretraining_of, training_of
 from dvpo_lib.experiments.run_store import execute_specs, machine_of
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
 from dvpo_lib.experiments.specs.reward_model import reward_model_spec
 from dvpo_lib.noise.reward_model import WEIGHTS_FILE
+from dvpo_lib.reporting.names import BASE, BY_KIND
 from dvpo_lib.tasks.families import build_suites
 from dvpo_lib.tasks.suites import save_suites
 
@@ -96,7 +97,7 @@ def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
     [folder] = execute_specs([spec], params.runtime, "training")
     final, answers = (pd.read_csv(folder / f"{name}.csv") for name in ("final", "answers"))
     kinds = answers.groupby(["suite", "role", "kind"], sort=False)["reward"].mean().reset_index(name="value")
-    kinds["metric"] = "greedy: " + kinds.pop("kind")
+    kinds["metric"] = BY_KIND + kinds.pop("kind")
     table = pd.concat([final, kinds], ignore_index=True)
     return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
 

@@ -86,8 +86,8 @@ def execute_once(spec, key: str, root: Path) -> None:
 
 
 def machine_of(folder: Path) -> str:
-    """The machine that computed a stored run, as `machine_name` calls it."""
-    return json.loads(folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8"))["machine"]
+    """The machine that computed a stored run, as `machine_name` calls it; "unknown" of runs stored without a name."""
+    return json.loads(folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8")).get("machine", "unknown")
 
 
 def divergence_of(root: Path, key: str) -> str | None:

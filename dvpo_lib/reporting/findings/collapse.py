@@ -20,9 +20,7 @@ def collapsed_runs(runs: pd.DataFrame) -> pd.DataFrame:
         Columns method, noise, lost and runs.
     """
     keys = ["method", "noise", "family", "seed"]
-    training = runs[runs["role"] == "training"].pivot_table(
-        index=keys, columns="metric", values="value", sort=False, dropna=False
-    )
+    training = runs[runs["role"] == "training"].pivot(index=keys, columns="metric", values="value")
     sampled = runs[runs["metric"] == "sampled"].groupby(keys, sort=False)["value"]
     lost = (training["reward_true"] < COLLAPSED * training["first_reward"]) | (sampled.count() < sampled.size())
     cells = lost.groupby(level=["method", "noise"], sort=False)

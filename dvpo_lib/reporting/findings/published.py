@@ -5,13 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from dvpo_lib.reporting.findings.after_training import comparison_findings
-from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.names import BASE, BY_KIND, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, percent_text
 
-BASE = "base"  # rows of the test before training, in place of a method
 ROLES = ("ID", "OOD")
 COMPARED = 3  # seeds that a comparison takes
-BY_KIND = "greedy: "  # begins the metrics that say how greedy answers to one kind of question are
 
 
 def published_findings(runs: pd.DataFrame) -> str:
