@@ -7,54 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from dvpo_lib.functional.quantiles import crps, midpoint_levels, pit
-from dvpo_lib.models.critic import Critic, CriticSettings, build_critic, critic_objective
+from dvpo_lib.experiments.specs.critic_test import POSITIONS, load_critic, score_predictions
+from dvpo_lib.functional.quantiles import midpoint_levels
+from dvpo_lib.models.critic import CriticSettings, build_critic, critic_objective
 from dvpo_lib.models.critic_training import encode_table, predict_values, return_targets
 from dvpo_lib.models.modes import learning_mode_of
 from dvpo_lib.reporting.figures.style import CRITIC_LOOKS
 from dvpo_lib.reporting.prediction_quality import explained_variance, interval_coverage
 
-POSITIONS = {"first": 0.0, "middle": 0.5, "last": 1.0}  # of a token, as a share of the response
-
-
-def load_critic(policy, cfg: CriticSettings, path, seed: int = 0) -> Critic:
-    """A critic with the weights of a file, in evaluation mode."""
-    critic = build_critic(policy, cfg, seed)
-    critic.load_state_dict(load_file(path))
-    return critic.eval()
-
 
 def compared_critics(critics: Mapping[str, CriticSettings]) -> dict[str, CriticSettings]:
     """The critics that notebook 02 compares: those that predict received rewards."""
     return {name: cfg for name, cfg in critics.items() if name in CRITIC_LOOKS}
-
-
-def score_predictions(
-    predictions: Sequence[np.ndarray], outcomes, at: str = "first", seed: int = 0, tolerance: float = 0.1
-) -> pd.DataFrame:
-    """Scores predicted distributions at one token of each response.
-
-    Args:
-        predictions: Arrays (T_i, M) of monotone quantiles. M = 1 is a point prediction.
-        outcomes: One reward per response.
-        at: Position of the token, key of POSITIONS.
-        seed: Seed of the randomised PIT.
-        tolerance: Quantiles this close to the outcome count as equal to it in the PIT (reward units). A network meets
-            an atom at 0 or 1 only approximately, and without a tolerance each such miss would count as an error.
-
-    Returns:
-        One row per response: mean, crps (reward units; absolute error of a point), pit (NaN for a point).
-    """
-    rows = [p[round(POSITIONS[at] * (len(p) - 1))] for p in predictions]
-    q, y = torch.tensor(np.stack(rows), dtype=torch.float64), torch.tensor(np.asarray(outcomes, dtype=float))
-    point = q.shape[1] == 1
-    met = torch.where((q - y[:, None]).abs() <= tolerance, y[:, None], q)
-    where = torch.full_like(y, torch.nan) if point else pit(met, y, torch.Generator().manual_seed(seed))
-    return pd.DataFrame({"mean": q.mean(1), "crps": (q[:, 0] - y).abs() if point else crps(q, y), "pit": where})
 
 
 def overall_distribution(rewards, count: int, quantiles: int = 200) -> list[np.ndarray]:

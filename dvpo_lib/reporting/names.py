@@ -59,6 +59,8 @@ DISPLAY_NAMES = {
     "clip_fraction": "clipped tokens (share)",
     "approx_kl": "KL of one update (nats/token)",
     "explained_variance": "explained variance of the critic",
+    "critic/lower_tail": "width of the lower tail",
+    "critic/upper_tail": "width of the upper tail",
     "policy_grad_norm": "policy gradient norm",
     "critic_grad_norm": "critic gradient norm",
     "flat_groups": "groups without spread (share)",

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dvpo_lib.functional.advantages import returns_to_go
 from dvpo_lib.functional.policy_losses import masked_mean
+from dvpo_lib.functional.q_losses import QValues
+from dvpo_lib.functional.quantiles import lower_tail_mean, quantile_at_level, upper_tail_mean
 from dvpo_lib.models.critic import mean_values
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience, token_rewards
@@ -20,6 +22,7 @@ from dvpo_lib.rl.rewards import Scores
 from dvpo_lib.rl.sampling.rollouts import Rollouts
 
 NOT_APPLICABLE = float("nan")
+TAIL_MASS = 0.1  # of each tail whose width is logged
 WIDE_GAP = 0.3  # nats; in 16 bits it is about 0.01
 
 
@@ -58,6 +61,33 @@ def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float
     return (1 - error.var() / returns.var().clamp(min=1e-12)).item()
 
 
+def tail_widths(experience: Experience) -> dict[str, float]:
+    """How far the tails of the predicted distribution reach, averaged over the tokens of responses with a reward.
+
+    Args:
+        experience: The batch before its update.
+
+    Returns:
+        `critic/lower_tail`, median less mean of the lowest tenth, and `critic/upper_tail`, mean of the highest tenth
+        less median, both in return units; nothing for methods without a distribution.
+    """
+    values = experience.values
+    if values is None or isinstance(values, QValues) or values.shape[-1] == 1:
+        return {}
+    q = values.mean(-2)  # heads are sorted
+    middle = quantile_at_level(q, 0.5)
+    widths = {
+        "critic/lower_tail": middle - lower_tail_mean(q, TAIL_MASS),
+        "critic/upper_tail": upper_tail_mean(q, TAIL_MASS) - middle,
+    }
+    everywhere = experience.processes.gather
+    scored = everywhere(experience.mask & experience.known[:, None])
+    return {
+        name: masked_mean(everywhere(x), scored).item() if scored.any() else NOT_APPLICABLE
+        for name, x in widths.items()
+    }
+
+
 def batch_metrics(
     rollouts: Rollouts, scores: Scores, x: Experience, args: DVPOConfig, terminated: Tensor, group_size: int
 ) -> dict[str, float]:
@@ -83,6 +113,7 @@ def batch_metrics(
         else NOT_APPLICABLE,
         "explained_variance": critic_explained_variance(x, args),
         "missing": rewards.isnan().float().mean().item(),
+        **tail_widths(x),
     }
     if args.old_logprobs == "truncated" and mask.any():
         gap = everywhere((x.logprobs - x.sampled_logprobs).abs())

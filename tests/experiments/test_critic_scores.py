@@ -16,6 +16,7 @@ from dvpo_lib.experiments.grids.ablation import (
     tail_table,
     term_weight_table,
 )
+from dvpo_lib.experiments.specs import critic_test
 from dvpo_lib.experiments.specs.training import TrainingSpec
 from dvpo_lib.functional.critic_losses import CriticLossSettings
 from dvpo_lib.models.critic import CriticSettings
@@ -84,9 +85,9 @@ def test_error_free_demonstrations_have_no_wrong_word_and_wrong_ones_have(name):
 
 def test_predictions_are_scored_at_the_token_asked_for():
     predictions = [np.array([[0.0], [0.5], [1.0]]), np.array([[0.2]])]
-    last = critic_scores.score_predictions(predictions, [1.0, 0.0], "last")
+    last = critic_test.score_predictions(predictions, [1.0, 0.0], "last")
     assert last["crps"].tolist() == pytest.approx([0, 0.2]) and last["pit"].isna().all()
-    first = critic_scores.score_predictions(predictions, [1.0, 0.0], "first")
+    first = critic_test.score_predictions(predictions, [1.0, 0.0], "first")
     assert first["mean"].tolist() == pytest.approx([0, 0.2])
 
 
@@ -94,7 +95,7 @@ def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
     rng = np.random.default_rng(0)
     outcomes = (rng.random(4000) < 0.3).astype(float)
     predictions = critic_scores.overall_distribution([0] * 70 + [1] * 30, 4000)
-    pit = critic_scores.score_predictions(predictions, outcomes, "last")["pit"]
+    pit = critic_test.score_predictions(predictions, outcomes, "last")["pit"]
     assert np.abs(np.histogram(pit, 10, (0, 1))[0] / 400 - 1).max() < 0.2
     scores = critic_scores.critic_score_table(
         pd.DataFrame(
@@ -118,10 +119,26 @@ def test_a_right_distribution_has_uniform_pit_even_for_discrete_outcomes():
 def test_an_atom_that_is_nearly_met_counts_as_met():
     outcomes = np.array([0.0, 1.0] * 500)
     near = [np.r_[np.full(50, 0.03), np.full(50, 0.97)][None]] * 1000  # half and half, not quite at 0 and 1
-    pit = critic_scores.score_predictions(near, outcomes, "last")["pit"]
+    pit = critic_test.score_predictions(near, outcomes, "last")["pit"]
     assert np.abs(np.histogram(pit, 5, (0, 1))[0] / 200 - 1).max() < 0.25
-    strict = critic_scores.score_predictions(near, outcomes, "last", tolerance=0.0)["pit"]
+    strict = critic_test.score_predictions(near, outcomes, "last", tolerance=0.0)["pit"]
     assert ((strict > 0.45) & (strict < 0.55)).mean() < 0.6 and set(strict) <= {0.0, 1.0}
+
+
+def test_metrics_of_a_critic_by_hand():
+    """Ten responses, one in each bin: half of the predictions are 0.1 too high, and right answers rank first."""
+    true = np.array([0.0] * 5 + [1.0] * 5)
+    means = np.where(true > 0, 0.9, [0.0, 0.01, 0.02, 0.03, 0.04] * 2)
+    received = means - np.where(true > 0, 0.1, 0.0)
+    assert critic_test.calibration_error(means, received) == pytest.approx(0.05)
+    points = [np.full((3, 1), mean) for mean in means]
+    found = critic_test.critic_metrics(points, received, true, "middle")
+    assert found["auc_true"] == 1 and found["crps"] == pytest.approx(0.05) and np.isnan(found["covered_80"])
+    assert found["explained_true"] == pytest.approx(1 - np.var(true - means) / 0.25)
+    assert found["explained_received"] == pytest.approx(1 - 0.05**2 / np.var(received))
+    wide = [np.linspace(-1, 2, 20)[None]] * 10
+    spread = critic_test.critic_metrics(wide, received, true, "first")
+    assert spread["covered_80"] == 1 and spread["auc_true"] == 0.5
 
 
 def test_received_rewards_keep_the_truth_beside_every_noise():

@@ -60,6 +60,7 @@ def toy_cells(params):
     yield Cell("dvpo", "spikes", "math")
     yield Cell("dvpo", "rare spikes", "math", "denoised", {"readout": {"kind": "denoised"}}, final, spikes)
     yield Cell("grpo", "none", "math")
+    yield Cell("dvpo", "flip 0.2", "math", source=NoiseSettings("flip", rate=0.2), critic_alone=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +84,26 @@ def toy(world, monkeypatch):
 
 def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
     assert list(evidence.extend_evidence(PARAMS, "toy", toy, minutes=-1)) == []  # no time left
-    progress = evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=3)
-    assert next(progress) == (3, 6)
+    progress = evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=4)
+    assert next(progress) == (4, 8)
     table = evidence.read_evidence(toy)
     assert list(table) == evidence.COLUMNS and set(table["seed"]) == {0}  # seed by seed
-    assert [run.seed for run in evidence.missing_runs(PARAMS, "toy", table)] == [1, 1, 1]
-    for key in table["key"].unique():  # three runs: with a critic, with another one under other noise, without
+    assert [run.seed for run in evidence.missing_runs(PARAMS, "toy", table)] == [1, 1, 1, 1]
+    for key in table["key"].unique():  # with a critic, with another one under other noise, without, a critic alone
         pd.testing.assert_frame_equal(
             evidence.rerun(PARAMS, toy, key[:10]).sort_values(["suite", "metric"], ignore_index=True),
             table[table["key"] == key].sort_values(["suite", "metric"], ignore_index=True),
         )
-    said = table[table["role"] == "training"].pivot(
+    said = table[table["suite"] == "training"].pivot(
         index=["method", "variant", "noise"], columns="metric", values="value"
     )
     assert {*evidence.TRAINING_METRICS, "first_reward"} == set(said) and (said["entropy"] > 0).all()
     assert np.isnan(said.loc["grpo", "explained_variance"]).all()
+    critic = table[table["role"] == "critic"].set_index(["suite", "metric"])["value"]
+    assert set(critic.index.unique("suite")) == {"first", "middle", "last"} and critic["last", "crps"] > 0
+    widths = table[table["metric"].isin(evidence.TAIL_WIDTHS.values())]
+    assert set(widths["method"]) == {"dvpo"} and (widths["value"] > 0).all() and set(widths["role"]) == {"training"}
+    assert set(widths.groupby(["key", "metric"])["suite"].first()) == {"quarter 1"}
     before = toy.read_bytes()
     evidence.write_evidence(toy, table.sample(frac=1, random_state=0))
     assert toy.read_bytes() == before
@@ -128,6 +134,10 @@ def test_every_study_has_cells_that_can_be_trained(study):
     for cell in cells:
         if cell.method == BASE:
             assert run_of(params, cell, 3, None).seed == 3 and pretraining_of(params, cell, 3) is None
+            continue
+        if cell.critic_alone:
+            spec = run_of(params, cell, 0, "critic.safetensors")
+            assert (spec.noise, spec.critic) == (cell.source, cell_critic(params, cell)) and spec.critic is not None
             continue
         spec = training_of(params, cell, 0, None)
         assert spec.labels["noise"] == cell.noise and spec.critic == cell_critic(params, cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -48,3 +49,13 @@ def good_output(folder: Path) -> Path:
     (folder / "good").mkdir()
     (folder / "good/steps.txt").write_text("012345")
     return folder / "good"
+
+
+@pytest.mark.parametrize("part", ["chain", "trainings"])
+def test_the_soak_that_is_kept_killed_50_times_and_found_nothing(part):
+    """`make soak` writes this file; what it found is judged here."""
+    found = json.loads(Path(soak.__file__).with_name("soak.json").read_text("utf-8"))[part]
+    assert found["kills"] >= 50 and sum(found["killed"].values()) == found["kills"]
+    assert found["compared"] >= 1 and found["files"] > 0
+    assert (found["different"], found["left_over"], found["failed"]) == ([], 0, [])
+    assert part == "trainings" or found["stages"] == "all"

@@ -63,6 +63,16 @@ def test_runs_are_drawn_by_two_of_their_numbers():
     assert sum(len(c.get_offsets()) for ax in shown for c in ax.collections) == verdicts.run_count(runs)
 
 
+def test_the_strongest_control_is_the_one_with_the_higher_scores():
+    runs = runs_of_study("comparison")
+    mean = runs.groupby("method")["value"].mean()
+    better = max(verdicts.CONTROLS, key=mean.get)
+    assert verdicts.strongest_control(runs) == better
+    [other] = set(verdicts.CONTROLS) - {better}
+    assert verdicts.strongest_control(runs[runs["method"] != better]) == other
+    assert verdicts.strongest_control(runs[~runs["method"].isin(verdicts.CONTROLS)]) is None
+
+
 def panel_titles(figure):
     return [ax.get_title() for ax in figure.axes if ax.get_visible()]
 
@@ -94,6 +104,21 @@ def test_a_missing_score_is_marked_and_named():
     )
 
 
+def test_critics_are_compared_at_every_rate_of_noise():
+    runs = runs_of_study("calibration", seeds=2)
+    runs = runs[runs["suite"] == "math_id"].assign(suite="last", role="critic")
+    runs = pd.concat([runs.assign(metric=name) for name in ("auc_true", "explained_true", "covered_80", "crps")])
+    runs.loc[(runs["metric"] == "covered_80") & (runs["method"] == "ppo"), "value"] = None
+    axes = critic_axes(figures.critic_quality_curves(runs))
+    assert len(axes) == 2 * 4, "a row for flips, one for spikes"
+    assert [len(lines) for lines in axes] == [4, 4, 0, 3, 4, 4, 0, 3]  # dots and a mean for each critic; a level
+    assert axes[0][1] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.45] and axes[4][1] == [0.05, 0.1, 0.2, 0.3, 0.4]
+
+
+def critic_axes(figure):
+    return [[list(line.get_xdata()) for line in ax.get_lines()] for ax in figure.axes]
+
+
 def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
     runs = runs_of_study("comparison")
     figure = figures.performance_profiles(runs)
@@ -105,7 +130,7 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
         assert share[0] == 1 and share[-1] == 0 and (share[1:] <= share[:-1]).all()
 
 
-@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"comparison", "breakdown", "denoised"}))
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"comparison", "breakdown", "denoised", "calibration"}))
 def test_variants_of_every_other_study_can_be_compared(study):
     """No two cells of a figure have one name."""
     runs = runs_of_study(study)

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 from dvpo_lib.reporting import figures, statistics
 from dvpo_lib.reporting.figures import style
+from dvpo_lib.reporting.figures.diagnostics import TAIL_COLUMNS
 
 DEFAULT = ["dvpo", "dvpo_winsorised", "ppo", "grpo", "ppo_clip_reward"]
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
@@ -153,6 +154,7 @@ def drawings(frames) -> dict:
         "final of one method": figures.final_comparison(final[final["method"] == "dvpo"]),
         "improvement": figures.improvement_intervals(statistics.improvement_table(final, "grpo"), "grpo"),
         "diagnostics": figures.diagnostic_panels(curves[curves["method"] == "dvpo"]),
+        "tails": figures.tail_panels(curves.assign(**{name: curves["kl"] for name in TAIL_COLUMNS})),
         "base": figures.base_skill({"math_id": base}, ("careful", "careless")),
         "confusion": figures.confusion_bars(confusion),
         "rewards": figures.reward_histograms(rewards),
@@ -320,6 +322,7 @@ def hostile_figures(text: str, frames) -> dict:
         "final": figures.final_comparison(final, note=text),
         "improvement": figures.improvement_intervals(statistics.improvement_table(final, "grpo"), "grpo"),
         "diagnostics": figures.diagnostic_panels(curves, columns=["kl"]),
+        "tails": figures.tail_panels(curves.assign(**{name: curves["kl"] for name in TAIL_COLUMNS}), note=text),
         "base": figures.base_skill({text: base}, ("careful",)),
         "calibration": figures.calibration_panels(pits),
         "quantiles": figures.quantile_curves(variants),

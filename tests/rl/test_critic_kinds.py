@@ -1,10 +1,11 @@
 """Training with each kind of critic, and with rewards that say nothing."""
 
 import copy
+import math
 
 import pytest
 import torch
-from conftest import run_settings
+from conftest import run_settings, scored_batch
 from safetensors.torch import load_file
 from test_trainer import arm, quiet_trainer
 from tiny_models import tiny_model
@@ -12,6 +13,7 @@ from tiny_models import tiny_model
 from dvpo_lib.functional import token_chunks
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.rl.diagnostics import tail_widths
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.rl.rewards import Scores
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -122,3 +124,18 @@ def test_experts_are_balanced_in_chunks_as_well(monkeypatch):
         token_logprobs(policy, tokens)
     (found,) = torch.autograd.grad(balance[0], policy.model.layers[0].mlp.gate.weight)
     assert found.abs().max() > 0
+
+
+def test_tail_widths_are_distances_from_the_median():
+    """Two heads 0..19 and 10..29 make 5..24, median 14.5; the tails are 5, 6, 7 and 22, 23, 54."""
+    q = torch.stack([torch.arange(20.0), torch.arange(20.0) + 10])
+    q[:, -1] += 30
+    values = q.expand(3, 2, 2, 20).clone()
+    values[0, 1], values[2] = torch.nan, 7.0  # padding; a response without a reward
+    mask = torch.tensor([[True, False], [True, True], [True, True]])
+    rewards = torch.tensor([1.0, 0.0, torch.nan])
+    batch = scored_batch(rewards, mask, torch.zeros(3, 2), values)
+    assert tail_widths(batch) == {"critic/lower_tail": 14.5 - 6, "critic/upper_tail": pytest.approx(33 - 14.5)}
+    assert tail_widths(scored_batch(rewards, mask, torch.zeros(3, 2), values[..., :1, :1])) == {}  # a scalar critic
+    unknown = scored_batch(rewards * torch.nan, mask, torch.zeros(3, 2), values)
+    assert all(math.isnan(width) for width in tail_widths(unknown).values())

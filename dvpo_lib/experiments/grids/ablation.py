@@ -12,7 +12,7 @@ import pydantic
 import torch
 from pydantic import ConfigDict, Field
 
-from dvpo_lib.experiments.critic_scores import POSITIONS, load_critic
+from dvpo_lib.experiments.specs.critic_test import POSITIONS, load_critic
 from dvpo_lib.functional.quantiles import midpoint_levels
 from dvpo_lib.functional.quantiles import split_tails as quantile_tails
 from dvpo_lib.models.critic import CriticSettings

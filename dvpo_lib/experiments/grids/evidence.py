@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, run_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
+TAIL_WIDTHS = {"critic/lower_tail": "lower_tail", "critic/upper_tail": "upper_tail"}  # column of curves.csv: metric
 RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
 
@@ -107,13 +109,22 @@ def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
 
 
 def training_rows(folder: Path) -> pd.DataFrame:
-    """What a run's training says of it, in rows of role "training": `TRAINING_METRICS` over the last quarter of its
-    iterations, and `first_reward`, the true reward of the first iteration, which is the base policy's."""
+    """What a run's training says of it, in rows of role "training".
+
+    Suite "training" has `TRAINING_METRICS` over the last quarter of the iterations, and `first_reward`, the true reward
+    of the first iteration, which is the base policy's. Suites "quarter 1" to "quarter 4" have the widths of the tails
+    that a critic with a distribution predicts in each quarter.
+    """
     curves = pd.read_csv(folder / "curves.csv")
-    last = curves.tail(-(-len(curves) // 4))
-    found = {name: last[name].mean() for name in TRAINING_METRICS}
-    found["first_reward"] = curves["reward_true"].iloc[0]
-    return pd.DataFrame({"metric": found.keys(), "value": found.values()}).assign(suite="training", role="training")
+    quarters = enumerate(np.array_split(np.arange(len(curves)), 4), 1)
+    quarters = [(f"quarter {number}", rows) for number, rows in quarters if len(rows)]  # a short run has fewer
+    found = {("training", name): curves[name].tail(-(-len(curves) // 4)).mean() for name in TRAINING_METRICS}
+    found["training", "first_reward"] = curves["reward_true"].iloc[0]
+    for column in TAIL_WIDTHS.keys() & set(curves):
+        for quarter, rows in quarters:
+            found[quarter, TAIL_WIDTHS[column]] = curves[column].iloc[rows].mean()
+    rows = [(suite, metric, value) for (suite, metric), value in found.items()]
+    return pd.DataFrame(rows, columns=["suite", "metric", "value"]).assign(role="training")
 
 
 def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 8) -> Iterator[tuple[int, int]]:

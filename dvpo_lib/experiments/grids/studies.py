@@ -18,8 +18,10 @@ from dvpo_lib.common.settings_tree import merge_trees
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.specs.base_test import BaseTestSpec, base_test_spec
 from dvpo_lib.experiments.specs.critic_pretraining import CriticPretrainingSpec, critic_pretraining_spec
+from dvpo_lib.experiments.specs.critic_test import CriticTestSpec
 from dvpo_lib.experiments.specs.training import TrainingSpec, training_spec
 from dvpo_lib.models.critic import CriticSettings
+from dvpo_lib.noise.proxies import proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings
 from dvpo_lib.reporting.names import BASE
 
@@ -41,6 +43,7 @@ class Cell:
         training: Changes to `training`, on top of those of the method's row.
         critic: Settings of the critic; None for those of the method's row.
         source: The noise, if it is no row of `noises`.
+        critic_alone: The run tests the pretrained critic, and trains no policy.
     """
 
     method: str
@@ -50,6 +53,7 @@ class Cell:
     training: Mapping[str, Any] = field(default_factory=dict)
     critic: CriticSettings | None = None
     source: NoiseSettings | None = None
+    critic_alone: bool = False
 
     @property
     def labels(self) -> dict[str, str]:
@@ -88,10 +92,14 @@ def pretraining_of(params, cell: Cell, seed: int) -> CriticPretrainingSpec | Non
     return spec if cell.source is None else dataclasses.replace(spec, noise=cell.source)
 
 
-def run_of(params, cell: Cell, seed: int, critic_file: Path | None) -> TrainingSpec | BaseTestSpec:
-    """The run of a cell: its training, or the test of the base policy; arguments as of `training_of`."""
+def run_of(params, cell: Cell, seed: int, critic_file: Path | None) -> TrainingSpec | BaseTestSpec | CriticTestSpec:
+    """The run of a cell: its training, or the test of the base policy or of a critic; arguments as of `training_of`."""
     if cell.method == BASE:
         return dataclasses.replace(base_test_spec(params, cell.family), seed=seed)
+    if cell.critic_alone:
+        noise, critic = cell.source or params.noises[cell.noise], cell_critic(params, cell)
+        proxies = proxies_folder(noise, cell.family)
+        return CriticTestSpec(critic, str(critic_file), noise, cell.family, seed, params.evaluation, proxies=proxies)
     return training_of(params, cell, seed, critic_file)
 
 
@@ -237,6 +245,15 @@ def _critic_kinds(params) -> Iterator[Cell]:
         yield Cell("ppo", noise, params.families[0], "scalar")
 
 
+def _calibration(params) -> Iterator[Cell]:
+    rates = {"flip": (0.0, 0.1, 0.2, 0.3, 0.4, 0.45), "spikes": (0.05, 0.1, 0.2, 0.3, 0.4)}
+    for noise, own in rates.items():
+        for rate in own:
+            source = dataclasses.replace(params.noises[noise], rate=rate)
+            for method in ("dvpo", "ppo"):
+                yield Cell(method, f"{noise} {rate:g}", params.families[0], source=source, critic_alone=True)
+
+
 STUDIES: dict[str, Study] = {
     "comparison": Study("Which method learns best under which noise, in every family?", _comparison, decides=True),
     "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, profile="large"),
@@ -250,4 +267,5 @@ STUDIES: dict[str, Study] = {
     "readouts": Study("Which statistic of the distribution should the actor see?", _readouts),
     "denoised": Study("When does it pay to learn from the critic's view of a reward?", _denoised),
     "critic_kinds": Study("Is it quantiles, or distributions, or the loss?", _critic_kinds, decides=True),
+    "calibration": Study("What do critics know before training, at which rate of noise?", _calibration),
 }

@@ -57,7 +57,7 @@ def metric_statistic(
     Args:
         metric: Key of METRIC_LABELS. `auc_within` is the mean AUC inside the groups, so that recognising a group
             gains nothing.
-        frame: Frame of `critic_scores.score_predictions`, n rows.
+        frame: Frame of `score_predictions`, n rows.
         records: The same records in the same order, with `correct` and the column `group`.
         group: Column of the groups of `auc_within`.
 
@@ -94,7 +94,7 @@ def estimate_metric(
     Args:
         design: Scoring of the study.
         metric: Key of METRIC_LABELS.
-        frames: One frame of `critic_scores.score_predictions` per seed.
+        frames: One frame of `score_predictions` per seed.
         records: The held-out records.
         resamples: Bootstrap resamples.
         minus: Frames of other predictions of the same records. If given, their metric is subtracted.

@@ -56,9 +56,12 @@ def machine_name() -> str:
         device = torch.accelerator.current_accelerator().type
         processor = torch.cuda.get_device_name() if device == "cuda" else device
     else:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        processor = (names or [platform.processor() or platform.machine()])[0]
+        info = Path("/proc/cpuinfo")
+        lines = [line.partition(":") for line in info.read_text("utf-8").splitlines()] if info.exists() else []
+        known = {name.strip(): value.strip() for name, _, value in lines}
+        processor = known.get("model name") or platform.processor() or platform.machine()
+        kind = [f"model {known['model']}"] if "model" in known else []  # clouds give many processors one name
+        processor += f" ({', '.join([*kind, torch.backends.cpu.get_cpu_capability()])})"
     return f"{processor}, torch {version('torch').split('+')[0]}"
 
 

@@ -18,8 +18,14 @@ from dvpo_lib.reporting.figures.data_and_noise import (
     reward_model_quality,
     vote_quality,
 )
-from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels
-from dvpo_lib.reporting.figures.evidence import breakdown_curves, denoised_curves, performance_profiles, run_scatter
+from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels, tail_panels
+from dvpo_lib.reporting.figures.evidence import (
+    breakdown_curves,
+    critic_quality_curves,
+    denoised_curves,
+    performance_profiles,
+    run_scatter,
+)
 from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
 from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
 from dvpo_lib.reporting.figures.style import look_of, save_figure, set_figure_theme
@@ -34,6 +40,7 @@ __all__ = [
     "breakdown_curves",
     "calibration_panels",
     "confusion_bars",
+    "critic_quality_curves",
     "denoised_curves",
     "diagnostic_panels",
     "display_name",
@@ -54,6 +61,7 @@ __all__ = [
     "run_scatter",
     "save_figure",
     "set_figure_theme",
+    "tail_panels",
     "task_intervals",
     "term_curves",
     "token_text",

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from dvpo_lib.reporting.figures.style import add_caption, drawn_name, legend_above, missing_note, new_figure
+from dvpo_lib.reporting.figures.style import add_caption, drawn_name, legend_above, look_of, missing_note, new_figure
 from dvpo_lib.reporting.statistics import curve_bands
 
 DIAGNOSTIC_COLUMNS = (
@@ -20,10 +20,13 @@ DIAGNOSTIC_COLUMNS = (
     "clip_fraction",
     "approx_kl",
     "explained_variance",
+    "critic/lower_tail",
+    "critic/upper_tail",
     "policy_grad_norm",
     "critic_grad_norm",
     "flat_groups",
 )
+TAIL_COLUMNS = ("critic/lower_tail", "critic/upper_tail")
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -80,3 +83,38 @@ def diagnostic_panels(
     return add_caption(
         figure, f"Thin lines: single seeds; thick lines: interquartile means.{missing_note(unknown)} {note}"
     )
+
+
+def tail_panels(curves: pd.DataFrame, x: str = "rollouts", note: str = "") -> Figure:
+    """Widths of the predicted tails during training: the lower one at the left, the upper one at the right.
+
+    Args:
+        curves: Tidy frame with method, noise, family, seed, `x` and TAIL_COLUMNS; noises become rows of panels. Methods
+            whose critic predicts no distribution are left out.
+        x: Column on the x axis.
+        note: Further text of the caption.
+    """
+    curves = curves.dropna(subset=list(TAIL_COLUMNS), how="all")
+    methods, noises = (list(dict.fromkeys(curves[column])) for column in ("method", "noise"))
+    figure, axes = new_figure(9.6, 0.9 + 2.8 * len(noises), len(noises), 2, sharex=True)
+    handles, unknown = [], []
+    for row, noise in zip(axes, noises, strict=True):
+        for ax, column in zip(row, TAIL_COLUMNS, strict=True):
+            own = curves[curves["noise"] == noise]
+            band = curve_bands(own, column, by=["method"], x=x)
+            for method, points in band.groupby("method", sort=False):
+                style = look_of(method, methods)
+                ax.fill_between(points[x], points["low"], points["high"], color=style.color, alpha=0.15, lw=0)
+                line = dict(color=style.color, marker=style.marker, ms=5, lw=1.9, label=style.name)
+                handles += ax.plot(points[x], points["iqm"], markevery=max(1, len(points) // 6), **line)
+                if points["iqm"].isna().any():
+                    unknown.append(f"{style.name}, {drawn_name(noise)}")
+            ax.set_title(f"{drawn_name(column)}, {drawn_name(noise)}", fontsize=9.5)
+            ax.set_ylim(bottom=0)
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for ax in axes[-1]:
+        ax.set_xlabel(drawn_name(x))
+    axes[0, 0].set_ylabel("distance from the median (return units)")
+    legend_above(figure, handles, columns=4)
+    lines = "Lines: interquartile means over seeds; bands: bootstrap 95 % intervals"
+    return add_caption(figure, f"{lines}.{missing_note(unknown)} {note}")

@@ -14,13 +14,13 @@ def collapsed_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """How many runs of each method collapsed or diverged under each noise.
 
     Args:
-        runs: Rows of a study, those of role "training" among them.
+        runs: Rows of a study, those of suite "training" among them.
 
     Returns:
         Columns method, noise, lost and runs.
     """
     keys = ["method", "noise", "family", "seed"]
-    training = runs[runs["role"] == "training"].pivot(index=keys, columns="metric", values="value")
+    training = runs[runs["suite"] == "training"].pivot(index=keys, columns="metric", values="value")
     sampled = runs[runs["metric"] == "sampled"].groupby(keys, sort=False)["value"]
     lost = (training["reward_true"] < COLLAPSED * training["first_reward"]) | (sampled.count() < sampled.size())
     cells = lost.groupby(level=["method", "noise"], sort=False)

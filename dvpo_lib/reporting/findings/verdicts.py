@@ -29,6 +29,7 @@ from dvpo_lib.reporting.statistics.runs import run_scores, summarise_scores
 
 RUN = ["method", "variant", "noise", "family", "seed"]  # the columns that identify a run of a study
 OFFLINE = ("cql", "rfqi")
+CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
 VERDICT_COLUMNS = ["claim", "figure", "noise", "rival", "difference", "detectable", "n", "p", "corrected", "verdict"]
 
 
@@ -261,6 +262,16 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         n = int(run_scores(there, metric)["seed"].nunique())
         rows.append((noise, best["method"], best["iqm"], alike, n))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
+
+
+def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None:
+    """The simple control with the highest interquartile mean over all noises and test sets; None if none has run."""
+    own = runs[runs["method"].isin(CONTROLS)]
+    if own.empty:
+        return None
+    scores = summarise_scores(own, metric, overall=True)
+    means = scores[scores["role"] == "ALL"].groupby("method")["iqm"].mean().dropna()
+    return None if means.empty else means.idxmax()
 
 
 def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from dvpo_lib.experiments.critic_scores import POSITIONS, load_critic, overall_distribution, score_predictions
+from dvpo_lib.experiments.critic_scores import overall_distribution
 from dvpo_lib.experiments.real.files import GSM8K_FILES, SOLUTIONS_FILE, TEST_FILE, TRAIN_FILE, file_table
 from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, ScoreDesign, difference_table, score_table
 from dvpo_lib.experiments.real.settings import RealSettings
@@ -22,6 +22,7 @@ from dvpo_lib.experiments.real.solutions.data import (
 )
 from dvpo_lib.experiments.real.solutions.specs import solution_backbone_spec, solution_critic_specs
 from dvpo_lib.experiments.run_store import SweepSettings, execute_specs
+from dvpo_lib.experiments.specs.critic_test import POSITIONS, load_critic, score_predictions
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.critic_training import predict_values
 from dvpo_lib.models.policy import load_policy

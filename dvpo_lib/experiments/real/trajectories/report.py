@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.experiments.critic_scores import POSITIONS
 from dvpo_lib.experiments.real.files import DOWNLOAD_HINT
 from dvpo_lib.experiments.real.score_tables import METRIC_LABELS, metric_tree, score_cells, score_text, seed_count
 from dvpo_lib.experiments.real.trajectories.study import TRAJECTORY_DESIGN, TrajectoryStudy
+from dvpo_lib.experiments.specs.critic_test import POSITIONS
 from dvpo_lib.functional.quantiles import midpoint_levels
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.prose import join_words, percent_text

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from dvpo_lib.experiments.critic_scores import POSITIONS, overall_distribution, score_predictions
+from dvpo_lib.experiments.critic_scores import overall_distribution
 from dvpo_lib.experiments.real.files import file_table
 from dvpo_lib.experiments.real.score_tables import (
     Predictions,
@@ -31,6 +31,7 @@ from dvpo_lib.experiments.real.trajectories.data import (
 )
 from dvpo_lib.experiments.real.trajectories.specs import trajectory_backbone_specs, trajectory_critic_specs
 from dvpo_lib.experiments.run_store import SweepSettings, collect_run_tables, execute_specs
+from dvpo_lib.experiments.specs.critic_test import POSITIONS, score_predictions
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import load_policy
 from dvpo_lib.reporting.statistics import Estimate
