@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from dvpo_lib.chain.commands import evidence as command
 from dvpo_lib.chain.params import RuntimeSettings, load_params
@@ -165,6 +166,27 @@ def test_cells_that_claims_rest_on_have_ten_seeds_and_come_first():
     assert {count for (*_, family), count in seeds.items() if family != params.families[0]} == {5}
     shown = Counter(tuple(run.cell.labels.values()) for run in evidence.planned_runs(params, "heads"))
     assert set(shown.values()) == {5}
+
+
+def test_the_readme_gets_verdict_and_figure_of_the_files(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n" + "old\n".join(command.VERDICT_MARKS) + "\nafter\n", encoding="utf-8")
+    command.write_verdict(tmp_path)
+    assert "old" not in readme.read_text("utf-8") and not list(tmp_path.rglob("*.png")), "nothing is known yet"
+    runs = [
+        dict(study="comparison", method=method, variant="", noise=noise, family="math", seed=seed, suite=suite)
+        | dict(role=suite.upper(), metric="sampled", value=0.5 + 0.1 * (method == "dvpo"), key="k", machine="m")
+        for method in ("dvpo", "ppo", BASE)
+        for noise in NOISES
+        for seed in range(2)
+        for suite in ("id", "ood")
+    ]
+    evidence.write_evidence(tmp_path / command.EVIDENCE_FOLDER / "comparison.csv", pd.DataFrame(runs))
+    command.write_verdict(tmp_path)
+    text = readme.read_text("utf-8")
+    assert "| DVPO is better than PPO | no claim (2 of 10 seeds) (+10.0) |" in text and text.endswith("\nafter\n")
+    picture = Image.open(tmp_path / command.EVIDENCE_FOLDER / "comparison.png")
+    assert picture.width > picture.height > 200
 
 
 def test_inputs_are_placed_once_and_again_after_a_change(world, tmp_path):

@@ -87,11 +87,12 @@ def test_every_claim_names_rows_that_its_study_computes():
 
 def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs():
     assert verdicts.verdict_page({"comparison": pd.DataFrame()}) == ""
-    page = verdicts.verdict_page({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7}), "heads": pd.DataFrame()})
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, verdicts.BASE: 0.9})
+    page = verdicts.verdict_page({"comparison": runs, "heads": pd.DataFrame()})
     lines = page.splitlines()
     assert lines[0].startswith("| claim | heavy-tailed spikes |") and lines[1].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
-    assert "- 20 runs." in page
+    assert "- 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("- 30 runs.")[1]
 
 
 def test_the_matrix_and_the_sentences_hold_every_verdict():

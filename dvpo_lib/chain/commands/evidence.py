@@ -31,14 +31,17 @@ from dvpo_lib.experiments.grids.evidence import (
     read_evidence,
     rerun,
 )
-from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.experiments.grids.studies import NOISES, STUDIES
 from dvpo_lib.experiments.run_store import code_hash
-from dvpo_lib.reporting.findings.verdicts import verdict_page
+from dvpo_lib.reporting.figures import save_figure, scores_by_noise
+from dvpo_lib.reporting.findings.verdicts import in_display_order, verdict_page
+from dvpo_lib.reporting.names import BASE
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.suites import save_suites
 
 EVIDENCE_FOLDER = Path("reports/evidence")
 INPUTS = EVIDENCE_FOLDER / "inputs"
+DRAWN_NOISES = 4  # of NOISES, in README's figure
 VERDICT_MARKS = "<!-- verdict: written by `python -m dvpo_lib evidence` -->\n", "<!-- end of the verdict -->"
 
 
@@ -131,10 +134,14 @@ def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
 
 
 def write_verdict(root: Path) -> None:
-    """Puts the verdict of all files into README.md, which has marks for it."""
+    """Puts the verdict of all files into README.md, which has marks for it, and draws README's figure."""
     evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
+    runs = evidence["comparison"]
+    runs = in_display_order(runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)])
     with locked_file(root / "work" / "evidence" / "readme.lock"):
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
+        if len(runs):
+            save_figure(scores_by_noise(runs), root / EVIDENCE_FOLDER / "comparison.png")
 
 
 def _print_progress(root: Path, profile: str | None) -> None:

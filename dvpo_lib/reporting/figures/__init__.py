@@ -8,6 +8,7 @@ from dvpo_lib.reporting.figures.comparison import (
     improvement_intervals,
     learning_curves,
     paper_beside_ours,
+    scores_by_noise,
 )
 from dvpo_lib.reporting.figures.critic import calibration_panels, explained_variance_panels, quantile_curves
 from dvpo_lib.reporting.figures.data_and_noise import (
@@ -60,6 +61,7 @@ __all__ = [
     "reward_model_quality",
     "run_scatter",
     "save_figure",
+    "scores_by_noise",
     "set_figure_theme",
     "tail_panels",
     "task_intervals",

@@ -195,6 +195,18 @@ def final_comparison(
     )
 
 
+def scores_by_noise(final: pd.DataFrame, role: str = "ID", **settings) -> Figure:
+    """Scores after training as in `final_comparison`, of one role, with a column for each noise.
+
+    Args:
+        final: As in `statistics.run_scores`.
+        role: Role of the test sets.
+        settings: Further arguments of `final_comparison`.
+    """
+    own = final[final["role"] == role]
+    return final_comparison(own.assign(role=own["noise"], noise=role), **settings)
+
+
 def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str = "") -> Figure:
     """Probability that a run beats a run of the baseline, with intervals; columns are roles, rows noises.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.names import DISPLAY_NAMES, display_name
+from dvpo_lib.reporting.names import BASE, DISPLAY_NAMES, display_name
 from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text, percent_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
@@ -223,7 +223,9 @@ def verdict_findings(table: pd.DataFrame) -> str:
 
 
 def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
-    """The verdict as Markdown for README: the table of claims, then the sentences; "" if nothing has been computed.
+    """The verdict as Markdown for README: the table of claims, the sentences, then the methods to use under each noise.
+
+    It is "" if nothing has been computed.
 
     Args:
         evidence: {study: rows of its file}.
@@ -234,7 +236,11 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     table = verdict_table(computed)
     known = table[table["n"] > 0]
     count = sum(run_count(runs) for runs in computed.values())
-    return f"{markdown_table(verdict_matrix(known))}\n{verdict_findings(known)}\n- {count} runs.\n"
+    parts = [markdown_table(verdict_matrix(known)), f"{verdict_findings(known)}\n- {count} runs.\n"]
+    comparison = computed.get("comparison", pd.DataFrame(columns=RUN))
+    if len(trained := comparison[comparison["method"] != BASE]):
+        parts.append(markdown_table(recommendation_table(recommended_methods(trained))))
+    return "\n".join(parts)
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
