@@ -127,7 +127,7 @@ def training_rows(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["suite", "metric", "value"]).assign(role="training")
 
 
-def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 8) -> Iterator[tuple[int, int]]:
+def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 24) -> Iterator[tuple[int, int]]:
     """Computes missing runs of a study until the time is over, and writes its file after every few of them.
 
     Args:
@@ -135,7 +135,7 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
         study: A key of STUDIES.
         path: The study's file.
         minutes: No new batch begins after this time.
-        batch: Runs between two writes.
+        batch: Runs between two writes; workers wait for each other at the end of each batch.
 
     Yields:
         (runs in the file, runs of the study) after every write.
