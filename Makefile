@@ -77,7 +77,7 @@ site: $(DOCS_STAMP)  ## build the site in work/site from docs/, docstrings and r
 
 site-test: site  ## check every page of the site in Chromium: links, contrast, widths, console, network, equal bytes
 	@$(PY) -m website.check $(SITE)
-	@cp -r $(SITE) $(SITE)-first && $(MAKE) --no-print-directory site && diff -r $(SITE)-first $(SITE)
+	@rm -rf $(SITE)-first && cp -r $(SITE) $(SITE)-first && $(MAKE) --no-print-directory site && diff -r $(SITE)-first $(SITE)
 	@rm -r $(SITE)-first
 
 package-test:  ## build wheel and sdist, install them into new environments, and use them there
