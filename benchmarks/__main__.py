@@ -2,7 +2,7 @@
 
 Times hold for one machine at one moment. Compare rows of one file, never rows of two. On one thread of a CPU they are
 the process's own seconds, and forms and methods take turns, so that other load on the machine affects them little. The
-costs.md in the default folder also appears in README.md.
+costs.md in the default folder also appears in docs/guide/costs.md.
 """
 
 from __future__ import annotations

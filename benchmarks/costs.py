@@ -1,4 +1,4 @@
-"""The measured costs as a short Markdown text: costs.md, which README.md shows between two marks.
+"""The measured costs as a short Markdown text: costs.md, which docs/guide/costs.md shows between two marks.
 
 python -m benchmarks.costs    # from existing results; both benchmarks also do it at their end
 """
@@ -16,6 +16,7 @@ from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 
 HERE = Path(__file__).resolve().parent
+COSTS_PAGE = HERE.parent / "docs" / "guide" / "costs.md"
 COSTS_START, COSTS_END = "<!-- costs: written by `make bench` -->\n", "<!-- end of costs -->"
 SHOWN_QUANTILES = 200  # M in the text, if it was measured
 POLICY_NAMES = {"untrained": "the untrained policy", "trained": "the trained base policy"}
@@ -108,12 +109,12 @@ def trl_lines(against_trl: Mapping) -> Iterator[str]:
         yield f"- **TRL's `GRPOTrainer`** takes for an iteration, relative to `grpo` here: {'; '.join(parts)}."
 
 
-def publish_costs(folder: Path = HERE, readme: Path | None = None) -> None:
-    """Writes costs.md next to results.json, if there is one, and shows that of this folder in README.md.
+def publish_costs(folder: Path = HERE, page: Path | None = None) -> None:
+    """Writes costs.md next to results.json, if there is one, and shows that of this folder in docs/guide/costs.md.
 
     Args:
         folder: Folder of the results.
-        readme: File that shows the text. By default the project's README.md if `folder` is this folder, else none.
+        page: File that shows the text. By default docs/guide/costs.md if `folder` is this folder, else none.
     """
     results, against_trl = folder / "results.json", folder / "against_trl.json"
     if not results.is_file():
@@ -122,8 +123,8 @@ def publish_costs(folder: Path = HERE, readme: Path | None = None) -> None:
         *(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else {} for f in (results, against_trl))
     )
     (folder / "costs.md").write_text(text, encoding="utf-8")
-    if readme or folder.resolve() == HERE:
-        insert_between_marks(readme or HERE.parent / "README.md", COSTS_START, COSTS_END, text)
+    if page or folder.resolve() == HERE:
+        insert_between_marks(page or COSTS_PAGE, COSTS_START, COSTS_END, text)
 
 
 if __name__ == "__main__":

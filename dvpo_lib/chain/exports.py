@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image
 
 from dvpo_lib.chain.stages import StageError, read_stages
@@ -21,6 +20,7 @@ from dvpo_lib.reporting.findings.worlds import order_findings
 
 FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README.md
 PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib piece`
+COMPARISON = "evidence/comparison.csv"  # beside the exported folder: runs of the embedded world
 REPORT = "report"  # the stage whose figures are exported as PNG
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
 MAX_EXPORT_BYTES = 10e6  # of the exported folder, which is committed
@@ -78,15 +78,14 @@ def shrink_figures(page: str) -> str:
 def findings_of(folder: Path) -> str:
     """The findings of an exported folder, as Markdown: of its runs if pieces computed them, else of its report.
 
-    Methods on a published model are also set beside those of the embedded world, if the folder above has its scores.
+    Methods on a published model are also set beside those of the embedded world, if the folder above has evidence.
     """
     if (folder / PIECES).is_file():
         runs = read_evidence(folder / PIECES)
-        text, scores = published_findings(runs), sorted(folder.parent.glob("03_dvpo_training/*/final.csv"))
-        if scores:
-            embedded = pd.concat(map(pd.read_csv, scores), ignore_index=True)
+        text, embedded = published_findings(runs), read_evidence(folder.parent / COMPARISON)
+        if len(embedded):
             own = runs[(runs["variant"] == "") & runs["method"].isin(embedded["method"])]
-            question = "Are methods in the same order as in the embedded world (here: the reference run)?"
+            question = "Are methods in the same order as in the embedded world (here: the comparison of the evidence)?"
             text += f"\n{question}\n\n{order_findings(embedded, own)}\n"
         return text
     return (folder / FINDINGS).read_text(encoding="utf-8")

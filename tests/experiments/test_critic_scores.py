@@ -132,12 +132,12 @@ def test_metrics_of_a_critic_by_hand():
     received = means - np.where(true > 0, 0.1, 0.0)
     assert critic_test.calibration_error(means, received) == pytest.approx(0.05)
     points = [np.full((3, 1), mean) for mean in means]
-    found = critic_test.critic_metrics(points, received, true, "middle")
+    found = critic_test.prediction_metrics(points, received, true, "middle")
     assert found["auc_true"] == 1 and found["crps"] == pytest.approx(0.05) and np.isnan(found["covered_80"])
     assert found["explained_true"] == pytest.approx(1 - np.var(true - means) / 0.25)
     assert found["explained_received"] == pytest.approx(1 - 0.05**2 / np.var(received))
     wide = [np.linspace(-1, 2, 20)[None]] * 10
-    spread = critic_test.critic_metrics(wide, received, true, "first")
+    spread = critic_test.prediction_metrics(wide, received, true, "first")
     assert spread["covered_80"] == 1 and spread["auc_true"] == 0.5
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks: arithmetic on made-up frames, counts of memory, a small real round, and what README.md shows."""
+"""The benchmarks: arithmetic on made-up frames, counts of memory, a small real round, and the page of costs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_round_measures_time_and_memory_of_its_parts():
 
 
 def test_results_elsewhere_leave_the_readme_alone(tmp_path):
-    readme = (ROOT / "README.md").read_bytes()
+    page = costs.COSTS_PAGE.read_bytes()
     command.main(
         [
             "--models",
@@ -148,7 +148,7 @@ def test_results_elsewhere_leave_the_readme_alone(tmp_path):
     assert 0 < results["memory_over_ppo"]["default"]["grpo"] < 1
     assert (tmp_path / "results.png").stat().st_size > 10_000
     assert (tmp_path / "costs.md").read_text(encoding="utf-8") == costs.costs_text(results, {})
-    assert (ROOT / "README.md").read_bytes() == readme  # results elsewhere are not shown there
+    assert costs.COSTS_PAGE.read_bytes() == page  # results elsewhere are not shown there
 
 
 def test_command_refuses_what_it_cannot_measure(capsys, monkeypatch):
@@ -181,18 +181,18 @@ def test_costs_that_were_not_measured_are_left_out():
 
 
 def test_costs_are_put_between_their_marks(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{costs.COSTS_START}old\n{costs.COSTS_END}\nafter\n", encoding="utf-8")
+    page = tmp_path / "costs_page.md"
+    page.write_text(f"before\n{costs.COSTS_START}old\n{costs.COSTS_END}\nafter\n", encoding="utf-8")
     (tmp_path / "results.json").write_text(json.dumps(found()))
     for _ in range(2):
-        costs.publish_costs(tmp_path, readme)
+        costs.publish_costs(tmp_path, page)
     text = (tmp_path / "costs.md").read_text(encoding="utf-8")
-    assert readme.read_text(encoding="utf-8") == f"before\n{costs.COSTS_START}{text}{costs.COSTS_END}\nafter\n"
+    assert page.read_text(encoding="utf-8") == f"before\n{costs.COSTS_START}{text}{costs.COSTS_END}\nafter\n"
 
 
-def test_readme_shows_what_was_measured():
+def test_the_page_shows_what_was_measured():
     """After a change of the text: `python -m benchmarks.costs`."""
     files = (ROOT / "benchmarks" / name for name in ("results.json", "against_trl.json"))
     text = costs.costs_text(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
     assert (ROOT / "benchmarks" / "costs.md").read_text(encoding="utf-8") == text
-    assert costs.COSTS_START + text + costs.COSTS_END in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert costs.COSTS_START + text + costs.COSTS_END in costs.COSTS_PAGE.read_text(encoding="utf-8")

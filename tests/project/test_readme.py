@@ -9,9 +9,13 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from dvpo_lib.chain.cli import COMMANDS
-from dvpo_lib.chain.exports import FINDINGS, findings_of, insert_findings
+from dvpo_lib.chain.commands.evidence import EVIDENCE_FOLDER, VERDICT_MARKS
+from dvpo_lib.chain.exports import findings_of, insert_findings
 from dvpo_lib.chain.stages import StageError
+from dvpo_lib.experiments.grids.evidence import read_evidence
+from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.models.policy import PolicySettings, build_policy
+from dvpo_lib.reporting.findings.verdicts import verdict_page
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -94,14 +98,13 @@ def test_numbers_are_those_of_files():
     chain = PAGES["docs/guide/chain.md"]
     assert f"in a temporary copy (about {minutes('profiles/smoke.yaml'):g} minutes)" in chain
     assert f"with real data (about {minutes('profiles/reference.yaml'):g} minutes); writes" in chain
-    assert (ROOT / "reports" / FINDINGS).read_text(encoding="utf-8") in TEXT
 
 
 def test_findings_are_replaced_between_their_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(TEXT, encoding="utf-8")
     for text in ("- first\n", "- second\n"):
-        insert_findings(readme, text, "reference")
+        insert_findings(readme, text, "real")
     written = readme.read_text(encoding="utf-8")
     assert "- second\n<!-- end" in written and "- first" not in written
     assert written.startswith(TEXT.partition("<!-- findings")[0])
@@ -114,3 +117,10 @@ def test_findings_are_replaced_between_their_marks(tmp_path):
 
 def test_the_findings_of_the_published_model_are_those_of_its_runs():
     assert findings_of(ROOT / "reports" / "real") in TEXT
+
+
+def test_the_verdict_is_that_of_the_files():
+    """After a change of its text: `python -m dvpo_lib evidence STUDY --minutes 0`."""
+    files = {study: read_evidence(ROOT / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
+    start, end = VERDICT_MARKS
+    assert verdict_page(files) and start + verdict_page(files) + end in TEXT

@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from dvpo_lib.chain.exports import PIECES, findings_of, insert_findings
 from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
@@ -40,6 +41,7 @@ from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.suites import save_suites
 
 EVIDENCE_FOLDER = Path("reports/evidence")
+PUBLISHED = Path("reports/real")  # runs on a published model
 INPUTS = EVIDENCE_FOLDER / "inputs"
 DRAWN_NOISES = 4  # of NOISES, in README's figure
 VERDICT_MARKS = "<!-- verdict: written by `python -m dvpo_lib evidence` -->\n", "<!-- end of the verdict -->"
@@ -134,7 +136,10 @@ def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
 
 
 def write_verdict(root: Path) -> None:
-    """Puts the verdict of all files into README.md, which has marks for it, and draws README's figure."""
+    """Puts the verdict of all files into README.md, which has marks for it, and draws README's figure.
+
+    README sets runs on a published model beside these: that passage is written anew as well.
+    """
     evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
     runs = evidence["comparison"]
     runs = in_display_order(runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)])
@@ -142,6 +147,8 @@ def write_verdict(root: Path) -> None:
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
         if len(runs):
             save_figure(scores_by_noise(runs), root / EVIDENCE_FOLDER / "comparison.png")
+        if (root / PUBLISHED / PIECES).is_file():
+            insert_findings(root / "README.md", findings_of(root / PUBLISHED), PUBLISHED.name)
 
 
 def _print_progress(root: Path, profile: str | None) -> None:

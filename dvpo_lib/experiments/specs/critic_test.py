@@ -31,7 +31,7 @@ BINS = 10  # of predicted values, equally filled
 class CriticTestSpec:
     """Tests a pretrained critic on responses of the base policy to test prompts. Stores final.csv.
 
-    Its rows have role "critic", a position as suite, and the metrics of `critic_metrics`.
+    Its rows have role "critic", a position as suite, and the metrics of `prediction_metrics`.
     """
 
     critic: CriticSettings
@@ -59,7 +59,7 @@ class CriticTestSpec:
         rows = [
             dict(suite=at, role="critic", metric=metric, value=value)
             for at in POSITIONS
-            for metric, value in critic_metrics(predicted, table["received"], table["reward"], at).items()
+            for metric, value in prediction_metrics(predicted, table["received"], table["reward"], at).items()
         ]
         pd.DataFrame(rows).to_csv(folder / "final.csv", index=False, float_format="%.8g")
 
@@ -107,7 +107,7 @@ def calibration_error(predicted, outcomes) -> float:
     return float(np.mean([abs(part.mean()) for part in np.array_split(gaps, min(BINS, len(gaps)))]))
 
 
-def critic_metrics(predictions: Sequence[np.ndarray], received, true, at: str) -> dict[str, float]:
+def prediction_metrics(predictions: Sequence[np.ndarray], received, true, at: str) -> dict[str, float]:
     """What predictions at one token say of the received and of the true reward.
 
     Args:

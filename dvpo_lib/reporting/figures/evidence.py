@@ -182,7 +182,7 @@ def run_scatter(
     return add_caption(figure, f"A symbol is a run. {note}")
 
 
-CRITIC_PANELS = {  # metric of `critic_metrics`: its label
+CRITIC_PANELS = {  # metric of `prediction_metrics`: its label
     "auc_true": "AUC of right answers",
     "explained_true": "explained variance, true reward",
     "calibration_error": "calibration error, received reward",

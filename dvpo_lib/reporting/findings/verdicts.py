@@ -239,7 +239,9 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     parts = [markdown_table(verdict_matrix(known)), f"{verdict_findings(known)}\n- {count} runs.\n"]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN))
     if len(trained := comparison[comparison["method"] != BASE]):
-        parts.append(markdown_table(recommendation_table(recommended_methods(trained))))
+        recommended = recommended_methods(trained)
+        sure = recommended[recommended["n"] >= FEWEST_SEEDS]
+        parts += [markdown_table(recommendation_table(sure))] if len(sure) else []
     return "\n".join(parts)
 
 
@@ -251,7 +253,8 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         metric: The metric.
 
     Returns:
-        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), n.
+        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), and
+        n, the fewest seeds of a method.
     """
     rows = []
     scores = summarise_scores(runs, metric, overall=True)
@@ -265,7 +268,7 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
         corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
         alike = [m for m, p in zip(known, corrected, strict=True) if p >= SIGNIFICANCE]
-        n = int(run_scores(there, metric)["seed"].nunique())
+        n = int(run_scores(there, metric).groupby("method", observed=True)["seed"].nunique().min())
         rows.append((noise, best["method"], best["iqm"], alike, n))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
 
