@@ -96,6 +96,13 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory) -> Path:
+    """A run store for all processes of pytest: what several tests need is computed once."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "store"
+
+
 def stage_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m dvpo_lib ...` as a process of its own."""
     return subprocess.run(

@@ -21,6 +21,7 @@ from dvpo_lib.experiments.known_distributions import (
     term_bias,
 )
 from dvpo_lib.experiments.run_store import execute_once, spec_key
+from dvpo_lib.experiments.run_store.executors import SweepSettings
 from dvpo_lib.functional import advantages, quantiles
 from dvpo_lib.functional import critic_losses as losses
 from dvpo_lib.functional.critic_losses import CriticLossSettings, critic_loss, return_scale
@@ -28,10 +29,13 @@ from dvpo_lib.functional.quantiles import midpoint_levels
 
 
 @pytest.fixture(scope="module")
-def bias():
+def bias(shared_store):
     """The table of the notebook, by distribution, term, form and strength ("default" or "strong")."""
     cases = term_bias.bias_cases()
-    _, frame = bias_tables.bias_frames(term_bias.find_minimisers(cases), cases)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVPO_STORE", str(shared_store))  # the smoke chain needs the same minimisers
+        minimisers = stored_curves.stored_minimisers(SweepSettings(workers=1))
+    _, frame = bias_tables.bias_frames(minimisers, cases)
     first = ~frame.duplicated(["distribution", "term", "form"])
     frame["strength"] = first.map({True: "default", False: "strong"})
     return frame.set_index(["distribution", "term", "form", "strength"]).sort_index()

@@ -35,6 +35,9 @@ HARD_RUNS = {
     "dvpo, dropped": dict(method="dvpo", beta=0.1, **HARD),
     "grpo, dropped": dict(method="grpo", beta=0.1, scale_rewards="batch", **HARD),
 }
+FOUR_RUNS = {  # in four processes, which share two cores: with a critic, without one, with rows that drop out
+    name: (METHOD_RUNS | HARD_RUNS)[name] for name in ("ppo", "grpo", "dvpo, dropped")
+}
 MORE_RUNS = {
     "dvpo, bootstrapped": dict(
         method="dvpo", missing_rewards="bootstrap", target="mixture", lam_critic=0.8, entropy_coef=0.01, **HARD
@@ -171,8 +174,8 @@ class Crash(TrainerCallback):
 
 def main(folder: Path) -> None:
     world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    few = METHOD_RUNS | HARD_RUNS
-    runs, sharded = (few | MORE_RUNS | UNSHARDED_RUNS, few | MORE_RUNS) if world == 2 else (few, few)
+    many = METHOD_RUNS | HARD_RUNS | MORE_RUNS
+    runs, sharded = (many | UNSHARDED_RUNS, many) if world == 2 else (FOUR_RUNS, FOUR_RUNS)
     table = dict(log_completions=True, output_dir=str(folder / f"table-{world}"))
     found = {name: outcome_of(**changes, **(table if name == "grpo" else {})) for name, changes in runs.items()}
     if world == 2:

@@ -19,9 +19,8 @@ from dvpo_lib.rl.methods import resolve_settings
 from dvpo_lib.rl.trainer_base.parallel.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARDED = runs.METHOD_RUNS | runs.HARD_RUNS
-ALL = SHARDED | runs.MORE_RUNS | runs.UNSHARDED_RUNS
-CASES = [(4, name + end) for name in SHARDED for end in ("", ", sharded")]
+ALL = runs.METHOD_RUNS | runs.HARD_RUNS | runs.MORE_RUNS | runs.UNSHARDED_RUNS
+CASES = [(4, name + end) for name in runs.FOUR_RUNS for end in ("", ", sharded")]
 CASES += [(2, name) for name in ALL] + [(2, f"{name}, sharded") for name in ALL if name not in runs.UNSHARDED_RUNS]
 
 
