@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 import dvpo_lib
+from dvpo_lib.chain.commands.evidence import EVIDENCE_FOLDER, VERDICT_MARKS
 from dvpo_lib.chain.pages import PageLinks, lay_out_page, page_body
 from dvpo_lib.reporting.method_cards import AVERAGES, advantage_text, critic_text
 from dvpo_lib.reporting.names import display_name
@@ -20,6 +21,7 @@ from dvpo_lib.rl.methods import METHODS, Method
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [name for name in re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)]
 REPORT = "05_report"
+MAIN_FIGURE = EVIDENCE_FOLDER / "comparison.png"
 CRITIC_SECTIONS = {  # kind of critic -> sections of the table of settings
     "quantile": ("critics.*", "critics.*.loss"),
     "scalar": ("critics.*",),
@@ -71,19 +73,15 @@ def site_notebooks(folder: Path) -> Iterator[tuple[str, str]]:
         yield path, lay_out_page(page_body((folder / path).read_text(encoding="utf-8")), titles[path], links)
 
 
-def main_figure(folder: Path) -> str:
-    """The first figure of the report as a data address."""
-    return re.search(r'src="(data:image/png;base64,[^"]+)"', (folder / REPORT / "notebook.html").read_text("utf-8"))[1]
-
-
 # ---- pages in Markdown ----
 
 
-def start_page(folder: Path, root: Path = ROOT) -> str:
-    """The first page: what this is, the findings of the run, and where to go on."""
+def start_page(root: Path = ROOT) -> str:
+    """The first page: what this is, the verdict of the evidence, and where to go on."""
     readme = (root / "README.md").read_text(encoding="utf-8")
     introduction = readme.split("\n\n")[1]
-    findings = (folder / REPORT / "tables" / "findings.md").read_text(encoding="utf-8")
+    begin, end = VERDICT_MARKS
+    verdict = readme.partition(begin)[2].partition(end)[0]
     start = readme[readme.index("```sh\nmake repro") :].partition("```\n")[0]
     return f"""# DVPO under noisy rewards
 
@@ -91,9 +89,11 @@ def start_page(folder: Path, root: Path = ROOT) -> str:
 
 [![Sampled score after training, by method and noise](assets/main_figure.png)](assets/main_figure.png)
 
-{findings}
-The [report](notebooks/{REPORT}/notebook.html) has the details, the failures and the settings. Each notebook's page is
-one file that can be mailed.
+Claims of the paper, judged by runs of many seeds; in brackets, the difference to the hardest rival in percentage points:
+
+{verdict}
+The [report](notebooks/{REPORT}/notebook.html) has the failures and the settings. Each notebook's page is one file that can
+be mailed.
 
 ## Start
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from pathlib import Path
@@ -35,7 +34,7 @@ def on_files(files, config):
     folder, root = content.run_folder(), content.ROOT
     files.remove(files.get_file_from_path("methods.md"))  # the generated pages hold its sections
     pages = {
-        "index.md": content.start_page(folder),
+        "index.md": content.start_page(),
         "methods/index.md": content.methods_index(),
         **{f"methods/{name}.md": content.method_page(name, folder) for name in METHODS},
         "library/index.md": content.library_index(),
@@ -47,7 +46,7 @@ def on_files(files, config):
     }
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
-    figure = base64.b64decode(content.main_figure(folder).partition(",")[2])
+    figure = (root / content.MAIN_FIGURE).read_bytes()
     files.append(File.generated(config, "assets/main_figure.png", content=figure))
     return files
 

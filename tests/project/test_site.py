@@ -37,9 +37,15 @@ def test_scores_and_costs_are_those_of_the_files():
     assert "| default (0.14 M parameters) |" in content.cost_text("dvpo") and "make bench" in content.cost_text("dvpo")
 
 
+def test_the_first_page_has_the_verdict_and_the_main_figure():
+    page = content.start_page()
+    assert "| claim | " in page and "DVPO is better than PPO" in page and "make repro" in page
+    assert (ROOT / content.MAIN_FIGURE).is_file() and "<!--" not in page
+
+
 def test_notebooks_lead_from_one_to_the_next(tmp_path):
     """As pages of a site: no dead link, each page once in the list at the side, in the order of the notebooks."""
-    (tmp_path / "index.html").write_text(content.start_page(REPORTS))
+    (tmp_path / "index.html").write_text(content.start_page())
     pages = dict(content.site_notebooks(REPORTS))
     for path, page in pages.items():
         (tmp_path / "notebooks" / path).parent.mkdir(parents=True, exist_ok=True)
