@@ -56,6 +56,9 @@ real: $(STAMP)  ## run the comparison on a published model and dialogues; PIECE=
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)
 
+evidence: $(STAMP)  ## how far the studies are; compute runs of one with STUDY=comparison MINUTES=60
+	@$(CHAIN) evidence $(STUDY) $(if $(MINUTES),--minutes $(MINUTES))
+
 test: $(STAMP)  ## run all tests, the smoke chain included; some with TESTS=tests/rl
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(or $(JOBS),2) --dist worksteal $(TESTS)
 
@@ -100,7 +103,10 @@ real-data: $(STAMP)  ## download real data into data/real and check it
 fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library, write benchmarks/fuzz.json
 	@PYTHONPATH=.:tests:tests/rl OMP_NUM_THREADS=1 $(PY) -m malformed
 
-page-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
+page-evidence: $(STAMP)  ## how far the studies are; compute runs of one with STUDY=comparison MINUTES=60
+	@$(CHAIN) evidence $(STUDY) $(if $(MINUTES),--minutes $(MINUTES))
+
+test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
 	@$(PY) -m pytest -q tests/chain/test_pages.py tests/chain/test_pages_in_browser.py
 
 strange-places: $(STAMP)  ## run the chain in paths, locales and limits of other machines, write benchmarks/strange_places.json
