@@ -103,10 +103,7 @@ real-data: $(STAMP)  ## download real data into data/real and check it
 fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library, write benchmarks/fuzz.json
 	@PYTHONPATH=.:tests:tests/rl OMP_NUM_THREADS=1 $(PY) -m malformed
 
-page-evidence: $(STAMP)  ## how far the studies are; compute runs of one with STUDY=comparison MINUTES=60
-	@$(CHAIN) evidence $(STUDY) $(if $(MINUTES),--minutes $(MINUTES))
-
-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
+page-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
 	@$(PY) -m pytest -q tests/chain/test_pages.py tests/chain/test_pages_in_browser.py
 
 strange-places: $(STAMP)  ## run the chain in paths, locales and limits of other machines, write benchmarks/strange_places.json

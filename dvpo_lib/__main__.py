@@ -1,5 +1,6 @@
 """Entry point of `python -m dvpo_lib` and of the command `dvpo`."""
 
+import os
 import sys
 
 
@@ -12,7 +13,13 @@ def command_line() -> int:
     try:
         from dvpo_lib.chain.cli import main as run_command
 
-        return run_command()
+        try:
+            return run_command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has gone: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        return 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "dvpo_lib"):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from dvpo_lib.chain import cli
 from dvpo_lib.chain.cli import COMMANDS, EXAMPLES, build_parser, main
@@ -30,6 +34,16 @@ def test_help_of_a_command_describes_it_and_gives_examples(command, capsys):
         words = shlex.split(example)
         assert words[:4] == ["python", "-m", "dvpo_lib", command] and example in shown
         assert build_parser().parse_args(words[3:]).command == command
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """As in `python -m dvpo_lib --help | head -1`, however the output is buffered."""
+    for buffered in ("", "1"):
+        command, pipe = [sys.executable, "-m", "dvpo_lib", "check", "--help"], subprocess.PIPE
+        environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as own:
+            own.stdout.close()
+            assert own.stderr.read() == b""
 
 
 @pytest.mark.parametrize(

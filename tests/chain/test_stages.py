@@ -350,7 +350,9 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
 
 
 def make(*arguments: str) -> str:
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "", "a target is defined twice?"
+    return done.stdout
 
 
 def test_make_help_lists_every_target():
