@@ -6,15 +6,9 @@ import sys
 
 def command_line() -> int:
     """Runs one command; if a package of the extra `pipeline` is missing, says how to install it."""
-    from dvpo_lib.experiments.launch.commands import LAUNCH_COMMANDS, run_launch_command
-
-    if sys.argv[1:2] and sys.argv[1] in LAUNCH_COMMANDS:
-        return run_launch_command(sys.argv[1:])
     try:
-        from dvpo_lib.chain.cli import main as run_command
-
         try:
-            return run_command()
+            return _run_command()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has gone: `... | head`
@@ -29,6 +23,16 @@ def command_line() -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _run_command() -> int:
+    from dvpo_lib.experiments.launch.commands import LAUNCH_COMMANDS, run_launch_command
+
+    if sys.argv[1:2] and sys.argv[1] in LAUNCH_COMMANDS:
+        return run_launch_command(sys.argv[1:])
+    from dvpo_lib.chain.cli import main
+
+    return main()
 
 
 if __name__ == "__main__":
