@@ -9,7 +9,7 @@ from test_verdicts import SUITES
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import BASE, STUDIES
 from dvpo_lib.reporting import figures
-from dvpo_lib.reporting.findings import collapse, verdicts
+from dvpo_lib.reporting.findings import collapse, recommended, verdicts
 from dvpo_lib.reporting.statistics import run_scores
 
 
@@ -66,11 +66,11 @@ def test_runs_are_drawn_by_two_of_their_numbers():
 def test_the_strongest_control_is_the_one_with_the_higher_scores():
     runs = runs_of_study("comparison")
     mean = runs.groupby("method")["value"].mean()
-    better = max(verdicts.CONTROLS, key=mean.get)
-    assert verdicts.strongest_control(runs) == better
-    [other] = set(verdicts.CONTROLS) - {better}
-    assert verdicts.strongest_control(runs[runs["method"] != better]) == other
-    assert verdicts.strongest_control(runs[~runs["method"].isin(verdicts.CONTROLS)]) is None
+    better = max(recommended.CONTROLS, key=mean.get)
+    assert recommended.strongest_control(runs) == better
+    [other] = set(recommended.CONTROLS) - {better}
+    assert recommended.strongest_control(runs[runs["method"] != better]) == other
+    assert recommended.strongest_control(runs[~runs["method"].isin(recommended.CONTROLS)]) is None
 
 
 def panel_titles(figure):
@@ -162,5 +162,5 @@ def test_the_table_of_studies_counts_settings_and_seeds():
     assert verdicts.study_table({"breakdown": "?"}, {"breakdown": few})["seeds"].tolist() == ["2 to 3"]
     runs = runs_of_study("comparison")
     runs = runs[runs["noise"].isin(["none", "flip"]) & runs["method"].isin(["dvpo", "ppo", "grpo"])]
-    recommended = verdicts.recommendation_table(verdicts.recommended_methods(runs))
-    assert recommended["noise"].tolist() == ["no noise", "flipped labels"]
+    shown = recommended.recommendation_table(recommended.recommended_methods(runs))
+    assert shown["noise"].tolist() == ["no noise", "flipped labels"]

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
-from dvpo_lib.reporting.findings import verdicts
+from dvpo_lib.reporting.findings import recommended, verdicts
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, sign_flip_test
 
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
@@ -43,8 +43,12 @@ def test_the_hardest_rival_decides():
     assert verdict_of(table, "DVPO is better than robust Bellman PPO")["verdict"] == "not confirmed"
     offline = verdict_of(table, "DVPO is better than offline worst-case methods")
     assert offline["rival"] == "rfqi" and offline["difference"] == pytest.approx(0.05, abs=0.01)
-    d = verdicts.overall_pairs(runs, "dvpo", "rfqi")["difference"]
-    assert offline["p"] == pytest.approx(2 * sign_flip_test(d)), "two rivals"
+    each = [sign_flip_test(verdicts.overall_pairs(runs, "dvpo", rival)["difference"]) for rival in verdicts.OFFLINE]
+    assert offline["p"] == pytest.approx(max(each)), "both rivals have to be beaten"
+    better = made_up_runs({"dvpo": 0.6, "cql": 0.5, "rfqi": 0.62}, spread=0.03)
+    refuting = verdict_of(verdicts.verdict_table({"comparison": better}), offline["claim"])
+    alone = sign_flip_test(verdicts.overall_pairs(better, "dvpo", "rfqi")["difference"])
+    assert refuting["p"] == pytest.approx(min(1, 2 * alone)), "either rival may refute the claim"
     assert (table["corrected"].dropna() >= table["p"].dropna()).all()
 
 
@@ -72,6 +76,22 @@ def test_the_best_of_a_row_of_settings():
     assert verdict_of(table, "The mean-shift term helps")["verdict"] == "refuted"
     assert verdict_of(table, "The tail-shape term helps")["verdict"] == "not confirmed"
     assert "Tail calibration helps" not in set(table["claim"]), "no rival has been computed"
+
+
+def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
+    """Else a claim could never be confirmed, however clear its runs are."""
+    means = {"dvpo": 0.9, "ppo": 0.5, "grpo": 0.5, "robust_ppo": 0.5, "cql": 0.5, "rfqi": 0.5}
+    rows = {
+        "ablation": {verdicts.FULL: 0.9, **{f"without {term}": 0.5 for term in verdicts.TERMS}},
+        "quantile_counts": {"M = 200": 0.9, **{f"M = {m}": 0.5 for m in (10, 25, 50, 100, 500)}},
+        "risk_weights": {"tail mass 0.1": 0.9, "term weights x 1": 0.9}
+        | {f"tail mass {w}": 0.5 for w in (0.05, 0.2, 0.45)}
+        | {f"term weights x {w}": 0.5 for w in (0, 0.5, 2, 5)},
+    }
+    evidence = {study: made_up_runs(own, study=study, variant=True) for study, own in rows.items()}
+    table = verdicts.verdict_table({"comparison": made_up_runs(means), **evidence})
+    ood = table["claim"].str.contains("OOD")
+    assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~ood, "verdict"]) == {"confirmed"}
 
 
 def test_every_claim_names_rows_that_its_study_computes():
@@ -111,8 +131,8 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
 
 def test_methods_that_cannot_be_told_from_the_best_are_named():
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.5, "grpo": 0.8001}, spread=0.05)
-    [row] = verdicts.recommended_methods(runs).to_dict("records")
+    [row] = recommended.recommended_methods(runs).to_dict("records")
     assert {row["best"], *row["as_good"]} == {"dvpo", "grpo"} and row["n"] == 10
     runs.loc[0, "value"] = np.nan
-    [row] = verdicts.recommended_methods(runs).to_dict("records")
+    [row] = recommended.recommended_methods(runs).to_dict("records")
     assert row["best"] != runs.loc[0, "method"], "a missing score is not averaged away"

@@ -1,9 +1,10 @@
 """The verdict: what DVPO's paper claims, and whether the studies of the evidence confirm it at this scale.
 
 A claim says that one setting scores higher than each of its rivals. It is judged by its hardest rival, the one with
-the smallest difference, in pairs of runs with equal noise, family and seed. The p-value of that rival is multiplied by
-the number of rivals, then all claims under one noise are corrected together (Holm). Scores are means over all test
-sets, where a claim does not say otherwise.
+the smallest difference, in pairs of runs with equal noise, family and seed. A claim is confirmed if every rival is
+beaten, so the largest p-value of its rivals counts (Berger 1982); it is refuted if one rival is better, so that rival's
+p-value is multiplied by the number of rivals. Then all claims under one noise are corrected together (Holm). Scores are
+means over all test sets, where a claim does not say otherwise.
 """
 
 from __future__ import annotations
@@ -14,22 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
 from dvpo_lib.reporting.names import BASE, DISPLAY_NAMES, display_name
-from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text, percent_text
+from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
-    SIGNIFICANCE,
     claim_verdict,
     detectable_difference,
     holm_correction,
     run_pairs,
     sign_flip_test,
 )
-from dvpo_lib.reporting.statistics.runs import run_scores, summarise_scores
 
 RUN = ["method", "variant", "noise", "family", "seed"]  # the columns that identify a run of a study
 OFFLINE = ("cql", "rfqi")
-CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
 VERDICT_COLUMNS = ["claim", "figure", "noise", "rival", "difference", "detectable", "n", "p", "corrected", "verdict"]
 
 
@@ -173,9 +172,14 @@ def _hardest(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str]) -> dict:
         pairs = claim.pairs(runs, claim.own, rival)
         d, n = pairs["difference"].to_numpy(), pairs["seed"].nunique()
         if len(d):
-            p = min(1.0, len(rivals) * sign_flip_test(d)) if len(d) > 1 else np.nan
+            p = sign_flip_test(d) if len(d) > 1 else np.nan
             found.append(dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d), n=n, p=p))
-    return min(found, key=lambda row: row["difference"]) if found else dict(n=0)
+    if not found:
+        return dict(n=0)
+    hardest = min(found, key=lambda row: row["difference"])
+    beaten = hardest["difference"] > 0
+    p = max(row["p"] for row in found) if beaten else min(1.0, len(found) * hardest["p"])
+    return {**hardest, "p": p, "n": min(row["n"] for row in found)}
 
 
 def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
@@ -243,54 +247,3 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
         sure = recommended[recommended["n"] >= FEWEST_SEEDS]
         parts += [markdown_table(recommendation_table(sure))] if len(sure) else []
     return "\n".join(parts)
-
-
-def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
-    """The best method under each noise, and the methods that cannot be told from it.
-
-    Args:
-        runs: Rows of the comparison.
-        metric: The metric.
-
-    Returns:
-        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), and
-        n, the fewest seeds of a method.
-    """
-    rows = []
-    scores = summarise_scores(runs, metric, overall=True)
-    scores = scores[scores["role"] == "ALL"]
-    for noise, own in scores.groupby("noise", sort=False):
-        best = own.loc[own["iqm"].idxmax()] if own["iqm"].notna().any() else None
-        if best is None:
-            continue
-        there = runs[runs["noise"] == noise]
-        pairs = {m: overall_pairs(there, best["method"], m)["difference"] for m in own["method"] if m != best["method"]}
-        known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
-        corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
-        alike = [m for m, p in zip(known, corrected, strict=True) if p >= SIGNIFICANCE]
-        n = int(run_scores(there, metric).groupby("method", observed=True)["seed"].nunique().min())
-        rows.append((noise, best["method"], best["iqm"], alike, n))
-    return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
-
-
-def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None:
-    """The simple control with the highest interquartile mean over all noises and test sets; None if none has run."""
-    own = runs[runs["method"].isin(CONTROLS)]
-    if own.empty:
-        return None
-    scores = summarise_scores(own, metric, overall=True)
-    means = scores[scores["role"] == "ALL"].groupby("method")["iqm"].mean().dropna()
-    return None if means.empty else means.idxmax()
-
-
-def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `recommended_methods` with names as they are shown."""
-    return pd.DataFrame(
-        {
-            "noise": recommended["noise"].map(display_name),
-            "best": recommended["best"].map(display_name),
-            "score": recommended["score"].map(percent_text),
-            "not to be told from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
-            "seeds": recommended["n"],
-        }
-    )

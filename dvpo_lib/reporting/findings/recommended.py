@@ -1,0 +1,68 @@
+"""Which method to use under which noise, and which simple control is the strongest."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prose import join_words, percent_text
+from dvpo_lib.reporting.statistics.comparisons import SIGNIFICANCE, holm_correction, run_pairs, sign_flip_test
+from dvpo_lib.reporting.statistics.runs import run_scores, summarise_scores
+
+CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
+
+
+def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
+    """The best method under each noise, and the methods that cannot be told from it.
+
+    Args:
+        runs: Rows of the comparison.
+        metric: The metric.
+
+    Returns:
+        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), and
+        n, the fewest seeds of a method.
+    """
+    rows = []
+    scores = summarise_scores(runs, metric, overall=True)
+    scores = scores[scores["role"] == "ALL"]
+    for noise, own in scores.groupby("noise", sort=False):
+        best = own.loc[own["iqm"].idxmax()] if own["iqm"].notna().any() else None
+        if best is None:
+            continue
+        there = runs[runs["noise"] == noise]
+        pairs = {m: _overall_differences(there, best["method"], m) for m in own["method"] if m != best["method"]}
+        known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
+        corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
+        alike = [m for m, p in zip(known, corrected, strict=True) if p >= SIGNIFICANCE]
+        n = int(run_scores(there, metric).groupby("method", observed=True)["seed"].nunique().min())
+        rows.append((noise, best["method"], best["iqm"], alike, n))
+    return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
+
+
+def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None:
+    """The simple control with the highest interquartile mean over all noises and test sets; None if none has run."""
+    own = runs[runs["method"].isin(CONTROLS)]
+    if own.empty:
+        return None
+    scores = summarise_scores(own, metric, overall=True)
+    means = scores[scores["role"] == "ALL"].groupby("method")["iqm"].mean().dropna()
+    return None if means.empty else means.idxmax()
+
+
+def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `recommended_methods` with names as they are shown."""
+    return pd.DataFrame(
+        {
+            "noise": recommended["noise"].map(display_name),
+            "best": recommended["best"].map(display_name),
+            "score": recommended["score"].map(percent_text),
+            "not to be told from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
+            "seeds": recommended["n"],
+        }
+    )
+
+
+def _overall_differences(runs: pd.DataFrame, own: str, rival: str) -> pd.Series:
+    pairs = run_pairs(runs, own, rival)
+    return pairs.loc[pairs["role"] == "ALL", "difference"]
