@@ -37,6 +37,7 @@ from dvpo_lib.experiments.run_store import code_hash
 from dvpo_lib.reporting.figures import save_figure, scores_by_noise
 from dvpo_lib.reporting.findings.verdicts import in_display_order, verdict_page
 from dvpo_lib.reporting.names import BASE
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.suites import save_suites
 
@@ -142,7 +143,9 @@ def write_verdict(root: Path) -> None:
     """
     evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
     runs = evidence["comparison"]
-    runs = in_display_order(runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)])
+    runs = runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)]
+    fewest = runs.groupby(["noise", "method"])["seed"].nunique().groupby("noise").min()
+    runs = in_display_order(runs[runs["noise"].isin(fewest[fewest >= FEWEST_SEEDS].index)])
     with locked_file(root / "work" / "evidence" / "readme.lock"):
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
         if len(runs):

@@ -163,9 +163,45 @@ def final_comparison(
         overall: Adds a column for all test sets.
         note: Further text of the caption.
     """
+    table, runs = summarise_scores(final, metric, overall), run_scores(final, metric, overall)
+    dashed = " Dashed: the base policy." if base else ""
+    return _score_panels(table, runs, metric, base or {}, f"{dashed}{_lost_text(final, metric)} {note}")
+
+
+def scores_by_noise(final: pd.DataFrame, role: str = "ID", metric: str = "sampled", note: str = "") -> Figure:
+    """Scores after training as in `final_comparison`, of one role, with a column for each noise.
+
+    Args:
+        final: As in `statistics.run_scores`.
+        role: Role of the test sets.
+        metric: The metric to draw.
+        note: Further text of the caption.
+    """
+    own = final[final["role"] == role]
+    table, runs = (
+        scores.assign(role=scores["noise"], noise=role)
+        for scores in (summarise_scores(own, metric), run_scores(own, metric))
+    )
+    return _score_panels(table, runs, metric, {}, f"{_lost_text(own, metric)} {note}")
+
+
+def _lost_text(final: pd.DataFrame, metric: str) -> str:
+    lost = missing_text(missing_scores(final, metric), diverged_runs(final)).replace("**", "")
+    return data_text(f" {lost}", 600).rstrip()
+
+
+def _score_panels(table: pd.DataFrame, runs: pd.DataFrame, metric: str, base: Mapping[str, float], note: str) -> Figure:
+    """Panels of `final_comparison`: columns are roles, rows are noises.
+
+    Args:
+        table: Of `summarise_scores`.
+        runs: Of `run_scores`.
+        metric: The metric's name.
+        base: Score of the base policy by role.
+        note: The end of the caption.
+    """
     keys = ["noise", "method", "role"]
-    table = summarise_scores(final, metric, overall).set_index(keys)
-    runs = run_scores(final, metric, overall).set_index(keys)["value"].sort_index()
+    table, runs = table.set_index(keys), runs.set_index(keys)["value"].sort_index()
     methods, noises, roles = (_in_order(table.index.get_level_values(c)) for c in ("method", "noise", "role"))
     figure, axes, rows = _grid(roles, noises, methods, 0.27)
     for row, panels in zip(rows, axes, strict=True):
@@ -178,33 +214,18 @@ def final_comparison(
                 heights = [k + 0.24 + d for d in jitter_offsets(len(dots), 0.16)]
                 ax.scatter(dots, heights, s=11, color=style.color, alpha=0.55, lw=0, zorder=2)
                 _interval(ax, p["low"], p["iqm"], p["high"], k - 0.08, style)
-            if base and role in base:
+            if role in base:
                 ax.axvline(base[role], color=BASE_LOOK.color, ls="--", lw=1.2)
     for ax in axes[-1]:
         ax.set_xlabel(f"{drawn_name(metric)} score")
         ax.xaxis.set_major_formatter(PERCENT_AXIS)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.set_xlim(left=max(ax.get_xlim()[0], -0.015))
-    dashed = " Dashed: the base policy." if base else ""
-    lost = missing_text(missing_scores(final, metric), diverged_runs(final)).replace("**", "")
-    dashed += data_text(f" {lost}", 600).rstrip()
     return add_caption(
         figure,
         "Symbols: interquartile mean over runs with its stratified bootstrap 95 % interval; "
-        f"small dots: every seed.{dashed} {note}",
+        f"small dots: every seed.{note}",
     )
-
-
-def scores_by_noise(final: pd.DataFrame, role: str = "ID", **settings) -> Figure:
-    """Scores after training as in `final_comparison`, of one role, with a column for each noise.
-
-    Args:
-        final: As in `statistics.run_scores`.
-        role: Role of the test sets.
-        settings: Further arguments of `final_comparison`.
-    """
-    own = final[final["role"] == role]
-    return final_comparison(own.assign(role=own["noise"], noise=role), **settings)
 
 
 def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str = "") -> Figure:
