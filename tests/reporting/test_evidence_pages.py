@@ -148,8 +148,21 @@ def test_methods_and_noises_stand_in_the_order_of_all_pages():
     runs = verdicts.in_display_order(runs_of_study("comparison").sort_values(["method", "noise"]))
     assert list(runs["noise"].unique())[:3] == ["none", "flip", "spikes"]
     assert list(runs["method"].unique())[:3] == ["dvpo", "dvpo_winsorised", "ppo"]
+    assert list(runs["role"].unique()) == ["ID", "OOD", "transfer"]
     rates = verdicts.in_display_order(runs_of_study("breakdown"))["noise"].unique()
     assert list(rates) == [f"spikes {rate:g}" for rate in (0.05, 0.1, 0.2, 0.3, 0.4)]
+
+
+def test_cells_that_are_still_being_computed_are_left_out():
+    runs = runs_of_study("comparison", seeds=3)
+    late = (runs["method"] == "rfqi") & (runs["noise"] == "flip") & (runs["seed"] == 2)
+    absent = (runs["method"] == "ppo") & (runs["noise"] == "spikes") & (runs["family"] == "science")
+    runs = runs[~late & ~absent]
+    covered = verdicts.covered_cells(runs, 3)[["noise", "family"]].drop_duplicates()
+    there = runs[["noise", "family"]].drop_duplicates()
+    left_out = {*map(tuple, there.to_numpy())} - {*map(tuple, covered.to_numpy())}
+    assert left_out == {("flip", "math"), ("flip", "science"), ("flip", "dialogue"), ("spikes", "science")}
+    assert len(verdicts.covered_cells(runs, 4)) == 0
 
 
 def test_the_table_of_studies_counts_settings_and_seeds():

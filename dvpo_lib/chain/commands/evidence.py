@@ -35,7 +35,7 @@ from dvpo_lib.experiments.grids.evidence import (
 from dvpo_lib.experiments.grids.studies import NOISES, STUDIES
 from dvpo_lib.experiments.run_store import code_hash
 from dvpo_lib.reporting.figures import save_figure, scores_by_noise
-from dvpo_lib.reporting.findings.verdicts import in_display_order, verdict_page
+from dvpo_lib.reporting.findings.verdicts import covered_cells, in_display_order, verdict_page
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 from dvpo_lib.tasks import families as tasks
@@ -143,9 +143,8 @@ def write_verdict(root: Path) -> None:
     """
     evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
     runs = evidence["comparison"]
-    runs = runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)]
-    fewest = runs.groupby(["noise", "method"])["seed"].nunique().groupby("noise").min()
-    runs = in_display_order(runs[runs["noise"].isin(fewest[fewest >= FEWEST_SEEDS].index)])
+    runs = in_display_order(runs[runs["noise"].isin(NOISES[:DRAWN_NOISES]) & (runs["method"] != BASE)])
+    runs = covered_cells(runs, FEWEST_SEEDS)
     with locked_file(root / "work" / "evidence" / "readme.lock"):
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
         if len(runs):

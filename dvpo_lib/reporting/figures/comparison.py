@@ -250,7 +250,7 @@ def improvement_intervals(table: pd.DataFrame, baseline: str = "ppo", note: str 
     unknown = table[table["probability"].isna()]
     note += missing_note(f"{drawn_name(r.method)}, {drawn_name(r.noise)}" for r in unknown.itertuples())
     for ax in axes[-1]:
-        ax.set_xlabel(f"P(a run beats one of {drawn_name(baseline)})")
+        ax.set_xlabel(f"P(a run beats one of\n{drawn_name(baseline)})")
     return add_caption(
         figure,
         "Probability of improvement with its stratified bootstrap 95 % interval; dashed: 0.5, "

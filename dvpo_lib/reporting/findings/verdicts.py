@@ -99,10 +99,24 @@ CLAIMS = (
 
 
 def in_display_order(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a study with methods and noises in the order in which they are shown; others keep theirs."""
-    place = {name: k for k, name in enumerate(DISPLAY_NAMES)}
-    keys = {column: runs[column].map(lambda name: place.get(name, len(place))) for column in ("noise", "method")}
-    return runs.loc[pd.DataFrame(keys).sort_values(["noise", "method"], kind="stable").index]
+    """Rows of a study with noises, methods and roles in the order in which they are shown; others keep theirs."""
+    place, columns = {name: k for k, name in enumerate(DISPLAY_NAMES)}, ["noise", "method", "role"]
+    keys = {column: runs[column].map(lambda name: place.get(name, len(place))) for column in columns}
+    return runs.loc[pd.DataFrame(keys).sort_values(columns, kind="stable").index]
+
+
+def covered_cells(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """Rows of those noises and families in which every method of the study has enough seeds.
+
+    A study that is still being computed has some methods of a cell before others: to compare these would be unfair.
+
+    Args:
+        runs: Rows of a study.
+        seeds: The fewest seeds of a method.
+    """
+    counts = runs.pivot_table(index=["noise", "family"], columns="method", values="seed", aggfunc="nunique")
+    covered = counts.index[(counts.fillna(0) >= seeds).all(axis=1)]
+    return runs[pd.MultiIndex.from_frame(runs[["noise", "family"]]).isin(covered)]
 
 
 def as_methods(runs: pd.DataFrame) -> pd.DataFrame:
@@ -242,8 +256,6 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     count = sum(run_count(runs) for runs in computed.values())
     parts = [markdown_table(verdict_matrix(known)), f"{verdict_findings(known)}\n- {count} runs.\n"]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN))
-    if len(trained := comparison[comparison["method"] != BASE]):
-        recommended = recommended_methods(trained)
-        sure = recommended[recommended["n"] >= FEWEST_SEEDS]
-        parts += [markdown_table(recommendation_table(sure))] if len(sure) else []
+    if len(trained := covered_cells(comparison[comparison["method"] != BASE], FEWEST_SEEDS)):
+        parts.append(markdown_table(recommendation_table(recommended_methods(trained))))
     return "\n".join(parts)
