@@ -27,6 +27,7 @@ from dvpo_lib.experiments.grids.studies import (
     run_of,
     training_of,
 )
+from dvpo_lib.experiments.run_store.keys import machine_name
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
@@ -124,6 +125,32 @@ def test_a_run_that_cannot_be_made_again_says_why(toy):
     evidence.write_evidence(toy, table)
     with pytest.raises(EvidenceError, match="gave other numbers"):
         evidence.rerun(PARAMS, toy, key)
+
+
+COMMITTED = {"base policy": (BASE, "none"), "without a critic": ("grpo", "spikes"), "with a critic": ("ppo", "spikes")}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("method", "noise"), COMMITTED.values(), ids=COMMITTED)
+def test_a_committed_run_is_made_again_byte_for_byte(method, noise, tmp_path, monkeypatch):
+    """From the committed inputs alone; not on other processors, where sums round differently."""
+    path = ROOT / command.EVIDENCE_FOLDER / "comparison.csv"
+    table = evidence.read_evidence(path)
+    own = table[(table["method"] == method) & (table["noise"] == noise) & (table["seed"] == 0)]
+    own = own[own["family"] == own["family"].iloc[0]]
+    if own["machine"].iloc[0] != machine_name():
+        pytest.skip(f"computed on {own['machine'].iloc[0]}")
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    command.place_inputs(params, ROOT / command.INPUTS / "full", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
+    try:
+        again = evidence.rerun(params, path, own["key"].iloc[0])
+    except EvidenceError as error:
+        if "code, base policy or libraries are others" in str(error):
+            pytest.skip(f"the learning code has changed since: {error}")
+        raise
+    assert len(again) == len(own)
 
 
 @pytest.mark.parametrize("study", STUDIES)
