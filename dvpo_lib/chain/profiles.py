@@ -20,7 +20,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dvpo_lib.chain.exports import export_results, findings_of, insert_findings
 from dvpo_lib.chain.params import TABLES, load_params
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import locked_file, write_durably
@@ -94,6 +93,8 @@ def _run_copy(root: Path, workdir: Path, profile: Path, changes: Mapping[str, An
         print(f"error: profile {chosen.name} did not finish; its copy is kept: {workdir}", file=sys.stderr)
         return code
     if chosen.export:
+        from dvpo_lib.chain.exports import export_results, findings_of, insert_findings  # figures are slow to import
+
         export_results(workdir, root / chosen.export)
         insert_findings(root / "README.md", findings_of(root / chosen.export), chosen.name)
     if not chosen.workdir:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 
 def explained_variance(predicted, outcome) -> float:
@@ -25,6 +24,8 @@ def interval_coverage(pit, levels=None) -> pd.DataFrame:
         Columns level, covered, low, high (Wilson 95 % interval for independent outcomes); NaN if a PIT value is
         missing.
     """
+    from scipy import stats  # slow to import, and settings classes lead here
+
     pit = np.asarray(pit, dtype=float)
     levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, dtype=float)
     if np.isnan(pit).any() or not pit.size:

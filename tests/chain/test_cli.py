@@ -36,6 +36,16 @@ def test_help_of_a_command_describes_it_and_gives_examples(command, capsys):
         assert build_parser().parse_args(words[3:]).command == command
 
 
+def test_commands_of_the_chain_import_neither_trainer_nor_figures():
+    """Each stage starts this program: seconds of imports would be paid for by every stage."""
+    program = (
+        "import sys; from dvpo_lib.chain.cli import main; assert main(['check']) == 0; "
+        "print([name for name in ('transformers.trainer', 'matplotlib', 'seaborn', 'scipy.stats') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_reader_that_goes_away_is_no_error():
     """As in `python -m dvpo_lib --help | head -1`, however the output is buffered."""
     for buffered in ("", "1"):
