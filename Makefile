@@ -56,7 +56,7 @@ real: $(STAMP)  ## run the comparison on a published model and dialogues; PIECE=
 tune: $(STAMP)  ## tune every method on the same grid and write the winners into params.yaml (about 25 minutes)
 	@$(CHAIN) tune --seeds $(or $(SEEDS),1)
 
-evidence: $(STAMP)  ## how far the studies are; compute runs of one with STUDY=comparison MINUTES=60
+evidence: $(STAMP)  ## progress of all studies; runs of one with STUDY=comparison MINUTES=60
 	@$(CHAIN) evidence $(STUDY) $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(STAMP)  ## run all tests, the smoke chain included; some with TESTS=tests/rl

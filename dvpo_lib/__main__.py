@@ -1,19 +1,20 @@
 """Entry point of `python -m dvpo_lib` and of the command `dvpo`."""
 
 import os
+import select
 import sys
 
 
 def command_line() -> int:
     """Runs one command; if a package of the extra `pipeline` is missing, says how to install it."""
     try:
-        try:
-            return _run_command()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has gone: `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
-        return 1
+        code = _run_command()
+    except SystemExit as stop:  # of the parser
+        code = stop.code
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        code = 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "dvpo_lib"):
@@ -22,7 +23,21 @@ def command_line() -> int:
             f"error: the package {missing} is missing; commands need the extra: pip install 'dvpo-lib[pipeline]'",
             file=sys.stderr,
         )
-        return 1
+        code = 1
+    if _reader_has_gone():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return code or 1
+    return code
+
+
+def _reader_has_gone() -> bool:
+    """Whether the output is a pipe that nobody reads any more, as in `... | head`."""
+    try:
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in waiting.poll(0))
+    except OSError:  # not a file of the system
+        return False
 
 
 def _run_command() -> int:

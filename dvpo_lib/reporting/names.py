@@ -69,6 +69,10 @@ DISPLAY_NAMES = {
 }
 
 
+# Rows of the ablation in the paper's order; those that leave a term out follow.
+ABLATION_ROWS = ("core", "+ consistency", "+ tail calibration", "+ mean shift", "+ tail shape and curvature")
+
+
 def display_name(name: str) -> str:
     """The display name of a method, noise, role, suite or column; unknown names lose their underscores."""
     return DISPLAY_NAMES.get(name, name.replace("_", " "))

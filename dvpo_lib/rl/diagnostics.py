@@ -1,7 +1,8 @@
 """Diagnostics of a batch before its update: distance from the reference policy, groups without signal, fit of the
-critic.
+critic, tails of its predictions.
 
-A number is NaN if it does not apply: no reward in the batch, a method without groups, a method without a critic.
+A number is NaN if it does not apply: no reward in the batch, a method without groups, a method without a critic. Only
+critics that predict a distribution have tails.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ def critic_explained_variance(experience: Experience, args: DVPOConfig) -> float
 def tail_widths(experience: Experience) -> dict[str, float]:
     """How far the tails of the predicted distribution reach, averaged over the tokens of responses with a reward.
 
+    A tail is a tenth of the quantiles, but at least three of them, so that widths at few quantiles are not comparable.
+
     Args:
         experience: The batch before its update.
 
     Returns:
-        `critic/lower_tail`, median less mean of the lowest tenth, and `critic/upper_tail`, mean of the highest tenth
+        `critic/lower_tail`, median less mean of the lower tail, and `critic/upper_tail`, mean of the upper tail
         less median, both in return units; nothing for methods without a distribution.
     """
     values = experience.values

@@ -45,13 +45,13 @@ def test_commands_of_the_chain_import_neither_trainer_nor_figures():
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    """As in `python -m dvpo_lib --help | head -1`, however the output is buffered."""
+    """As in `python -m dvpo_lib check | head -1`, however the output is buffered."""
     for buffered in ("", "1"):
-        command, pipe = [sys.executable, "-m", "dvpo_lib", "check", "--help"], subprocess.PIPE
+        command, pipe = [sys.executable, "-m", "dvpo_lib", "check"], subprocess.PIPE
         environment = os.environ | {"PYTHONUNBUFFERED": buffered}
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as own:
             own.stdout.close()
-            assert own.stderr.read() == b""
+            assert own.stderr.read() == b"" and own.wait() == 1
 
 
 @pytest.mark.parametrize(

@@ -369,15 +369,17 @@ def test_continuous_integration_lints_and_then_tests():
 
 
 @pytest.mark.smoke
-def test_smoke_chain_runs_and_leaves_the_tree_alone(shared_store):
-    """Every notebook once, at the smallest scale, in a temporary copy."""
+def test_smoke_chain_runs_and_leaves_the_tree_alone(shared_store, tmp_path):
+    """Every notebook once, at the smallest scale, in a copy."""
 
     def tree() -> str:
         status = ["git", "status", "--porcelain"]
         return subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     before = tree()
-    done = stage_command("profile", "smoke", cwd=ROOT, DVPO_STORE=str(shared_store))
+    done = stage_command(
+        "profile", "smoke", "--workdir", str(tmp_path / "smoke"), cwd=ROOT, DVPO_STORE=str(shared_store)
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     finished = re.findall(r"^\[(\S+)\] done", done.stderr, re.MULTILINE)
     assert set(finished) == set(read_stages(ROOT)) - {"train@dvpo_winsorised", "train@ppo_clip_reward"}

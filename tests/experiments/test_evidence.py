@@ -145,12 +145,11 @@ def test_a_committed_run_is_made_again_byte_for_byte(method, noise, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVPO_STORE", str(tmp_path / "store"))
     try:
-        again = evidence.rerun(params, path, own["key"].iloc[0])
+        evidence.rerun(params, path, own["key"].iloc[0])
     except EvidenceError as error:
         if "code, base policy or libraries are others" in str(error):
             pytest.skip(f"the learning code has changed since: {error}")
         raise
-    assert len(again) == len(own)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -211,7 +210,7 @@ def test_the_readme_gets_verdict_and_figure_of_the_files(tmp_path):
     evidence.write_evidence(tmp_path / command.EVIDENCE_FOLDER / "comparison.csv", pd.DataFrame(runs))
     command.write_verdict(tmp_path)
     text = readme.read_text("utf-8")
-    assert "| DVPO is better than PPO | confirmed (+10.0) | no claim (2 of 10 seeds) (+10.0) |" in text
+    assert "| DVPO is better than PPO | confirmed (+10.0) | no claim: 2 of 10 seeds, +10.0 |" in text
     assert text.endswith("\nafter\n")
     picture = Image.open(tmp_path / command.EVIDENCE_FOLDER / "comparison.png")
     assert picture.width > picture.height > 200

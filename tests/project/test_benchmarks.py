@@ -121,7 +121,7 @@ def test_a_round_measures_time_and_memory_of_its_parts():
     assert cql["held_mb"].iloc[0] > ppo["held_mb"].iloc[0]  # and the critic that follows
 
 
-def test_results_elsewhere_leave_the_readme_alone(tmp_path):
+def test_results_elsewhere_leave_the_page_alone(tmp_path):
     page = costs.COSTS_PAGE.read_bytes()
     command.main(
         [

@@ -84,9 +84,9 @@ def test_verdicts_follow_from_the_numbers():
     verdicts = table[table["role"] == "ALL"].set_index("method")["verdict"]
     assert verdicts.to_dict() == {"better": "confirmed", "worse": "refuted", "equal": "not confirmed"}
     assert (table["corrected"] >= table["p"]).all()
-    assert claim_verdict(0.3, 0.001, 9) == "no claim (9 of 10 seeds)"
+    assert claim_verdict(0.3, 0.001, 9) == "no claim: 9 of 10 seeds"
     few = comparison_table(final({name: values[:1] for name, values in scores.items()}), comparisons)
-    assert few["verdict"].eq("no claim (1 of 10 seeds)").all()
+    assert few["verdict"].eq("no claim: 1 of 10 seeds").all()
 
 
 def test_performance_profile_counts_runs():

@@ -30,28 +30,41 @@ def test_widths_are_those_of_the_first_and_the_last_quarter(curves):
     assert found.to_list() == pytest.approx([(1 + 0.9) / 2, (0.4 + 0.3) / 2, 2 * 1.5, 2 * 7.5])
 
 
-def test_sentences_say_which_tails_are_wider(curves):
+def test_short_runs_have_a_first_and_a_last_quarter_too(curves):
+    short = tails.tail_change_table(curves[curves["rollouts"] <= 200]).set_index(["noise", "method"])
+    assert short.loc[("none", "all")].to_list() == pytest.approx([1, 0.9, 2, 4])
+
+
+def test_sentences_say_how_wide_the_tails_end(curves):
     text = tails.tail_findings(curves, "core", "all")
     assert text.splitlines()[0] == (
-        "- At the end of training without noise, with all terms the lower tail is 65 % narrower and the upper tail is "
-        "100 % wider than with the core loss alone."
+        "- Without noise, in the last quarter of training: lower tail 0.35 with all terms, 1.00 with the core loss "
+        "alone; upper tail 15.00 with all terms, 7.50 with the core loss alone (seeds: 2)."
     )
-    assert "under heavy-tailed spikes" in text.splitlines()[1] and len(text.splitlines()) == 2
+    assert text.splitlines()[1].startswith("- Under heavy-tailed spikes") and len(text.splitlines()) == 2
     assert tails.tail_findings(curves, "core", "another") == ""
+    assert tails.tail_findings(curves.drop(columns=[LOWER, UPPER]), "core", "all") == "", "no critic has tails"
+
+
+def test_nothing_is_drawn_if_no_run_has_logged_a_width(curves):
+    for empty in (curves.assign(**{LOWER: None, UPPER: None}), curves.drop(columns=[LOWER, UPPER]), curves.head(0)):
+        assert "There is nothing to draw" in figures.tail_panels(empty).get_supxlabel()
 
 
 def test_quarters_of_the_evidence_are_drawn_as_curves():
-    keys = dict(noise="spikes", family="math", role="training")
+    keys = dict(family="math", role="training")
     rows = [
-        dict(**keys, method=method, seed=seed, suite=f"quarter {quarter}", metric=metric, value=quarter + seed)
-        for method, seed, quarter, metric in itertools.product(
-            ["without b", "all"], range(2), range(1, 5), ["lower_tail", "upper_tail"]
+        dict(**keys, noise=noise, method=method, seed=seed, suite=f"quarter {quarter}", metric=metric)
+        | dict(value=quarter + seed)
+        for noise, method, seed, quarter, metric in itertools.product(
+            ["spikes", "none"], ["without b", "all"], range(2), range(1, 5), ["lower_tail", "upper_tail"]
         )
     ]
-    rows.append(dict(**keys, method="all", seed=0, suite="training", metric="entropy", value=3.0))
+    rows.append(dict(**keys, noise="none", method="all", seed=0, suite="training", metric="entropy", value=3.0))
     frame = tails.tails_by_quarter(pd.DataFrame(rows))
-    assert len(frame) == 16 and list(dict.fromkeys(frame["method"])) == ["without b", "all"]
+    assert len(frame) == 32 and list(dict.fromkeys(frame["method"])) == ["without b", "all"]
+    assert list(frame["noise"].unique()) == ["spikes", "none"], "the order of the rows"
     assert frame.groupby("quarter")[LOWER].mean().to_list() == [1.5, 2.5, 3.5, 4.5]
     shown = figures.tail_panels(frame, x="quarter").axes
-    assert len(shown) == 2 and all(len(ax.get_lines()) == 2 for ax in shown)
+    assert len(shown) == 4 and all(len(ax.get_lines()) == 2 for ax in shown)
     assert list(shown[0].get_lines()[0].get_xdata()) == [1, 2, 3, 4]

@@ -52,7 +52,7 @@ def test_the_hardest_rival_decides():
     assert (table["corrected"].dropna() >= table["p"].dropna()).all()
 
 
-@pytest.mark.parametrize("seeds, verdict", [(9, "no claim (9 of 10 seeds)"), (10, "confirmed")])
+@pytest.mark.parametrize("seeds, verdict", [(9, "no claim: 9 of 10 seeds"), (10, "confirmed")])
 def test_no_claim_rests_on_few_runs(seeds, verdict):
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7}, seeds)})
     assert verdict_of(table, "DVPO is better than PPO")["verdict"] == verdict
@@ -122,7 +122,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     table = verdicts.verdict_table({"comparison": runs})
     shown = verdicts.verdict_matrix(table).set_index("claim")
     assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
-    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim (4 of 10 seeds)")
+    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim: 4 of 10 seeds")
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdicts.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text

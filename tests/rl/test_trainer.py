@@ -207,7 +207,11 @@ def test_logs_hold_what_applies(tokenizer, method, extraction):
     assert ("explained_variance" in not_finite) == (row.critic is None)
     assert not_finite <= {"frac_reward_zero_std", "explained_variance"}
     assert ({"critic_loss", "critic_grad_norm"} <= set(logs)) == (row.critic is not None)
-    assert any(name.startswith("critic/") for name in logs) == (row.critic is not None)
+    tails = {"critic/lower_tail", "critic/upper_tail"}
+    assert any(name.startswith("critic/") for name in set(logs) - tails) == (row.critic is not None), (
+        "terms of the loss"
+    )
+    assert (tails <= set(logs)) == (row.critic == "quantile")
     assert logs["missing"] == 0
     assert 7 <= logs["reward"] <= 8 and 0 <= logs["reward_true"] <= 1 and 1 <= logs["completions/mean_length"] <= 4
     if trained:

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from dvpo_lib.chain.exports import PIECES, findings_of, insert_findings
@@ -45,7 +46,7 @@ EVIDENCE_FOLDER = Path("reports/evidence")
 PUBLISHED = Path("reports/real")  # runs on a published model
 INPUTS = EVIDENCE_FOLDER / "inputs"
 DRAWN_NOISES = 4  # of NOISES, in README's figure
-VERDICT_MARKS = "<!-- verdict: written by `python -m dvpo_lib evidence` -->\n", "<!-- end of the verdict -->"
+VERDICT_MARKS = "<!-- verdict: written by `python -m dvpo_lib evidence STUDY` -->\n", "<!-- end of the verdict -->"
 
 
 def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +90,10 @@ def run_evidence(chosen: argparse.Namespace) -> int:
         return 0
     try:
         with locked_file(workdir / f"{chosen.study}.lock", wait=False):
-            _extend(params, chosen.study, path, chosen.minutes)
-        write_verdict(root)
+            for done, total, left in _extend(params, chosen.study, path, chosen.minutes):
+                print(f"{chosen.study}: {done} of {total} runs; {left} minutes to the end", file=sys.stderr, flush=True)
+                write_verdict(root)
+            write_verdict(root)
     except BlockingIOError as owner:
         raise StageError(f"process {owner} extends {path} already") from None
     return 0
@@ -128,12 +131,11 @@ def place_inputs(params: Params, inputs: Path, workdir: Path) -> None:
         write_durably(record, json.dumps(made))
 
 
-def _extend(params: Params, study: str, path: Path, minutes: float) -> None:
+def _extend(params: Params, study: str, path: Path, minutes: float) -> Iterator[tuple[int, int, int]]:
     began = time.monotonic()
     start = len(read_evidence(path)[RUN_COLUMNS].drop_duplicates())
     for done, total in extend_evidence(params, study, path, minutes):
-        left = (time.monotonic() - began) / max(1, done - start) * (total - done) / 60
-        print(f"{study}: {done} of {total} runs; {left:.0f} minutes to the end", file=sys.stderr, flush=True)
+        yield done, total, round((time.monotonic() - began) / max(1, done - start) * (total - done) / 60)
 
 
 def write_verdict(root: Path) -> None:
@@ -148,7 +150,8 @@ def write_verdict(root: Path) -> None:
     with locked_file(root / "work" / "evidence" / "readme.lock"):
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
         if len(runs):
-            save_figure(scores_by_noise(runs), root / EVIDENCE_FOLDER / "comparison.png")
+            note = f"Trained on {', '.join(runs['family'].unique())}, at least {FEWEST_SEEDS} seeds each."
+            save_figure(scores_by_noise(runs, note=note), root / EVIDENCE_FOLDER / "comparison.png")
         if (root / PUBLISHED / PIECES).is_file():
             insert_findings(root / "README.md", findings_of(root / PUBLISHED), PUBLISHED.name)
 

@@ -51,9 +51,7 @@ def diagnostic_panels(
     columns = [c for c in columns if c in curves and curves[c].notna().any()]
     noises = list(dict.fromkeys(curves["noise"]))
     if not columns:  # every run diverged in its first iteration
-        figure, [[ax]] = new_figure(6, 1)
-        ax.set_axis_off()
-        return add_caption(figure, f"There is nothing to draw: no run has logged a diagnostic. {note}")
+        return _nothing_drawn(note)
     wide = min(4, len(columns))
     tall = -(-len(columns) // wide)
     figure, axes = new_figure(2.4 * wide, 2.25 * tall + 0.7, tall, wide, sharex=True)
@@ -94,7 +92,10 @@ def tail_panels(curves: pd.DataFrame, x: str = "rollouts", note: str = "") -> Fi
         x: Column on the x axis.
         note: Further text of the caption.
     """
+    curves = curves.reindex(columns=["method", "noise", "family", "seed", x, *TAIL_COLUMNS])
     curves = curves.dropna(subset=list(TAIL_COLUMNS), how="all")
+    if curves.empty:
+        return _nothing_drawn(note)
     methods, noises = (list(dict.fromkeys(curves[column])) for column in ("method", "noise"))
     figure, axes = new_figure(9.6, 0.9 + 2.8 * len(noises), len(noises), 2, sharex=True)
     handles, unknown = [], []
@@ -118,3 +119,9 @@ def tail_panels(curves: pd.DataFrame, x: str = "rollouts", note: str = "") -> Fi
     legend_above(figure, handles, columns=4)
     lines = "Lines: interquartile means over seeds; bands: bootstrap 95 % intervals"
     return add_caption(figure, f"{lines}.{missing_note(unknown)} {note}")
+
+
+def _nothing_drawn(note: str) -> Figure:
+    figure, [[ax]] = new_figure(6, 1)
+    ax.set_axis_off()
+    return add_caption(figure, f"There is nothing to draw: no run has logged a diagnostic. {note}")

@@ -220,9 +220,12 @@ def critic_quality_curves(runs: pd.DataFrame, at: str = "last", note: str = "") 
     for ax in axes[-1]:
         ax.set_xlabel("rate")
     legend_above(figure, handles)
-    seeds = own["seed"].nunique()
-    text = f"At the {at} token of held-out responses. Small symbols: seeds; lines: means of {seeds}."
-    return add_caption(figure, f"{text} A point prediction has no interval. {note}")
+    counts = sorted({*own.groupby(["critic", "noise"])["seed"].nunique()})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    unknown = own[own["value"].isna() & (own["metric"] != "covered_80")]
+    lost = missing_note(f"{look_of(r.critic).name}, {drawn_name(r.noise)}" for r in unknown.itertuples())
+    text = f"At the {at} token of held-out responses. Small symbols: seeds; lines: means of {seeds} seeds."
+    return add_caption(figure, f"{text} A point prediction has no interval.{lost} {note}")
 
 
 def _panels(names: Sequence[str]):

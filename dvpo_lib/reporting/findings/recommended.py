@@ -7,21 +7,23 @@ import pandas as pd
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import join_words, percent_text
 from dvpo_lib.reporting.statistics.comparisons import SIGNIFICANCE, holm_correction, run_pairs, sign_flip_test
-from dvpo_lib.reporting.statistics.runs import run_scores, summarise_scores
+from dvpo_lib.reporting.statistics.runs import complete_mean, run_scores, summarise_scores
 
 CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
-    """The best method under each noise, and the methods that cannot be told from it.
+    """The best method under each noise, and the methods that these runs do not tell from it.
+
+    The best one is chosen by the same runs that the others are compared on, so that the list may be too short.
 
     Args:
         runs: Rows of the comparison.
         metric: The metric.
 
     Returns:
-        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals), and
-        n, the fewest seeds of a method.
+        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals;
+        a rival without pairs is among them), and n, the fewest seeds of a method in a family.
     """
     rows = []
     scores = summarise_scores(runs, metric, overall=True)
@@ -32,10 +34,10 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
             continue
         there = runs[runs["noise"] == noise]
         pairs = {m: _overall_differences(there, best["method"], m) for m in own["method"] if m != best["method"]}
-        known = {m: d.to_numpy() for m, d in pairs.items() if len(d) > 1}
-        corrected = holm_correction([sign_flip_test(d) for d in known.values()]) if known else []
-        alike = [m for m, p in zip(known, corrected, strict=True) if p >= SIGNIFICANCE]
-        n = int(run_scores(there, metric).groupby("method", observed=True)["seed"].nunique().min())
+        known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1}
+        corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
+        alike = [m for m in pairs if corrected.get(m, 1.0) >= SIGNIFICANCE]
+        n = int(run_scores(there, metric).groupby(["family", "method"], observed=True)["seed"].nunique().min())
         rows.append((noise, best["method"], best["iqm"], alike, n))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
 
@@ -46,7 +48,7 @@ def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None
     if own.empty:
         return None
     scores = summarise_scores(own, metric, overall=True)
-    means = scores[scores["role"] == "ALL"].groupby("method")["iqm"].mean().dropna()
+    means = complete_mean(scores[scores["role"] == "ALL"].groupby("method")["iqm"]).dropna()
     return None if means.empty else means.idxmax()
 
 
@@ -56,8 +58,8 @@ def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
         {
             "noise": recommended["noise"].map(display_name),
             "best": recommended["best"].map(display_name),
-            "score": recommended["score"].map(percent_text),
-            "not to be told from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
+            "score, all test sets": recommended["score"].map(percent_text),
+            "indistinguishable from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
             "seeds": recommended["n"],
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting.figures.diagnostics import TAIL_COLUMNS
@@ -23,8 +24,8 @@ def tails_by_quarter(runs: pd.DataFrame) -> pd.DataFrame:
     own = runs[runs["suite"].str.startswith("quarter ")]
     own = own.assign(quarter=own["suite"].str.removeprefix("quarter ").astype(int), column="critic/" + own["metric"])
     wide = own.pivot(index=[*RUN, "quarter"], columns="column", values="value").reindex(columns=list(TAIL_COLUMNS))
-    order = {method: k for k, method in enumerate(dict.fromkeys(own["method"]))}
-    return wide.reset_index().sort_values("method", key=lambda names: names.map(order), kind="stable")
+    places = {column: {name: k for k, name in enumerate(own[column].unique())} for column in ("noise", "method")}
+    return wide.reset_index().sort_values(["noise", "method"], key=lambda x: x.map(places[x.name]), kind="stable")
 
 
 def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame:
@@ -37,18 +38,18 @@ def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame
     Returns:
         A row for each noise and method: noise, method, and for each side `... at first` and `... at the end`.
     """
-    known = curves.dropna(subset=list(TAIL_COLUMNS), how="all")
-    place = known.groupby(RUN, sort=False)[x].rank(pct=True)
+    known = curves.reindex(columns=[*RUN, x, *TAIL_COLUMNS]).dropna(subset=list(TAIL_COLUMNS), how="all")
+    runs = known.groupby(RUN, sort=False)[x]
+    place, quarter = runs.rank(method="first"), np.ceil(runs.transform("size") / 4)
     table = {}
     for column, side in SIDES.items():
-        for when, there in (("at first", place <= 0.25), ("at the end", place > 0.75)):
-            cells = known[there].groupby(["noise", "method"], sort=False)[column]
-            table[f"{side} {when}"] = cells.mean()
+        for when, there in (("at first", place <= quarter), ("at the end", place > runs.transform("size") - quarter)):
+            table[f"{side} {when}"] = known[there].groupby(["noise", "method"], sort=False)[column].mean()
     return pd.DataFrame(table).reset_index()
 
 
 def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts") -> str:
-    """A sentence for each noise: how wide the tails of one row end beside those of another.
+    """A sentence for each noise: how wide the tails of two rows are at the end of training.
 
     Args:
         curves: As in `figures.tail_panels`.
@@ -61,13 +62,12 @@ def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts
     for noise in table.index.unique("noise"):
         if not {(noise, core), (noise, full)} <= {*table.index}:
             continue
-        parts = []
-        for side in SIDES.values():
-            one, other = (table.loc[(noise, row), f"{side} at the end"] for row in (full, core))
-            more = 100 * (one / other - 1)
-            parts.append(f"the {side} is {number_text(abs(more), 0)} % {'wider' if more > 0 else 'narrower'}")
-        lines.append(
-            f"- At the end of training {noise_phrase(noise)}, with all terms {' and '.join(parts)} than with "
-            "the core loss alone."
-        )
+        widths = [
+            f"{side} {number_text(table.loc[(noise, full), name])} with all terms, "
+            f"{number_text(table.loc[(noise, core), name])} with the core loss alone"
+            for side, name in ((side, f"{side} at the end") for side in SIDES.values())
+        ]
+        seeds = curves[(curves["noise"] == noise) & curves["method"].isin([core, full])]["seed"].nunique()
+        start = noise_phrase(noise, capital=True)
+        lines.append(f"- {start}, in the last quarter of training: {'; '.join(widths)} (seeds: {seeds}).")
     return "\n".join(lines)

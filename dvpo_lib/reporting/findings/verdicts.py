@@ -9,6 +9,7 @@ means over all test sets, where a claim does not say otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
-from dvpo_lib.reporting.names import BASE, DISPLAY_NAMES, display_name
+from dvpo_lib.reporting.names import ABLATION_ROWS, BASE, DISPLAY_NAMES, display_name
 from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
@@ -27,6 +28,8 @@ from dvpo_lib.reporting.statistics.comparisons import (
     sign_flip_test,
 )
 
+NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 RUN = ["method", "variant", "noise", "family", "seed"]  # the columns that identify a run of a study
 OFFLINE = ("cql", "rfqi")
 VERDICT_COLUMNS = ["claim", "figure", "noise", "rival", "difference", "detectable", "n", "p", "corrected", "verdict"]
@@ -99,30 +102,51 @@ CLAIMS = (
 
 
 def in_display_order(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a study with noises, methods and roles in the order in which they are shown; others keep theirs."""
-    place, columns = {name: k for k, name in enumerate(DISPLAY_NAMES)}, ["noise", "method", "role"]
-    keys = {column: runs[column].map(lambda name: place.get(name, len(place))) for column in columns}
+    """Rows of a study with noises, methods, variants and roles in the order in which they are shown.
+
+    Names without a place of their own follow, by their words and numbers: "M = 25" comes before "M = 100".
+    """
+    columns, order = ["noise", "method", "variant", "role"], [*DISPLAY_NAMES, *ABLATION_ROWS]
+    place = {name: k for k, name in enumerate(order)}
+    names = {str(name) for column in columns for name in runs[column].unique()} - set(place)
+    place |= {name: len(order) + k for k, name in enumerate(sorted(names, key=_words_and_numbers))}
+    keys = {column: runs[column].astype(str).map(place) for column in columns}
     return runs.loc[pd.DataFrame(keys).sort_values(columns, kind="stable").index]
 
 
-def covered_cells(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
-    """Rows of those noises and families in which every method of the study has enough seeds.
+def _words_and_numbers(name: str) -> list:
+    return [(0, float(part), "") if NUMBER.fullmatch(part) else (1, 0.0, part) for part in NUMBER.split(name) if part]
 
-    A study that is still being computed has some methods of a cell before others: to compare these would be unfair.
+
+def covered_cells(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """Rows of those noises and families in which every method and variant of the study has enough seeds.
+
+    A study that is still being computed has some of a cell's runs before others: to compare these would be unfair.
 
     Args:
         runs: Rows of a study.
-        seeds: The fewest seeds of a method.
+        seeds: The fewest seeds of a method or variant.
     """
-    counts = runs.pivot_table(index=["noise", "family"], columns="method", values="seed", aggfunc="nunique")
+    columns = ["method", "variant"]
+    counts = runs.pivot_table(index=["noise", "family"], columns=columns, values="seed", aggfunc="nunique")
     covered = counts.index[(counts.fillna(0) >= seeds).all(axis=1)]
     return runs[pd.MultiIndex.from_frame(runs[["noise", "family"]]).isin(covered)]
 
 
 def as_methods(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of a study with their variant, where they have one, as name of the method."""
+    """Runs of a study with their variant, where they have one, as name of the method.
+
+    The method stands before the variant if several methods have variants of one name.
+    """
     variant = runs["variant"].astype(str)
+    if (runs.groupby(variant)["method"].nunique() > 1).drop("", errors="ignore").any():
+        variant = (runs["method"].map(display_name) + ", " + variant).where(variant != "", "")
     return runs.assign(method=runs["method"].where(variant == "", variant))
+
+
+def claimed_family(runs: pd.DataFrame) -> str:
+    """The family that claims are about: the one with most seeds, which others have fewer of."""
+    return runs.groupby("family", sort=False)["seed"].nunique().idxmax()
 
 
 def run_count(runs: pd.DataFrame) -> int:
@@ -156,8 +180,8 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 
     Returns:
         Columns VERDICT_COLUMNS. `rival` is the hardest one; `difference`, `detectable` (the smallest difference that
-        these pairs would show) in shares; `n` is the number of seeds, with a pair for each family; `p` of the claim
-        alone, `corrected` for all claims under the noise.
+        these pairs would show) in shares; `n` is the fewest seeds of a rival; `p` of the claim alone, `corrected` for
+        all claims under the noise that have enough seeds. All runs are of `claimed_family`.
     """
     rows = []
     for claim in claims:
@@ -165,7 +189,7 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         if runs is None or runs.empty:
             rows.append(dict(claim=claim.text, figure=claim.study, noise="", n=0))
             continue
-        runs = as_methods(runs)
+        runs = as_methods(runs[runs["family"] == claimed_family(runs)])
         for noise, own in runs.groupby("noise", sort=False):
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
             if rivals:
@@ -181,19 +205,22 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 
 
 def _hardest(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str]) -> dict:
+    """The row of a claim under a noise; a rival without a pair of runs leaves it undecided."""
     found = []
     for rival in rivals:
         pairs = claim.pairs(runs, claim.own, rival)
         d, n = pairs["difference"].to_numpy(), pairs["seed"].nunique()
-        if len(d):
-            p = sign_flip_test(d) if len(d) > 1 else np.nan
-            found.append(dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d), n=n, p=p))
-    if not found:
+        known = dict(difference=d.mean(), detectable=detectable_difference(d)) if len(d) else {}
+        found.append(dict(rival=rival, n=n, p=sign_flip_test(d) if len(d) > 1 else np.nan, **known))
+    scored = [row for row in found if "difference" in row]
+    if not scored:
         return dict(n=0)
-    hardest = min(found, key=lambda row: row["difference"])
+    hardest, fewest = min(scored, key=lambda row: row["difference"]), min(row["n"] for row in found)
+    if fewest < FEWEST_SEEDS:
+        return {**hardest, "n": fewest, "p": np.nan}
     beaten = hardest["difference"] > 0
     p = max(row["p"] for row in found) if beaten else min(1.0, len(found) * hardest["p"])
-    return {**hardest, "p": p, "n": min(row["n"] for row in found)}
+    return {**hardest, "n": fewest, "p": p}
 
 
 def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +243,8 @@ def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
 def _cell_text(row: pd.Series) -> str:
     if np.isnan(row["difference"]):
         return row["verdict"]
-    return f"{row['verdict']} ({100 * row['difference']:+.1f})"
+    points = f"{100 * row['difference']:+.1f}"
+    return f"{row['verdict']}, {points}" if row["verdict"].startswith(NO_CLAIM) else f"{row['verdict']} ({points})"
 
 
 def verdict_findings(table: pd.DataFrame) -> str:
@@ -227,7 +255,7 @@ def verdict_findings(table: pd.DataFrame) -> str:
         for claim, rows in own.groupby("claim", sort=False):
             where = join_words(f"{noise_phrase(r.noise)} ({100 * r.difference:+.1f} points)" for r in rows.itertuples())
             lines.append(f"- **{opening}**: {claim}, {where}.")
-    judged = table[~table["verdict"].str.startswith("no claim")]
+    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
         seen = 100 * open_rows["detectable"].median()
@@ -235,7 +263,7 @@ def verdict_findings(table: pd.DataFrame) -> str:
             f"- **Not confirmed**: {len(open_rows)} of {len(judged)} claims under a noise. The median difference that "
             f"as many runs would have shown is {number_text(seen, 1)} points."
         )
-    if few := table[table["verdict"].str.startswith("no claim")]["claim"].nunique():
+    if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
         lines.append(f"- {few} claims have fewer than {FEWEST_SEEDS} seeds under some noise, and are not judged there.")
     return "\n".join(lines)
 

@@ -84,9 +84,10 @@ def order_findings(here: pd.DataFrame, there: pd.DataFrame, role: str = "ID", me
             f"- **{noise_phrase(noise, capital=True)}**, from best to worst: here {names[0]}; on the language model "
             f"{names[1]}. {alike} of {len(pairs)} pairs are in the same order."
         )
-    count = there["seed"].nunique()
-    seeds = "one seed" if count == 1 else f"at most {count} seeds"
-    lines += [f"- Scores in per cent (ID), interquartile means; {seeds} on the language model."] * bool(lines)
+    counts = [own["seed"].nunique() for own in (here, there)]
+    ours, theirs = ("one seed" if count == 1 else f"at most {count} seeds" for count in counts)
+    seeds = f"{ours} here, {theirs} on the language model"
+    lines += [f"- Scores in per cent (ID), interquartile means; {seeds}."] * bool(lines)
     return "\n".join(lines) or "Too few runs have been computed to compare an order."
 
 

@@ -124,7 +124,7 @@ def comparison_table(
 def claim_verdict(difference: float, p: float, n: int) -> str:
     """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 seeds."""
     if n < FEWEST_SEEDS or np.isnan(p):
-        return f"no claim ({n} of {FEWEST_SEEDS} seeds)"
+        return f"no claim: {n} of {FEWEST_SEEDS} seeds"
     if p >= SIGNIFICANCE:
         return "not confirmed"
     return "confirmed" if difference > 0 else "refuted"
