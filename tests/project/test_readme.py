@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -117,6 +118,14 @@ def test_findings_are_replaced_between_their_marks(tmp_path):
 
 def test_the_findings_of_the_published_model_are_those_of_its_runs():
     assert findings_of(ROOT / "reports" / "real") in TEXT
+
+
+def test_the_base_policy_and_partial_cells_are_no_part_of_the_order(tmp_path):
+    text = findings_of(ROOT / "reports" / "real").partition("Are methods in the same order")[2]
+    assert "base" not in text and "at most 10 seeds here" in text
+    shutil.copytree(ROOT / "reports" / "real", tmp_path / "real", ignore=lambda _, names: {*names} - {"runs.csv"})
+    alone = findings_of(tmp_path / "real")
+    assert "same order" not in alone and alone in TEXT
 
 
 def test_the_verdict_is_that_of_the_files():

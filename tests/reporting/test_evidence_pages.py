@@ -7,6 +7,7 @@ from conftest import ROOT
 from test_verdicts import SUITES
 
 from dvpo_lib.chain.params import load_params
+from dvpo_lib.experiments.grids.ablation import CUMULATIVE_TERMS
 from dvpo_lib.experiments.grids.studies import BASE, STUDIES
 from dvpo_lib.reporting import figures
 from dvpo_lib.reporting.findings import collapse, recommended, verdicts
@@ -73,6 +74,22 @@ def test_the_strongest_control_is_the_one_with_the_higher_scores():
     assert recommended.strongest_control(runs[~runs["method"].isin(recommended.CONTROLS)]) is None
 
 
+def test_a_control_with_a_lost_run_is_not_the_strongest():
+    runs = runs_of_study("comparison")
+    best = recommended.strongest_control(runs)
+    lost = (runs["method"] == best) & (runs["noise"] == "spikes") & (runs["seed"] == 0)
+    assert recommended.strongest_control(runs.assign(value=runs["value"].mask(lost))) != best
+
+
+def test_a_rival_without_pairs_is_not_told_from_the_best():
+    runs = runs_of_study("comparison", seeds=10)
+    runs = runs[(runs["noise"] == "flip") & (runs["family"] == "math")]
+    whole = recommended.recommended_methods(runs).iloc[0]
+    [told] = [m for m in ("dvpo", "cql") if m not in whole["as_good"]][:1]
+    fewer = recommended.recommended_methods(runs[(runs["method"] != told) | (runs["seed"] == 0)]).iloc[0]
+    assert told in fewer["as_good"] and (whole["n"], fewer["n"]) == (10, 1)
+
+
 def panel_titles(figure):
     return [ax.get_title() for ax in figure.axes if ax.get_visible()]
 
@@ -134,9 +151,10 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
 def test_variants_of_every_other_study_can_be_compared(study):
     """No two cells of a figure have one name."""
     runs = runs_of_study(study)
-    for _, own in runs.groupby("method") if study == "lambdas" else [("", runs)]:
-        scores = run_scores(verdicts.as_methods(own), overall=True)
-        assert len(scores) == own.drop_duplicates(verdicts.RUN).shape[0] * 4 and scores["value"].notna().all()
+    scores = run_scores(verdicts.as_methods(runs), overall=True)
+    assert len(scores) == runs.drop_duplicates(verdicts.RUN).shape[0] * 4 and scores["value"].notna().all()
+    named = set(verdicts.as_methods(runs)["method"])
+    assert study != "lambdas" or {"DVPO, lambda of the actor 0.5", "PPO, lambda of the actor 0.5"} <= named
 
 
 def test_a_study_of_variants_is_drawn():
@@ -149,6 +167,10 @@ def test_methods_and_noises_stand_in_the_order_of_all_pages():
     assert list(runs["noise"].unique())[:3] == ["none", "flip", "spikes"]
     assert list(runs["method"].unique())[:3] == ["dvpo", "dvpo_winsorised", "ppo"]
     assert list(runs["role"].unique()) == ["ID", "OOD", "transfer"]
+    counts = verdicts.in_display_order(runs_of_study("quantile_counts"))["variant"].unique()
+    assert list(counts) == [f"M = {m}" for m in (10, 25, 50, 100, 200, 500)]
+    rows = [*verdicts.in_display_order(runs_of_study("ablation").sort_values("variant"))["variant"].unique()]
+    assert rows[: len(CUMULATIVE_TERMS)] == list(CUMULATIVE_TERMS) and all(r.startswith("without") for r in rows[5:])
     rates = verdicts.in_display_order(runs_of_study("breakdown"))["noise"].unique()
     assert list(rates) == [f"spikes {rate:g}" for rate in (0.05, 0.1, 0.2, 0.3, 0.4)]
 

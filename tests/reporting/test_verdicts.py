@@ -78,6 +78,23 @@ def test_the_best_of_a_row_of_settings():
     assert "Tail calibration helps" not in set(table["claim"]), "no rival has been computed"
 
 
+@pytest.mark.parametrize("scored, n", [(0, 0), (1, 1), (9, 9)])
+def test_a_rival_without_scores_leaves_a_claim_undecided(scored, n):
+    """Runs of a rival that all diverged, or are not computed yet, are not beaten."""
+    runs = made_up_runs({"dvpo": 0.8, "cql": 0.5, "rfqi": 0.4})
+    runs.loc[(runs["method"] == "rfqi") & (runs["seed"] >= scored), "value"] = np.nan
+    table = verdicts.verdict_table({"comparison": runs})
+    row = verdict_of(table, "DVPO is better than offline worst-case methods")
+    assert row["verdict"] == f"no claim: {n} of 10 seeds" and np.isnan(row["p"]) and np.isnan(row["corrected"])
+
+
+def test_claims_are_about_the_family_with_most_seeds():
+    other = made_up_runs({"dvpo": 0.2, "ppo": 0.9}, seeds=5).assign(family="science")
+    table = verdicts.verdict_table({"comparison": pd.concat([other, made_up_runs({"dvpo": 0.8, "ppo": 0.7})])})
+    row = verdict_of(table, "DVPO is better than PPO")
+    assert row["verdict"] == "confirmed" and row["difference"] == pytest.approx(0.1, abs=0.01)
+
+
 def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     """Else a claim could never be confirmed, however clear its runs are."""
     means = {"dvpo": 0.9, "ppo": 0.5, "grpo": 0.5, "robust_ppo": 0.5, "cql": 0.5, "rfqi": 0.5}
