@@ -26,7 +26,7 @@ PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib pi
 COMPARISON = "evidence/comparison.csv"  # beside the exported folder: runs of the embedded world
 REPORT = "report"  # the stage whose figures are exported as PNG
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
-MAX_EXPORT_BYTES = 10e6  # of the exported folder, which is committed
+MAX_EXPORT_BYTES = 10e6  # of the exported folders, which are committed
 EMBEDDED_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")  # a figure in a page
 
 
@@ -41,7 +41,8 @@ def export_results(project: Path, target: Path) -> None:
         StageError: If the result is too large to commit.
     """
     stages = read_stages(project)
-    for folder in {Path(spec.results).relative_to("results").parts[0] for spec in stages.values()}:
+    folders = {Path(spec.results).relative_to("results").parts[0] for spec in stages.values()}
+    for folder in folders:
         shutil.rmtree(target / folder, ignore_errors=True)
     for name, spec in stages.items():
         folder = project / spec.results
@@ -59,7 +60,7 @@ def export_results(project: Path, target: Path) -> None:
             page = target / folder.relative_to(project / "results")
             for number, picture in enumerate(_notebook_figures(folder / "notebook.ipynb"), start=1):
                 (page / f"figure_{number:02d}.png").write_bytes(shrink_png(picture))
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for folder in folders for file in (target / folder).rglob("*") if file.is_file())
     if size > MAX_EXPORT_BYTES:
         raise StageError(f"{target}: {size / 1e6:.1f} MB is too much to commit (limit: {MAX_EXPORT_BYTES / 1e6:.0f})")
 
