@@ -22,7 +22,7 @@ import pytest
 from conftest import BODY, ROOT, make_notebook, stage_command
 from PIL import Image
 
-from dvpo_lib.chain import cli
+from dvpo_lib.chain import cli, exports
 from dvpo_lib.chain.commands import reproduction
 from dvpo_lib.chain.commands.reproduction import CHAIN_LOCK
 from dvpo_lib.chain.exports import export_results
@@ -308,7 +308,7 @@ def test_profile_copy_follows_the_project(chain):
     assert (copy / "new.txt").is_file() and not (copy / "extra.txt").exists() and (copy / "results").is_dir()
 
 
-def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
+def test_export_takes_pages_tables_and_the_figures_of_the_report(project, monkeypatch):
     drawn, png = np.zeros((60, 80, 4), dtype=np.uint8), io.BytesIO()
     drawn[:, :40] = [68, 119, 170, 255]  # the other half is transparent
     drawn[..., 0] += np.random.default_rng(0).integers(2, size=(60, 80), dtype=np.uint8)  # costs bytes
@@ -344,6 +344,13 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project):
     assert (colours[:, 40:] == 255).all() and figure.stat().st_size < len(png.getvalue())
     shown = (project / "reports" / "page" / "notebook.html").read_text()
     assert shown == page.replace(embedded, base64.b64encode(figure.read_bytes()).decode())
+    size = sum(file.stat().st_size for name in ("tiny", "page") for file in (project / "reports" / name).rglob("*.*"))
+    (project / "reports/tuning/grid.csv").write_text("x" * size)  # other folders do not count
+    monkeypatch.setattr(exports, "MAX_EXPORT_BYTES", size)
+    export_results(project, project / "reports")
+    monkeypatch.setattr(exports, "MAX_EXPORT_BYTES", size - 1)
+    with pytest.raises(exports.StageError, match="too much to commit"):
+        export_results(project, project / "reports")
 
 
 # ---- make ----
