@@ -69,6 +69,7 @@ DISPLAY_NAMES = {
 }
 
 
+TAIL_COLUMNS = ("critic/lower_tail", "critic/upper_tail")  # widths that the trainer logs
 # Rows of the ablation in the paper's order; those that leave a term out follow.
 ABLATION_ROWS = ("core", "+ consistency", "+ tail calibration", "+ mean shift", "+ tail shape and curvature")
 

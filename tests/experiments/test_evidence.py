@@ -106,6 +106,8 @@ def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
     widths = table[table["metric"].isin(evidence.TAIL_WIDTHS.values())]
     assert set(widths["method"]) == {"dvpo"} and (widths["value"] > 0).all() and set(widths["role"]) == {"training"}
     assert set(widths.groupby(["key", "metric"])["suite"].first()) == {"quarter 1"}
+    [name] = table["machine"].unique()
+    assert name == machine_name() and name not in toy.read_text("utf-8"), "each row has a short name for it"
     before = toy.read_bytes()
     evidence.write_evidence(toy, table.sample(frac=1, random_state=0))
     assert toy.read_bytes() == before

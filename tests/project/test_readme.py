@@ -14,9 +14,10 @@ from dvpo_lib.chain.commands.evidence import EVIDENCE_FOLDER, VERDICT_MARKS
 from dvpo_lib.chain.exports import findings_of, insert_findings
 from dvpo_lib.chain.stages import StageError
 from dvpo_lib.experiments.grids.evidence import read_evidence
-from dvpo_lib.experiments.grids.studies import STUDIES
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.reporting.findings.verdicts import verdict_page
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS
 from dvpo_lib.tasks.families import TaskSettings, build_tokenizer
@@ -94,6 +95,9 @@ def test_settings_of_the_pages_exist():
 
 
 def test_numbers_are_those_of_files():
+    evidence = (ROOT / "notebooks/06_evidence.ipynb").read_text(encoding="utf-8")
+    assert (FEWEST_SEEDS, CLAIMED, SHOWN) == (10, 10, 5), "in words on these pages"
+    assert "fewer than ten seeds" in TEXT and "fewer than ten seeds" in evidence and "at least five seeds" in evidence
     assert f"about {minutes('params.yaml'):g} minutes on two cores" in TEXT
     assert f"all of them (about {minutes('profiles/real.yaml'):g} minutes on two cores, an estimate)" in TEXT
     chain = PAGES["docs/guide/chain.md"]

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from dvpo_lib.reporting import figures, statistics
 from dvpo_lib.reporting.figures import style
-from dvpo_lib.reporting.figures.diagnostics import TAIL_COLUMNS
+from dvpo_lib.reporting.names import TAIL_COLUMNS
 
 DEFAULT = ["dvpo", "dvpo_winsorised", "ppo", "grpo", "ppo_clip_reward"]
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.

@@ -1,10 +1,12 @@
 """The evidence: runs of a study in one tidy CSV that grows piece by piece, and any run of it made again.
 
-A row is one metric of one test set of one run: `COLUMNS`. The file is sorted, so that equal runs give equal bytes.
+A row is one metric of one test set of one run: `COLUMNS`. The file is sorted, so that equal runs give equal bytes. It
+names machines by a short hash; machines.csv beside it has their names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
@@ -15,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dvpo_lib.common.durable_files import write_durably
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, run_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
+from dvpo_lib.reporting.names import TAIL_COLUMNS
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
-TAIL_WIDTHS = {"critic/lower_tail": "lower_tail", "critic/upper_tail": "upper_tail"}  # column of curves.csv: metric
+TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
+MACHINES = "machines.csv"
 RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
 
@@ -67,7 +72,14 @@ def read_evidence(path: Path) -> pd.DataFrame:
     """The rows of a study's file; none if there is no file."""
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+    return table.assign(machine=table["machine"].replace(_machine_names(path)))
+
+
+def _machine_names(path: Path) -> dict[str, str]:
+    """{short hash: name} of the machines known beside a study's file."""
+    file = path.with_name(MACHINES)
+    return dict(pd.read_csv(file).itertuples(index=False, name=None)) if file.is_file() else {}
 
 
 def write_evidence(path: Path, table: pd.DataFrame) -> None:
@@ -75,8 +87,12 @@ def write_evidence(path: Path, table: pd.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".new")
     table = table[COLUMNS].astype({"value": float})  # numbers of a column of objects would not be rounded
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in table["machine"].unique()}
+    known = _machine_names(path) | {short: name for name, short in hashes.items()}
+    names = pd.DataFrame(sorted(known.items()), columns=["machine", "name"])
+    write_durably(path.with_name(MACHINES), names.to_csv(index=False))  # first: rows without names say nothing
     ordered = table.sort_values([*RUN_COLUMNS, "suite", "metric"], kind="stable")
-    ordered.to_csv(scratch, index=False, float_format="%.8g")
+    ordered.assign(machine=ordered["machine"].map(hashes)).to_csv(scratch, index=False, float_format="%.8g")
     os.replace(scratch, path)
 
 
@@ -190,7 +206,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         texts = []
         for rows in (stored, again):
-            write_evidence(Path(folder) / "rows.csv", rows.assign(machine=""))
+            write_evidence(Path(folder) / "rows.csv", rows.assign(machine="any"))
             texts.append((Path(folder) / "rows.csv").read_text(encoding="utf-8"))
     if texts[0] != texts[1]:
         then, now = stored["machine"].iloc[0], again["machine"].iloc[0]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from dvpo_lib.reporting.figures.style import add_caption, drawn_name, legend_above, look_of, missing_note, new_figure
+from dvpo_lib.reporting.names import TAIL_COLUMNS
 from dvpo_lib.reporting.statistics import curve_bands
 
 DIAGNOSTIC_COLUMNS = (
@@ -20,13 +21,11 @@ DIAGNOSTIC_COLUMNS = (
     "clip_fraction",
     "approx_kl",
     "explained_variance",
-    "critic/lower_tail",
-    "critic/upper_tail",
+    *TAIL_COLUMNS,
     "policy_grad_norm",
     "critic_grad_norm",
     "flat_groups",
 )
-TAIL_COLUMNS = ("critic/lower_tail", "critic/upper_tail")
 DASHES = ("-", "--", ":", "-.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.figures.diagnostics import TAIL_COLUMNS
+from dvpo_lib.reporting.names import TAIL_COLUMNS
 from dvpo_lib.reporting.prose import noise_phrase, number_text
 
 RUN = ["method", "noise", "family", "seed"]
