@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dvpo_lib.reporting.figures.style import add_caption, drawn_name, legend_above, look_of, missing_note, new_figure
 from dvpo_lib.reporting.names import TAIL_COLUMNS
@@ -111,6 +111,7 @@ def tail_panels(curves: pd.DataFrame, x: str = "rollouts", note: str = "") -> Fi
                     unknown.append(f"{style.name}, {drawn_name(noise)}")
             ax.set_title(f"{drawn_name(column)}, {drawn_name(noise)}", fontsize=9.5)
             ax.set_ylim(bottom=0)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     for ax in axes[-1]:
         ax.set_xlabel(drawn_name(x))
