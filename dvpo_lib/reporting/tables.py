@@ -22,10 +22,10 @@ PAGE_FOLDERS = {
 
 
 def _unbroken(cell):
-    """A short text without line breaks; hyphens before digits are signs and stay."""
+    """A short text that breaks only before a round bracket; hyphens before digits are signs and stay."""
     if not isinstance(cell, str) or len(cell) > 28:
         return cell
-    return re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell).replace(" ", "\N{NO-BREAK SPACE}")
+    return re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell))
 
 
 def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):

@@ -9,7 +9,7 @@ from test_verdicts import SUITES
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.ablation import CUMULATIVE_TERMS
 from dvpo_lib.experiments.grids.studies import BASE, STUDIES
-from dvpo_lib.reporting import figures
+from dvpo_lib.reporting import figures, tables
 from dvpo_lib.reporting.findings import collapse, recommended, verdicts
 from dvpo_lib.reporting.statistics import run_scores
 
@@ -109,6 +109,43 @@ def test_the_denoised_readout_is_drawn_against_its_weight():
         lines = {container.get_label(): tuple(container[0].get_xdata()) for container in ax.containers}
         assert lines["quantile critic"] == lines["scalar critic"] == (0.0, 0.2, 0.5, 1.0)
         assert lines["quantile critic, mean"] == (0.0,)
+
+
+def drawn_points(figure):
+    """{(panel, line, x): y}."""
+    lines = [(ax.get_title(), line.get_label(), line[0].get_data()) for ax in figure.axes for line in ax.containers]
+    return {(panel, label, x): y for panel, label, data in lines for x, y in zip(*data, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "study, line, variant, noise, point",
+    [
+        ("quantile_counts", "noise", "M = 200", "spikes", ("M", "heavy-tailed spikes", 200.0)),
+        ("risk_weights", "noise", "tail mass 0.05", "reward_model", ("tail mass", "reward model", 0.05)),
+        ("risk_weights", "noise", "term weights x 0", "spikes", ("term weights", "heavy-tailed spikes", 0.0)),
+        ("lambdas", "method", "DVPO, lambda of the actor 0.8", "flip", ("lambda of the actor", "DVPO", 0.8)),
+        ("lambdas", "method", "PPO, 2048 pretraining rollouts", "flip", ("pretraining rollouts", "PPO", 2048.0)),
+    ],
+)
+def test_swept_settings_are_drawn_at_their_numbers(study, line, variant, noise, point):
+    runs = verdicts.as_methods(runs_of_study(study, seeds=4))
+    own = runs[(runs["method"] == variant) & (runs["noise"] == noise)]
+    drawn = drawn_points(figures.swept_curves(runs_of_study(study, seeds=4), line))
+    assert len(drawn) == len(runs[["method", "noise"]].drop_duplicates()), "a point for each setting and noise"
+    middle = own.groupby("seed")["value"].mean().sort_values().iloc[1:3]
+    assert drawn[point] == pytest.approx(middle.mean()), "the interquartile mean of four seeds"
+
+
+def test_settings_of_different_sizes_are_on_a_logarithmic_axis():
+    [ax] = figures.swept_curves(runs_of_study("quantile_counts"), "noise").axes
+    assert ax.get_xscale() == "log"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "25", "50", "100", "200", "500"]
+    assert {ax.get_xscale() for ax in figures.swept_curves(runs_of_study("risk_weights"), "noise").axes} == {"linear"}
+
+
+def test_a_verdict_breaks_only_before_its_difference():
+    shown = tables.show_table(pd.DataFrame({"claim": ["not confirmed (+1.0)"]}), "Claims").to_html()
+    assert "not\N{NO-BREAK SPACE}confirmed (+1.0)" in shown
 
 
 def test_a_missing_score_is_marked_and_named():

@@ -62,7 +62,7 @@ def test_no_claim_rests_on_few_runs(seeds, verdict):
 def test_gains_out_of_distribution_are_compared_inside_a_run():
     dvpo = {"ID": 0.8, "OOD": 0.7, "transfer": 0.5}
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
-    row = verdict_of(table, "DVPO gains more on PPO OOD than ID")
+    row = verdict_of(table, "DVPO's gain over PPO is larger OOD than ID")
     assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
 
 

@@ -173,7 +173,9 @@ def _risk_weights(params) -> Iterator[Cell]:
 
 
 def _heads(params) -> Iterator[Cell]:
-    changes = {f"{n} heads": {"heads": n} for n in (1, 2, 3, 5)} | {"3 heads, equal weights": {"bootstrap": "equal"}}
+    changes = {f"{n} head{'s' * (n > 1)}": {"heads": n} for n in (1, 2, 3, 5)} | {
+        "3 heads, equal weights": {"bootstrap": "equal"}
+    }
     return _critic_variants(params, changes)
 
 

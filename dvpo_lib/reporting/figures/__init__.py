@@ -26,6 +26,7 @@ from dvpo_lib.reporting.figures.evidence import (
     denoised_curves,
     performance_profiles,
     run_scatter,
+    swept_curves,
 )
 from dvpo_lib.reporting.figures.method import kappa_panels, lab_curve, readout_panels, term_curves, walk_panels
 from dvpo_lib.reporting.figures.real_outcomes import auc_against_noise, task_intervals, value_over_text
@@ -63,6 +64,7 @@ __all__ = [
     "save_figure",
     "scores_by_noise",
     "set_figure_theme",
+    "swept_curves",
     "tail_panels",
     "task_intervals",
     "term_curves",

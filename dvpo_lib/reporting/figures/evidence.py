@@ -32,19 +32,19 @@ def setting_curves(
 
     Args:
         runs: As in `statistics.run_scores`, with columns `x` (numbers), `line` and `panel`.
-        x: Column on the x axis.
+        x: Column on the x axis, which is logarithmic if it spans more than a factor of 20.
         line: Column whose values are lines.
         panel: Column whose values are panels.
         xlabel: Label of the x axis.
         metric: The metric.
-        role: Role of the test sets.
+        role: Role of the test sets; ALL for the mean of all of them.
         note: Further text of the caption.
     """
     cell = runs["method"] + "|" + runs["variant"]
     places = pd.DataFrame(
         {"method": cell, "noise": runs["noise"], "x": runs[x], "line": runs[line], "panel": runs[panel]}
     )
-    table = summarise_scores(runs.assign(method=cell), metric)
+    table = summarise_scores(runs.assign(method=cell), metric, overall=role == "ALL")
     table = table[table["role"] == role].merge(places.drop_duplicates(), on=["method", "noise"])
     panels, lines = ([*dict.fromkeys(table[column])] for column in ("panel", "line"))
     figure, axes = new_figure(min(3.4 * len(panels), 10.5) + 0.6, 3.5, 1, len(panels), sharey=True)
@@ -64,6 +64,11 @@ def setting_curves(
                 unknown.append(f"{style.name}, {drawn_name(name)}, {lost.x:g}")
                 mark_missing(ax, lost.x, 0.5, transform=ax.get_xaxis_transform())
         ax.set(title=data_text(drawn_name(name)), xlabel=xlabel)
+        places = sorted(set(table.loc[table["panel"] == name, "x"]))
+        if 0 < 20 * places[0] < places[-1]:  # else small settings would lie on one another
+            ax.set_xscale("log")
+            ax.set_xticks(places, [f"{place:g}" for place in places])
+            ax.minorticks_off()
         ax.yaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].set_ylabel(f"{drawn_name(metric)} score, {drawn_name(role)}")
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
@@ -110,6 +115,20 @@ def denoised_curves(runs: pd.DataFrame, **settings) -> Figure:
         "the median of its distribution where no other statistic is named. Control: the mean of the prompt's rewards.",
         **settings,
     )
+
+
+def swept_curves(runs: pd.DataFrame, line: str, **settings) -> Figure:
+    """Score over all test sets against a setting: a panel for each setting that a study sweeps.
+
+    Args:
+        runs: Rows of a study whose variants are a name and a number, such as "M = 200" or "512 pretraining rollouts".
+        line: Column whose values are lines.
+        settings: Further arguments of `setting_curves`.
+    """
+    parts = runs["variant"].str.extract(r"^(?P<before>\D*)(?P<number>[\d.]+)(?P<after>\D*)$")
+    name = (parts["before"].str.rstrip(" =x") + parts["after"]).str.strip()
+    swept = runs.assign(setting=name, number=parts["number"].astype(float))
+    return setting_curves(swept, "number", line, "setting", "", role="ALL", **settings)
 
 
 def performance_profiles(

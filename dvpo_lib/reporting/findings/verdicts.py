@@ -93,7 +93,7 @@ CLAIMS = (
     Claim("DVPO is better than GRPO", "comparison", "dvpo", _only("grpo"), overall_pairs),
     Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), overall_pairs),
     Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), overall_pairs),
-    Claim("DVPO gains more on PPO OOD than ID", "comparison", "dvpo", _only("ppo"), ood_minus_id_pairs),
+    Claim("DVPO's gain over PPO is larger OOD than ID", "comparison", "dvpo", _only("ppo"), ood_minus_id_pairs),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), overall_pairs) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
