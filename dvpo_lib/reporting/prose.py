@@ -25,7 +25,16 @@ def percent_text(share: float, digits: int = 0) -> str:
 
 def signed_points(difference: float) -> str:
     """A difference of shares in signed percentage points: -0.034 -> "-3 points"."""
-    return MISSING if pd.isna(difference) else f"{100 * difference:+.0f} points"
+    return MISSING if pd.isna(difference) else _points(f"{100 * difference:+.0f}")
+
+
+def unsigned_points(difference: float) -> str:
+    """The size of a difference of shares in percentage points: 0.012 -> "1 point"."""
+    return MISSING if pd.isna(difference) else _points(f"{100 * abs(difference):.0f}")
+
+
+def _points(number: str) -> str:
+    return f"{number} point{'s' * (number.lstrip('+-') != '1')}"
 
 
 def interval_text(point: float, low: float, high: float, digits: int = 0, unit: str = " %", gap: str = MISSING) -> str:

@@ -21,7 +21,14 @@ from dvpo_lib.reporting.findings.after_training import (
     training_findings,
 )
 from dvpo_lib.reporting.findings.before_training import base_findings, noise_findings
-from dvpo_lib.reporting.prose import interval_text, join_words, noise_phrase, percent_text, signed_points
+from dvpo_lib.reporting.prose import (
+    interval_text,
+    join_words,
+    noise_phrase,
+    percent_text,
+    signed_points,
+    unsigned_points,
+)
 
 BASE = {"ID": 0.40, "OOD": 0.20, "transfer": 0.30, "ALL": 0.30}
 
@@ -44,6 +51,7 @@ def beats_baseline(text: str) -> dict[str, float]:
 
 def test_numbers_and_lists_in_words():
     assert percent_text(0.415) == "42 %" and signed_points(-0.034) == "-3 points"
+    assert [signed_points(0.012), unsigned_points(-0.01)] == ["+1 point", "1 point"]
     assert interval_text(0.5, 0.4, 0.6).replace("\N{NO-BREAK SPACE}", " ") == "50 % [40, 60]"
     assert interval_text(0.5, np.nan, np.nan, unit="") == "50"
     assert join_words(["a"]) == "a" and join_words("abc") == "a, b and c" and join_words([]) == "none"

@@ -22,12 +22,15 @@ from dvpo_lib.reporting.figures.style import (
     missing_note,
     new_figure,
 )
+from dvpo_lib.reporting.names import DISPLAY_NAMES
 from dvpo_lib.reporting.prose import missing_text
 from dvpo_lib.reporting.statistics import curve_bands, diverged_runs, missing_scores, run_scores, summarise_scores
 
 
 def _in_order(values) -> list:
-    return list(dict.fromkeys(values))
+    """Each value once, in the order of display names; values without one follow as they come."""
+    place = {name: k for k, name in enumerate(DISPLAY_NAMES)}
+    return sorted(dict.fromkeys(values), key=lambda value: place.get(value, len(place)))
 
 
 def learning_curves(
@@ -265,7 +268,7 @@ def paper_beside_ours(table: pd.DataFrame, note: str = "") -> Figure:
         table: Columns row, source ("paper" or "here"), change (points), low, high (NaN if not given).
         note: Text of the caption.
     """
-    rows, sources = _in_order(table["row"]), ["paper", "here"]
+    rows, sources = list(dict.fromkeys(table["row"])), ["paper", "here"]
     figure, axes = new_figure(9, 1.3 + 0.3 * len(rows), 1, 2, sharey=True)
     for ax, source in zip(axes[0], sources, strict=True):
         own = table[table["source"] == source].set_index("row")

@@ -23,6 +23,7 @@ from dvpo_lib.reporting.prose import (
     number_text,
     percent_text,
     signed_points,
+    unsigned_points,
 )
 
 ROLE_PHRASES = {
@@ -188,10 +189,8 @@ def failure_findings(
                 if {(noise, method, "ID"), (noise, other, "ID")} <= set(s.index):
                     behind = s[noise, other, "ID"] - s[noise, method, "ID"]
                     if behind > 0.01:
-                        lines.append(
-                            f"- {under} {display_name(method)} is {100 * behind:.0f} points behind "
-                            f"{display_name(other)} (ID)."
-                        )
+                        gap = f"{unsigned_points(behind)} behind {display_name(other)}"
+                        lines.append(f"- {under} {display_name(method)} is {gap} (ID).")
     lines += _missing_line(final, metric)
     return "\n".join(lines) or "- Nothing of this kind: every method improved, and none of ours is behind a baseline."
 
@@ -215,7 +214,7 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
     if cost < 0.01:
         return f"- Without noise {display_name('ppo_clip_reward')} loses nothing against {display_name(baseline)} (ID)."
     return (
-        f"- Without noise {display_name('ppo_clip_reward')} ends {100 * cost:.0f} points behind "
+        f"- Without noise {display_name('ppo_clip_reward')} ends {unsigned_points(cost)} behind "
         f"{display_name(baseline)} (ID). Rewards are cut at the batch's {percent_text(level)} quantiles: once fewer "
         f"than {percent_text(level)} of a batch are wrong, all its clipped rewards are equal, and nothing more is "
         "learned."
