@@ -52,9 +52,12 @@ def interval_text(point: float, low: float, high: float, digits: int = 0, unit: 
     return f"{100 * point:.{digits}f}{unit}{span}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
+THE = {"reward_model": "the "}  # noises that are one thing
+
+
 def noise_phrase(noise: str, capital: bool = False) -> str:
     """The noise in a sentence, "without noise" or "under flipped labels"; `capital` for the start of a sentence."""
-    text = "without noise" if noise == "none" else f"under {display_name(noise)}"
+    text = "without noise" if noise == "none" else f"under {THE.get(noise, '')}{display_name(noise)}"
     return text[:1].upper() + text[1:] if capital else text
 
 

@@ -21,9 +21,12 @@ PAGE_FOLDERS = {
 }
 
 
+UNBROKEN = 20  # characters: of an interval with signs; longer texts may break at every space
+
+
 def _unbroken(cell):
     """A short text that breaks only before a round bracket; hyphens before digits are signs and stay."""
-    if not isinstance(cell, str) or len(cell) > 28:
+    if not isinstance(cell, str) or len(cell) > UNBROKEN:
         return cell
     return re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell))
 

@@ -16,7 +16,7 @@ from dvpo_lib.chain.stages import StageError
 from dvpo_lib.experiments.grids.evidence import read_evidence
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES
 from dvpo_lib.models.policy import PolicySettings, build_policy
-from dvpo_lib.reporting.findings.verdicts import verdict_page
+from dvpo_lib.reporting.findings.verdict_page import verdict_page
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.methods import METHODS

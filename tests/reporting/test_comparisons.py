@@ -9,7 +9,6 @@ from scipy import stats
 
 from dvpo_lib.reporting.statistics.comparisons import (
     claim_verdict,
-    comparison_table,
     detectable_difference,
     holm_correction,
     performance_profile,
@@ -79,17 +78,24 @@ def test_verdicts_follow_from_the_numbers():
     rng = np.random.default_rng(0)
     base = rng.normal(0.5, 0.02, 10)
     scores = {"ppo": base, "better": base + 0.05 + rng.normal(0, 0.01, 10), "worse": base - 0.05, "equal": base[::-1]}
-    comparisons = [(name, "ppo") for name in ("better", "worse", "equal")]
-    table = comparison_table(final(scores), comparisons)
-    verdicts = table[table["role"] == "ALL"].set_index("method")["verdict"]
-    assert verdicts.to_dict() == {"better": "confirmed", "worse": "refuted", "equal": "not confirmed"}
-    assert (table["corrected"] >= table["p"]).all()
+    for name, verdict in {"better": "confirmed", "worse": "refuted", "equal": "not confirmed"}.items():
+        pairs = run_pairs(final(scores), name, "ppo").query("role == 'ALL'")
+        assert claim_verdict(pairs["difference"].mean(), sign_flip_test(pairs["difference"]), len(pairs)) == verdict
     assert claim_verdict(0.3, 0.001, 9) == "no claim: 9 of 10 seeds"
-    few = comparison_table(final({name: values[:1] for name, values in scores.items()}), comparisons)
-    assert few["verdict"].eq("no claim: 1 of 10 seeds").all()
+    assert claim_verdict(float("nan"), float("nan"), 10).startswith("no claim")
+
+
+def test_planned_comparisons_without_a_p_value_count_as_one():
+    known = [0.01, 0.04]
+    np.testing.assert_allclose(holm_correction(known, 4), holm_correction([*known, 1.0, 1.0])[:2])
+    np.testing.assert_allclose(holm_correction(known, 4), [0.04, 0.12])
+    np.testing.assert_allclose(holm_correction(known, 2), holm_correction(known))
 
 
 def test_performance_profile_counts_runs():
     profile = performance_profile(final({"ppo": [0.2, 0.4, 0.6, 0.8]}), [0.0, 0.5, 0.8, 0.9])
     own = profile[profile["role"] == "ID"]
     assert own["share"].tolist() == [1.0, 0.5, 0.25, 0.0] and own["n"].eq(4).all()
+    lost = performance_profile(final({"ppo": [0.2, 0.4, 0.6, float("nan")]}), [0.0, 0.5])
+    lost = lost[lost["role"] == "ID"]
+    assert lost["share"].tolist() == [0.75, 0.25] and lost["n"].eq(4).all(), "a run that diverged reaches nothing"

@@ -1,6 +1,5 @@
 """Figures and tables of the evidence on made-up runs of every cell that the studies have."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -10,8 +9,8 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.ablation import CUMULATIVE_TERMS
 from dvpo_lib.experiments.grids.studies import BASE, STUDIES
 from dvpo_lib.reporting import figures, tables
-from dvpo_lib.reporting.findings import collapse, recommended, verdicts
-from dvpo_lib.reporting.statistics import run_scores
+from dvpo_lib.reporting.findings import during_training, recommended
+from dvpo_lib.reporting.statistics import run_scores, study_rows
 
 
 def runs_of_study(study, seeds=2):
@@ -29,29 +28,31 @@ def runs_of_study(study, seeds=2):
     )
 
 
-def with_training(runs):
-    """The same runs with rows of their training: the second seed of GRPO collapsed."""
-    keys = ["study", "method", "variant", "noise", "family", "seed", "key", "machine"]
-    own = runs.drop_duplicates(keys)[keys].assign(suite="training", role="training")
-    lost = (own["method"] == "grpo") & (own["seed"] == 1)
-    numbers = {"entropy": 0.1, "first_reward": 0.5, "reward_true": np.where(lost, 0.2, 0.8), "kl": 0.1}
-    return pd.concat([runs, *(own.assign(metric=name, value=values) for name, values in numbers.items())])
-
-
 def test_lost_runs_are_counted_by_method_and_noise():
-    runs = with_training(runs_of_study("comparison"))
-    runs = runs[runs["noise"].isin(["none", "spikes"])]
-    runs.loc[(runs["method"] == "ppo") & (runs["noise"] == "spikes") & (runs["metric"] == "sampled"), "value"] = None
-    table = collapse.collapsed_runs(runs).set_index(["method", "noise"])
+    runs = runs_of_study("comparison")
+    runs = runs[runs["noise"].isin(["none", "spikes"])].assign(value=0.8)
+    base = runs[(runs["method"] == "ppo") & (runs["noise"] == "none")].assign(method=BASE, value=0.5)
+    runs.loc[(runs["method"] == "ppo") & (runs["noise"] == "spikes") & (runs["role"] == "ID"), "value"] = None
+    runs.loc[(runs["method"] == "grpo") & (runs["seed"] == 1) & (runs["role"] == "ID"), "value"] = 0.4
+    runs.loc[(runs["method"] == "cql") & (runs["role"] == "OOD"), "value"] = 0.4
+    table = during_training.lost_runs(runs, base).set_index(["method", "noise"])
     assert table["runs"].eq(6).all() and table.loc[("grpo", "none"), "lost"] == 3
     assert table.loc[("ppo", "spikes"), "lost"] == 6 and table.loc[("dvpo", "spikes"), "lost"] == 0
-    text = collapse.collapse_findings(runs)
-    assert "PPO 6 of 6" in text and "GRPO 3 of 6" in text and "DVPO" not in text
+    text = during_training.lost_findings(runs, base)
+    assert "PPO 6 of 6" in text and "GRPO 3 of 6" in text and "DVPO" not in text and "CQL" not in text
     fewer = runs[(runs["noise"] != "spikes") | (runs["family"] != "dialogue") | (runs["method"] != "grpo")]
-    table = collapse.collapsed_runs(fewer).set_index(["method", "noise"])
+    table = during_training.lost_runs(fewer, base).set_index(["method", "noise"])
     assert table.loc[("grpo", "spikes")].tolist() == [2, 4], "runs that do not exist are not counted"
-    quiet = runs[runs["method"] == "dvpo"]
-    assert collapse.collapse_findings(quiet) == "None of 12 runs collapsed or diverged."
+    quiet = during_training.lost_findings(runs[runs["method"] == "dvpo"], base)
+    assert quiet == "None of 12 runs diverged or ended below the base policy (ID)."
+
+
+def with_training(runs):
+    """The same runs with rows of their training."""
+    keys = ["study", "method", "variant", "noise", "family", "seed", "key", "machine"]
+    own = runs.drop_duplicates(keys)[keys].assign(suite="training", role="training")
+    numbers = {"entropy": 0.1, "reward_true": 0.8, "kl": 0.1}
+    return pd.concat([runs, *(own.assign(metric=name, value=value) for name, value in numbers.items())])
 
 
 def test_runs_are_drawn_by_two_of_their_numbers():
@@ -61,7 +62,7 @@ def test_runs_are_drawn_by_two_of_their_numbers():
     assert len(shown) == runs["noise"].nunique()
     methods = runs["method"].nunique()
     assert all(len(ax.collections) == methods for ax in shown)
-    assert sum(len(c.get_offsets()) for ax in shown for c in ax.collections) == verdicts.run_count(runs)
+    assert sum(len(c.get_offsets()) for ax in shown for c in ax.collections) == study_rows.run_count(runs)
 
 
 def test_the_strongest_control_is_the_one_with_the_higher_scores():
@@ -128,7 +129,7 @@ def drawn_points(figure):
     ],
 )
 def test_swept_settings_are_drawn_at_their_numbers(study, line, variant, noise, point):
-    runs = verdicts.as_methods(runs_of_study(study, seeds=4))
+    runs = study_rows.as_methods(runs_of_study(study, seeds=4))
     own = runs[(runs["method"] == variant) & (runs["noise"] == noise)]
     drawn = drawn_points(figures.swept_curves(runs_of_study(study, seeds=4), line))
     assert len(drawn) == len(runs[["method", "noise"]].drop_duplicates()), "a point for each setting and noise"
@@ -188,29 +189,29 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
 def test_variants_of_every_other_study_can_be_compared(study):
     """No two cells of a figure have one name."""
     runs = runs_of_study(study)
-    scores = run_scores(verdicts.as_methods(runs), overall=True)
-    assert len(scores) == runs.drop_duplicates(verdicts.RUN).shape[0] * 4 and scores["value"].notna().all()
-    named = set(verdicts.as_methods(runs)["method"])
+    scores = run_scores(study_rows.as_methods(runs), overall=True)
+    assert len(scores) == runs.drop_duplicates(study_rows.RUN_LABELS).shape[0] * 4 and scores["value"].notna().all()
+    named = set(study_rows.as_methods(runs)["method"])
     assert study != "lambdas" or {"DVPO, lambda of the actor 0.5", "PPO, lambda of the actor 0.5"} <= named
 
 
 def test_a_study_of_variants_is_drawn():
-    runs = verdicts.as_methods(runs_of_study("targets"))
+    runs = study_rows.as_methods(runs_of_study("targets"))
     for rows in (runs, runs.iloc[::-1]):  # in any order
         titles = panel_titles(figures.final_comparison(rows, overall=True))
         assert titles[:4] == [figures.display_name(role) for role in ("ID", "OOD", "transfer", "ALL")]
 
 
 def test_methods_and_noises_stand_in_the_order_of_all_pages():
-    runs = verdicts.in_display_order(runs_of_study("comparison").sort_values(["method", "noise"]))
+    runs = study_rows.in_display_order(runs_of_study("comparison").sort_values(["method", "noise"]))
     assert list(runs["noise"].unique())[:3] == ["none", "flip", "spikes"]
     assert list(runs["method"].unique())[:3] == ["dvpo", "dvpo_winsorised", "ppo"]
     assert list(runs["role"].unique()) == ["ID", "OOD", "transfer"]
-    counts = verdicts.in_display_order(runs_of_study("quantile_counts"))["variant"].unique()
+    counts = study_rows.in_display_order(runs_of_study("quantile_counts"))["variant"].unique()
     assert list(counts) == [f"M = {m}" for m in (10, 25, 50, 100, 200, 500)]
-    rows = [*verdicts.in_display_order(runs_of_study("ablation").sort_values("variant"))["variant"].unique()]
+    rows = [*study_rows.in_display_order(runs_of_study("ablation").sort_values("variant"))["variant"].unique()]
     assert rows[: len(CUMULATIVE_TERMS)] == list(CUMULATIVE_TERMS) and all(r.startswith("without") for r in rows[5:])
-    rates = verdicts.in_display_order(runs_of_study("breakdown"))["noise"].unique()
+    rates = study_rows.in_display_order(runs_of_study("breakdown"))["noise"].unique()
     assert list(rates) == [f"spikes {rate:g}" for rate in (0.05, 0.1, 0.2, 0.3, 0.4)]
 
 
@@ -219,21 +220,21 @@ def test_cells_that_are_still_being_computed_are_left_out():
     late = (runs["method"] == "rfqi") & (runs["noise"] == "flip") & (runs["seed"] == 2)
     absent = (runs["method"] == "ppo") & (runs["noise"] == "spikes") & (runs["family"] == "science")
     runs = runs[~late & ~absent]
-    covered = verdicts.covered_cells(runs, 3)[["noise", "family"]].drop_duplicates()
+    covered = study_rows.covered_cells(runs, 3)[["noise", "family"]].drop_duplicates()
     there = runs[["noise", "family"]].drop_duplicates()
     left_out = {*map(tuple, there.to_numpy())} - {*map(tuple, covered.to_numpy())}
     assert left_out == {("flip", "math"), ("flip", "science"), ("flip", "dialogue"), ("spikes", "science")}
-    assert len(verdicts.covered_cells(runs, 4)) == 0
+    assert len(study_rows.covered_cells(runs, 4)) == 0
 
 
 def test_the_table_of_studies_counts_settings_and_seeds():
     evidence = {"breakdown": runs_of_study("breakdown", 3), "heads": runs_of_study("heads").head(0)}
-    table = verdicts.study_table({"breakdown": "?", "heads": "!"}, evidence).set_index("study")
+    table = study_rows.study_table({"breakdown": "?", "heads": "!"}, evidence).set_index("study")
     assert table.loc["breakdown", ["settings", "seeds"]].tolist() == [50, "3"]
     assert table.loc["heads", ["settings", "seeds"]].tolist() == [0, "0"]
     few = evidence["breakdown"]
     few = few[(few["seed"] < 2) | (few["method"] == "dvpo_winsorised")]
-    assert verdicts.study_table({"breakdown": "?"}, {"breakdown": few})["seeds"].tolist() == ["2 to 3"]
+    assert study_rows.study_table({"breakdown": "?"}, {"breakdown": few})["seeds"].tolist() == ["2 to 3"]
     runs = runs_of_study("comparison")
     runs = runs[runs["noise"].isin(["none", "flip"]) & runs["method"].isin(["dvpo", "ppo", "grpo"])]
     shown = recommended.recommendation_table(recommended.recommended_methods(runs))

@@ -29,6 +29,7 @@ from dvpo_lib.reporting.prose import (
     signed_points,
     unsigned_points,
 )
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 
 BASE = {"ID": 0.40, "OOD": 0.20, "transfer": 0.30, "ALL": 0.30}
 
@@ -60,28 +61,33 @@ def test_numbers_and_lists_in_words():
 def test_noise_phrase_starts_a_sentence_with_a_capital():
     assert noise_phrase("none") == "without noise" and noise_phrase("flip") == "under flipped labels"
     assert noise_phrase("flip", capital=True) == "Under flipped labels"
+    assert noise_phrase("reward_model") == "under the reward model"
 
 
 def test_comparison_names_winner_and_loser_and_nobody_in_a_tie():
     clear = final_frame(
         {
-            ("ppo", "none"): [0.50, 0.51, 0.52, 0.53],
-            ("dvpo", "none"): [0.80, 0.81, 0.82, 0.83],
-            ("grpo", "none"): [0.20, 0.21, 0.22, 0.23],
+            (method, "none"): [level + 0.01 * k for k in range(FEWEST_SEEDS)]
+            for method, level in (("ppo", 0.5), ("dvpo", 0.8), ("grpo", 0.2))
         }
     )
     text = comparison_findings(clear)
     assert beats_baseline(text) == {"DVPO": 1.0, "GRPO": 0.0}
     assert text.index("DVPO") < text.index("PPO ") < text.index("GRPO")  # the ranking
-    tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7], ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68]})
-    assert beats_baseline(comparison_findings(tie)) == {}
+    tie = final_frame({("ppo", "none"): [0.4, 0.5, 0.6, 0.7] * 3, ("dvpo", "none"): [0.41, 0.49, 0.62, 0.68] * 3})
+    text = comparison_findings(tie)
+    assert beats_baseline(text) == {} and "None differs from PPO" in text
 
 
-@pytest.mark.parametrize(("seeds", "warned"), [(4, True), (8, False)])
-def test_intervals_of_few_seeds_are_warned_of(seeds, warned):
-    scores = [0.5 + 0.01 * i for i in range(seeds)]
-    text = comparison_findings(final_frame({("ppo", "none"): scores, ("dvpo", "none"): scores}))
-    assert (f"{seeds} seeds" in text) == warned
+@pytest.mark.parametrize("seeds", [1, FEWEST_SEEDS - 1, FEWEST_SEEDS])
+def test_fewer_than_ten_seeds_make_no_claim(seeds):
+    scores = np.array([0.5 + 0.01 * i for i in range(seeds)])
+    few = seeds < FEWEST_SEEDS
+    text = comparison_findings(final_frame({("ppo", "none"): scores, ("dvpo", "none"): scores + 0.3}))
+    assert ("too few" in text) == few and (beats_baseline(text) == {}) == few
+    rows = final_frame({("core", "spikes"): scores, ("+ consistency", "spikes"): scores + 0.3})
+    text = ablation_findings(rows)
+    assert ("too few" in text) == few and ("beyond the interval" in text) != few and "+30.0 points" in text
 
 
 def test_a_control_that_cut_nothing_is_named():
@@ -139,12 +145,12 @@ def test_failures_name_idle_methods_and_gaps_to_the_baseline():
 
 
 def test_ablation_findings_pair_by_seed_and_count_clear_changes():
-    core = np.array([0.1, 0.5, 0.9, 0.3])
+    core = np.array([0.1, 0.5, 0.9, 0.3] * 3)
     final = final_frame(
         {
             ("core", "spikes"): core,
             ("+ consistency", "spikes"): core + 0.05,
-            ("+ mean shift", "spikes"): core + 0.05 + np.array([0.2, -0.2, 0.2, -0.2]),
+            ("+ mean shift", "spikes"): core + 0.05 + np.array([0.2, -0.2, 0.2, -0.2] * 3),
             ("without mean shift", "spikes"): core,
         }
     )

@@ -23,7 +23,7 @@ def test_methods_are_compared_from_three_seeds_on():
     text = published_findings(pd.DataFrame(rows)).replace("\N{NO-BREAK SPACE}", " ")
     assert "- **Before training** the policy answers right: 30 % sampled and 40 % greedy (ID); 30 %" in text
     assert "(mean of 7 runs of all methods): all questions 40 % \u2192 64 %, said last 50 % \u2192 74 %" in text
-    assert "- **Without noise** (ID): DVPO 61 % [60, 62] and PPO 51 % [50, 52]. Better than PPO" in text
+    assert "- **Without noise** (ID): DVPO 61 % [60, 62] and PPO 51 % [50, 52].\n- 3 seeds are too few" in text
     assert "- Without noise, not compared (ID; in brackets the number of seeds): GRPO 40 % (1)." in text
     assert "- Under heavy-tailed spikes, not compared (ID; in brackets the number of seeds): PPO 10 % (1)." in text
     assert "- Computed on: a (8 runs) and b (1 run)." in text

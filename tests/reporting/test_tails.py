@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from dvpo_lib.reporting import figures
-from dvpo_lib.reporting.findings import tails
+from dvpo_lib.reporting.findings import during_training
 
-LOWER, UPPER = tails.TAIL_COLUMNS
+LOWER, UPPER = during_training.TAIL_COLUMNS
 
 
 @pytest.fixture
@@ -24,26 +24,28 @@ def curves():
 
 
 def test_widths_are_those_of_the_first_and_the_last_quarter(curves):
-    table = tails.tail_change_table(curves).set_index(["noise", "method"])
+    table = during_training.tail_change_table(curves).set_index(["noise", "method"])
     assert len(table) == 4
     found = table.loc[("spikes", "all")]
     assert found.to_list() == pytest.approx([(1 + 0.9) / 2, (0.4 + 0.3) / 2, 2 * 1.5, 2 * 7.5])
 
 
 def test_short_runs_have_a_first_and_a_last_quarter_too(curves):
-    short = tails.tail_change_table(curves[curves["rollouts"] <= 200]).set_index(["noise", "method"])
+    short = during_training.tail_change_table(curves[curves["rollouts"] <= 200]).set_index(["noise", "method"])
     assert short.loc[("none", "all")].to_list() == pytest.approx([1, 0.9, 2, 4])
 
 
 def test_sentences_say_how_wide_the_tails_end(curves):
-    text = tails.tail_findings(curves, "core", "all")
+    text = during_training.tail_findings(curves, "core", "all")
     assert text.splitlines()[0] == (
         "- Without noise, in the last quarter of training: lower tail 0.35 with all terms, 1.00 with the core loss "
         "alone; upper tail 15.00 with all terms, 7.50 with the core loss alone (seeds: 2)."
     )
     assert text.splitlines()[1].startswith("- Under heavy-tailed spikes") and len(text.splitlines()) == 2
-    assert tails.tail_findings(curves, "core", "another") == ""
-    assert tails.tail_findings(curves.drop(columns=[LOWER, UPPER]), "core", "all") == "", "no critic has tails"
+    assert during_training.tail_findings(curves, "core", "another") == ""
+    assert during_training.tail_findings(curves.drop(columns=[LOWER, UPPER]), "core", "all") == "", (
+        "no critic has tails"
+    )
 
 
 def test_nothing_is_drawn_if_no_run_has_logged_a_width(curves):
@@ -61,7 +63,7 @@ def test_quarters_of_the_evidence_are_drawn_as_curves():
         )
     ]
     rows.append(dict(**keys, noise="none", method="all", seed=0, suite="training", metric="entropy", value=3.0))
-    frame = tails.tails_by_quarter(pd.DataFrame(rows))
+    frame = during_training.tails_by_quarter(pd.DataFrame(rows))
     assert len(frame) == 32 and list(dict.fromkeys(frame["method"])) == ["without b", "all"]
     assert list(frame["noise"].unique()) == ["spikes", "none"], "the order of the rows"
     assert frame.groupby("quarter")[LOWER].mean().to_list() == [1.5, 2.5, 3.5, 4.5]

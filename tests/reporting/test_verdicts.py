@@ -7,8 +7,9 @@ from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
-from dvpo_lib.reporting.findings import recommended, verdicts
-from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, sign_flip_test
+from dvpo_lib.reporting.findings import recommended, verdict_page, verdicts
+from dvpo_lib.reporting.names import BASE
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
@@ -62,8 +63,10 @@ def test_no_claim_rests_on_few_runs(seeds, verdict):
 def test_gains_out_of_distribution_are_compared_inside_a_run():
     dvpo = {"ID": 0.8, "OOD": 0.7, "transfer": 0.5}
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
-    row = verdict_of(table, "DVPO's gain over PPO is larger OOD than ID")
+    row = verdict_of(table, "DVPO's lead over PPO is larger on longer problems than ID")
     assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
+    row = verdict_of(table, "DVPO's lead over PPO is larger on other families than ID")
+    assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.3, abs=0.01)
 
 
 def test_the_best_of_a_row_of_settings():
@@ -86,6 +89,7 @@ def test_a_rival_without_scores_leaves_a_claim_undecided(scored, n):
     table = verdicts.verdict_table({"comparison": runs})
     row = verdict_of(table, "DVPO is better than offline worst-case methods")
     assert row["verdict"] == f"no claim: {n} of 10 seeds" and np.isnan(row["p"]) and np.isnan(row["corrected"])
+    assert np.isnan(row["difference"]), "a difference would be half a claim"
 
 
 def test_claims_are_about_the_family_with_most_seeds():
@@ -107,8 +111,69 @@ def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     }
     evidence = {study: made_up_runs(own, study=study, variant=True) for study, own in rows.items()}
     table = verdicts.verdict_table({"comparison": made_up_runs(means), **evidence})
-    ood = table["claim"].str.contains("OOD")
-    assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~ood, "verdict"]) == {"confirmed"}
+    lead = table["claim"].str.contains("lead")
+    assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~lead, "verdict"]) == {"confirmed"}
+
+
+def test_one_true_claim_among_null_ones_can_be_confirmed():
+    terms = {verdicts.FULL: 0.8, **{f"without {term}": 0.8 for term in verdicts.TERMS}, "without mean shift": 0.7}
+    table = verdicts.verdict_table({"ablation": made_up_runs(terms, study="ablation", variant=True)})
+    assert verdict_of(table, "The mean-shift term helps")["verdict"] == "confirmed"
+    others = table[(table["n"] > 0) & (table["claim"] != "The mean-shift term helps")]
+    assert set(others["verdict"]) == {"not confirmed"} and len(others) == len(verdicts.TERMS) - 1
+
+
+def test_one_rival_alone_can_refute_the_best_of_a_row():
+    counts = {f"M = {m}": v for m, v in {10: 0.6, 25: 0.6, 50: 0.6, 100: 0.6, 200: 0.8, 500: 0.9}.items()}
+    table = verdicts.verdict_table({"quantile_counts": made_up_runs(counts, study="quantile_counts", variant=True)})
+    row = verdict_of(table, "200 quantiles are best")
+    assert (row["rival"], row["verdict"]) == ("M = 500", "refuted")
+
+
+def test_the_clearest_of_the_better_rivals_refutes():
+    """Not the one with the largest difference, which may be a matter of one lucky run."""
+    runs = made_up_runs({"dvpo": 0.7, "cql": 0.75, "rfqi": 0.7})
+    lucky = (runs["method"] == "rfqi") & (runs["seed"] == 0)
+    runs["value"] += np.where(lucky, 0.9, np.where((runs["method"] == "rfqi") & (runs["seed"] > 5), -0.03, 0.0))
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than offline worst-case methods")
+    assert (row["rival"], row["verdict"]) == ("cql", "refuted")
+
+
+def test_a_verdict_does_not_depend_on_what_other_studies_have_computed():
+    comparison = made_up_runs({"dvpo": 0.72, "ppo": 0.7}, spread=0.03)
+    terms = {verdicts.FULL: 0.8, **{f"without {term}": 0.8 for term in verdicts.TERMS}}
+    ablation = made_up_runs(terms, study="ablation", variant=True)
+    alone, both = (
+        verdicts.verdict_table({"comparison": comparison, **more}).set_index("claim").loc["DVPO is better than PPO"]
+        for more in ({}, {"ablation": ablation})
+    )
+    assert alone["corrected"] == both["corrected"] == min(1, 6 * alone["p"]), "six claims rest on the comparison"
+    assert sum(claim.study == "comparison" for claim in verdicts.CLAIMS) == 6
+
+
+def test_a_difference_that_these_runs_would_show_is_one_after_correction():
+    runs = made_up_runs({"dvpo": 0.705, "ppo": 0.7}, spread=0.03)
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
+    d = verdicts.overall_pairs(runs, "dvpo", "ppo")["difference"]
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6))
+    assert row["detectable"] > detectable_difference(d)
+
+
+def test_differences_by_test_set_and_where_they_disagree():
+    dvpo = {"ID": 0.7, "OOD": 0.7, "transfer": 0.9}
+    runs = made_up_runs({"dvpo": dvpo, "ppo": 0.8, "grpo": 0.6})
+    table = verdict_page.role_differences(runs, ["ppo", "grpo"]).set_index(["method", "role"])
+    for role in ("ID", "OOD", "transfer"):
+        for rival, level in (("ppo", 0.8), ("grpo", 0.6)):
+            d = verdicts.run_pairs(runs, "dvpo", rival)
+            d = d[d["role"] == role]["difference"]
+            row = table.loc[(rival, role)]
+            assert row["difference"] == pytest.approx(d.mean()) and row["low"] < d.mean() < row["high"]
+            assert row["difference"] == pytest.approx(dvpo[role] - level, abs=0.02)
+    shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO less")
+    assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families"].startswith("+")
+    [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
+    assert "DVPO less PPO" in line and "(ID)" in line and "(other families)" in line, "GRPO is beaten everywhere"
 
 
 def test_every_claim_names_rows_that_its_study_computes():
@@ -123,9 +188,9 @@ def test_every_claim_names_rows_that_its_study_computes():
 
 
 def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs():
-    assert verdicts.verdict_page({"comparison": pd.DataFrame()}) == ""
-    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, verdicts.BASE: 0.9})
-    page = verdicts.verdict_page({"comparison": runs, "heads": pd.DataFrame()})
+    assert verdict_page.verdict_page({"comparison": pd.DataFrame()}) == ""
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, BASE: 0.9})
+    page = verdict_page.verdict_page({"comparison": runs, "heads": pd.DataFrame()})
     lines = page.splitlines()
     assert lines[0].startswith("| claim | heavy-tailed spikes |") and lines[1].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
@@ -137,11 +202,11 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
         [made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.9}), made_up_runs({"dvpo": 0.8, "ppo": 0.8}, 4, noise="none")]
     )
     table = verdicts.verdict_table({"comparison": runs})
-    shown = verdicts.verdict_matrix(table).set_index("claim")
+    shown = verdict_page.verdict_matrix(table).set_index("claim")
     assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
     assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim: 4 of 10 seeds")
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
-    text = verdicts.verdict_findings(table)
+    text = verdict_page.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
     assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
 

@@ -145,6 +145,14 @@ def _sizes(params) -> Iterator[Cell]:
         yield from (Cell(method, noise, params.families[0]) for method in params.methods)
 
 
+def _learning_rates(params) -> Iterator[Cell]:
+    for noise in ("none", *NOISY):
+        for method in ("dvpo", "ppo"):
+            for rate in (1e-4, 2e-4):
+                changes = {"learning_rate": rate}
+                yield Cell(method, noise, params.families[0], f"learning rate {rate:g}", changes)
+
+
 def _ablation(params) -> Iterator[Cell]:
     for variant, critic in ablation_rows(params.critics["quantile"], leave_one_out=True).items():
         yield from (Cell("dvpo", noise, params.families[0], variant, critic=critic) for noise in NOISY)
@@ -259,6 +267,9 @@ def _calibration(params) -> Iterator[Cell]:
 STUDIES: dict[str, Study] = {
     "comparison": Study("Which method learns best under which noise, in every family?", _comparison, decides=True),
     "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, profile="large"),
+    "learning_rates": Study(
+        "Is a difference between DVPO and PPO one of their learning rates?", _learning_rates, decides=True
+    ),
     "ablation": Study("Does each term of the critic's loss help?", _ablation, decides=True),
     "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, decides=True),
     "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, decides=True),

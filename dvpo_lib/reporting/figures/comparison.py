@@ -171,13 +171,16 @@ def final_comparison(
     return _score_panels(table, runs, metric, base or {}, f"{dashed}{_lost_text(final, metric)} {note}")
 
 
-def scores_by_noise(final: pd.DataFrame, role: str = "ID", metric: str = "sampled", note: str = "") -> Figure:
+def scores_by_noise(
+    final: pd.DataFrame, role: str = "ID", metric: str = "sampled", base: float | None = None, note: str = ""
+) -> Figure:
     """Scores after training as in `final_comparison`, of one role, with a column for each noise.
 
     Args:
         final: As in `statistics.run_scores`.
         role: Role of the test sets.
         metric: The metric to draw.
+        base: Score of the base policy, drawn as a dashed line.
         note: Further text of the caption.
     """
     own = final[final["role"] == role]
@@ -185,7 +188,9 @@ def scores_by_noise(final: pd.DataFrame, role: str = "ID", metric: str = "sample
         scores.assign(role=scores["noise"], noise=role)
         for scores in (summarise_scores(own, metric), run_scores(own, metric))
     )
-    return _score_panels(table, runs, metric, {}, f"{_lost_text(own, metric)} {note}")
+    lines = {} if base is None else dict.fromkeys(table["role"], base)
+    dashed = " Dashed: the base policy." if lines else ""
+    return _score_panels(table, runs, metric, lines, f"{dashed}{_lost_text(own, metric)} {note}")
 
 
 def _lost_text(final: pd.DataFrame, metric: str) -> str:

@@ -134,7 +134,7 @@ def swept_curves(runs: pd.DataFrame, line: str, **settings) -> Figure:
 def performance_profiles(
     runs: pd.DataFrame, noises: Sequence[str] | None = None, metric: str = "sampled", role: str = "ID", note: str = ""
 ) -> Figure:
-    """Share of runs above each score (Agarwal et al. 2021): a panel for each noise, a line for each method.
+    """Share of runs that reach each score (Agarwal et al. 2021): a panel for each noise, a line for each method.
 
     Args:
         runs: As in `statistics.run_scores`.
@@ -158,7 +158,7 @@ def performance_profiles(
         ax.xaxis.set_major_formatter(PERCENT_AXIS)
         ax.yaxis.set_major_formatter(PERCENT_AXIS)
     for ax in axes[:, 0]:
-        ax.set_ylabel("share of runs above")
+        ax.set_ylabel("share of runs that reach it")
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
     start = f"Across: {drawn_name(metric)} score, {drawn_name(role)}. A curve further right is better."
     return add_caption(figure, f"{start} {note}")

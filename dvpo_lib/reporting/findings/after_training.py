@@ -25,6 +25,7 @@ from dvpo_lib.reporting.prose import (
     signed_points,
     unsigned_points,
 )
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 
 ROLE_PHRASES = {
     "ID": "in distribution (ID)",
@@ -129,9 +130,11 @@ def _missing_line(final: pd.DataFrame, metric: str) -> list[str]:
 
 
 def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str = "sampled") -> str:
-    """Ranking of methods under each noise (ID), and those that differ from the baseline beyond their intervals."""
+    """Ranking of methods under each noise (ID) and, with ten seeds, those that differ from the baseline."""
     s, p = statistics.summarise_scores(final, metric), statistics.improvement_table(final, baseline, metric)
     lines, lost = [], diverged_cells(statistics.diverged_runs(final))
+    n = final["seed"].nunique()
+    p = p.head(0 if n < FEWEST_SEEDS else None)
     for noise in dict.fromkeys(s["noise"]):
         own = s[(s["noise"] == noise) & (s["role"] == "ID")].sort_values("iqm", ascending=False)
         own["gap"] = [lost.get((method, noise), MISSING) for method in own["method"]]
@@ -149,12 +152,12 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
             text += f"Worse than {display_name(baseline)}: {join_words(down)}. "
         if unknown:
             text += f"Not comparable with {display_name(baseline)}, since scores are missing: {join_words(unknown)}. "
-        if not up and not down and len(unknown) < len(versus):
+        if len(versus) and not up and not down and len(unknown) < len(versus):
             text += f"None differs from {display_name(baseline)} beyond its interval."
         text += "".join(f" {join_words(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
         lines.append(text.strip())
-    if (n := final["seed"].nunique()) < 8:
-        lines.append(f"- Intervals of {n} seed{'s' * (n > 1)} are too short: read them with the dots.")
+    if n < FEWEST_SEEDS:
+        lines.append(f"- {_too_few(n, 'method is better')}")
     lines += _missing_line(final, metric)
     return "\n".join(lines)
 
@@ -235,30 +238,28 @@ def report_findings(final: pd.DataFrame, base: Mapping[str, float], ablation: pd
 def ablation_findings(final: pd.DataFrame, metric: str = "sampled") -> str:
     """Each ablation row against the previous one, "without" rows against the full one, paired by seed."""
     rows, lines, separate = list(dict.fromkeys(final["method"])), [], 0
-    full = [r for r in rows if r.startswith("+")][-1]
+    full, n = [r for r in rows if r.startswith("+")][-1], final.groupby("method")["seed"].nunique().min()
     steps = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if b.startswith("+")]
     for before, row in [*steps, *((full, r) for r in rows if r.startswith("without"))]:
         two = final[final["method"].isin([before, row])]
-        d = (
-            statistics.paired_differences(two, before, metric, overall=True)
-            .set_index("role")
-            .reindex(["ALL"])
-            .loc["ALL"]
-        )
+        changes = statistics.paired_differences(two, before, metric, overall=True).set_index("role")
+        d = changes.reindex(["ALL"]).loc["ALL"]
         if np.isnan(d["difference"]):
             lines.append(f"- **{row}**: the change is missing.")
             continue
         clear = np.isfinite(d["low"]) and (d["low"] > 0 or d["high"] < 0)
         separate += clear
         span = f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if np.isfinite(d["low"]) else ""
-        lines.append(
-            f"- **{row}**: {100 * d['difference']:+.1f} points{span} over all test sets"
-            f"{'' if clear else ' (not separable from zero)'}."
-        )
-    n = final.groupby("method")["seed"].nunique().min()
-    lines.append(f"- In all, {separate} of {len(lines)} changes differ from zero beyond the interval ({n} seeds each).")
+        doubt = "" if clear or n < FEWEST_SEEDS else " (not separable from zero)"
+        lines.append(f"- **{row}**: {100 * d['difference']:+.1f} points{span} over all test sets{doubt}.")
+    told = f"In all, {separate} of {len(lines)} changes differ from zero beyond the interval ({n} seeds each)."
+    lines.append(f"- {told if n >= FEWEST_SEEDS else _too_few(n, 'change is real')}")
     lines += _missing_line(final, metric)
     return "\n".join(lines)
+
+
+def _too_few(seeds: int, what: str) -> str:
+    return f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few to say which {what}: claims rest on {FEWEST_SEEDS}."
 
 
 def budget_findings(curves: pd.DataFrame, final: pd.DataFrame) -> str:

@@ -19,7 +19,8 @@ PAPER_NOTE = (
     "on real science and math sets. Ours are smaller policies on other problems. "
     "Compare directions and orders, never sizes."
 )
-PAPER_SCORES = {  # trained family: {row: ID, OOD (the other family), ALL}
+PAPER_COLUMNS = ("paper: ID", "paper: other family", "paper: ALL")  # the paper's OOD is the other family
+PAPER_SCORES = {  # trained family: {row: PAPER_COLUMNS}
     "science": {"base": (2.96, 58.40, 34.64), "ppo": (2.76, 63.27, 37.34), "dvpo": (3.83, 66.48, 39.63)},
     "math": {"base": (58.40, 2.96, 34.64), "ppo": (58.40, 3.16, 34.72), "dvpo": (66.45, 4.04, 39.70)},
     "dialogue": {
@@ -70,8 +71,7 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
                 elif (name, role) in s.index:
                     r = s.loc[(name, role)]
                     ours[f"here: {role}"] = interval_text(r["iqm"], r["low"], r["high"], 1, unit="")
-            columns = ("paper: ID", "paper: other family", "paper: ALL")
-            given = dict(itertools.zip_longest(columns, (f"{v:.2f}" for v in paper), fillvalue=""))
+            given = dict(itertools.zip_longest(PAPER_COLUMNS, (f"{v:.2f}" for v in paper), fillvalue=""))
             rows.append(
                 {"trained on": family, "": "base policy" if name == "base" else display_name(name), **given, **ours}
             )
@@ -79,11 +79,11 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
 
 
 def ablation_table(final: pd.DataFrame, base: Mapping[str, float]) -> pd.DataFrame:
-    """Ablation rows: the paper's ID, OOD and ALL after training on science, beside ours."""
+    """Ablation rows: the paper's scores after training on science, beside ours."""
     s, rows = statistics.summarise_scores(final, overall=True).set_index(["method", "role"]), []
     lost = {method: gap for (method, _), gap in diverged_cells(statistics.diverged_runs(final)).items()}
     for name in ["base", *dict.fromkeys(final["method"])]:
-        paper = dict.fromkeys(("paper: ID", "paper: OOD", "paper: ALL"), "")
+        paper = dict.fromkeys(PAPER_COLUMNS, "")
         if name in PAPER_ABLATION:
             paper = dict(zip(paper, (f"{v:.2f}" for v in PAPER_ABLATION[name]), strict=True))
         ours = {

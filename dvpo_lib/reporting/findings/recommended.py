@@ -13,32 +13,32 @@ CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are c
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
-    """The best method under each noise, and the methods that these runs do not tell from it.
+    """The method with the highest mean score under each noise, and the methods that are not significantly worse.
 
-    The best one is chosen by the same runs that the others are compared on, so that the list may be too short.
+    The best one is chosen by the same runs that the others are compared on, so that the list may be too short. Means
+    are compared and shown, since the test is one of means.
 
     Args:
-        runs: Rows of the comparison.
+        runs: Rows of the comparison, of one family.
         metric: The metric.
 
     Returns:
-        Columns noise, best, score (interquartile mean over all test sets), as_good (names; Holm over the rivals;
-        a rival without pairs is among them), and n, the fewest seeds of a method in a family.
+        Columns noise, best, score (mean over runs and all test sets), as_good (names; Holm over the rivals; a rival
+        without pairs is among them), and n, the fewest seeds of a method.
     """
     rows = []
-    scores = summarise_scores(runs, metric, overall=True)
+    scores = run_scores(runs, metric, overall=True)
     scores = scores[scores["role"] == "ALL"]
-    for noise, own in scores.groupby("noise", sort=False):
-        best = own.loc[own["iqm"].idxmax()] if own["iqm"].notna().any() else None
-        if best is None:
+    for noise, cell in scores.groupby("noise", sort=False):
+        own = complete_mean(cell.groupby("method", sort=False)["value"])
+        if own.isna().all():
             continue
-        there = runs[runs["noise"] == noise]
-        pairs = {m: _overall_differences(there, best["method"], m) for m in own["method"] if m != best["method"]}
+        best, there = own.idxmax(), runs[runs["noise"] == noise]
+        pairs = {m: _overall_differences(there, best, m) for m in own.index if m != best}
         known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1}
         corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
         alike = [m for m in pairs if corrected.get(m, 1.0) >= SIGNIFICANCE]
-        n = int(run_scores(there, metric).groupby(["family", "method"], observed=True)["seed"].nunique().min())
-        rows.append((noise, best["method"], best["iqm"], alike, n))
+        rows.append((noise, best, own[best], alike, int(cell.groupby("method")["seed"].nunique().min())))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
 
 
@@ -57,9 +57,9 @@ def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "noise": recommended["noise"].map(display_name),
-            "best": recommended["best"].map(display_name),
-            "score, all test sets": recommended["score"].map(percent_text),
-            "indistinguishable from it": [join_words(map(display_name, names)) for names in recommended["as_good"]],
+            "highest mean score": recommended["best"].map(display_name),
+            "all test sets": recommended["score"].map(percent_text),
+            "not significantly worse": [join_words(map(display_name, names)) for names in recommended["as_good"]],
             "seeds": recommended["n"],
         }
     )

@@ -82,7 +82,7 @@ def order_findings(here: pd.DataFrame, there: pd.DataFrame, role: str = "ID", me
         ]
         lines.append(
             f"- **{noise_phrase(noise, capital=True)}**, from best to worst: here {names[0]}; on the language model "
-            f"{names[1]}. {alike} of {len(pairs)} pairs are in the same order."
+            f"{names[1]}. {alike} of {len(pairs)} pairs are in the same order (by chance: half of them)."
         )
     counts = [own["seed"].nunique() for own in (here, there)]
     ours, theirs = ("one seed" if count == 1 else f"at most {count} seeds" for count in counts)

@@ -1,6 +1,8 @@
 """Comparisons of methods over paired runs: tests, correction for their number, detectable differences, verdicts.
 
-Runs of two methods are a pair if they share noise, family and seed: prompts and noise draws are then the same.
+Runs of two methods are a pair if they share noise, family and seed. They then share the random numbers of the test and,
+if both methods draw one answer to each prompt, the order of prompts. Methods with groups and offline methods see other
+prompts.
 """
 
 from __future__ import annotations
@@ -45,11 +47,20 @@ def sign_flip_test(differences, seed: int = 0) -> float:
     return float(found.pvalue)
 
 
-def holm_correction(p_values: Sequence[float]) -> np.ndarray:
-    """(k,) p-values corrected for k comparisons (Holm 1979): the chance of any false claim stays below the level."""
+def holm_correction(p_values: Sequence[float], planned: int | None = None) -> np.ndarray:
+    """P-values corrected for their number (Holm 1979): the chance of any false claim stays below the level.
+
+    Args:
+        p_values: (k,) p-values.
+        planned: The number of comparisons that were planned, at least k; default: k. Those without a p-value yet count
+            as 1, so that a corrected value can only fall when they are known.
+
+    Returns:
+        (k,) corrected p-values.
+    """
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    order, count = np.argsort(p), planned or len(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(count, count - len(p), -1))
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(stepped, 1.0)
     return corrected
@@ -93,34 +104,6 @@ def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sa
     return both.assign(difference=both["own"] - both["base"])
 
 
-def comparison_table(
-    final: pd.DataFrame, comparisons: Sequence[tuple[str, str]], by: Sequence[str] = ("noise", "role"), **settings
-) -> pd.DataFrame:
-    """Tests of several pairs of methods, corrected for their number within each group of `by`.
-
-    Args:
-        final: As in `run_scores`.
-        comparisons: (method, baseline) pairs.
-        by: Columns of `run_pairs` that make a group.
-        settings: Further arguments of `run_pairs`.
-
-    Returns:
-        Columns method, baseline, `by`, difference, p, corrected, detectable, n (seeds) and verdict.
-    """
-    rows = []
-    for method, baseline in comparisons:
-        for key, pairs in run_pairs(final, method, baseline, **settings).groupby(list(by), sort=False):
-            d = pairs["difference"].to_numpy()
-            p = sign_flip_test(d) if len(d) > 1 else np.nan
-            rows.append((method, baseline, *key, d.mean(), p, detectable_difference(d), pairs["seed"].nunique()))
-    table = pd.DataFrame(rows, columns=["method", "baseline", *by, "difference", "p", "detectable", "n"])
-    table["corrected"] = np.nan
-    for _, group in table.dropna(subset="p").groupby(list(by), sort=False):
-        table.loc[group.index, "corrected"] = holm_correction(group["p"])
-    table["verdict"] = [claim_verdict(*row) for row in zip(table["difference"], table["corrected"], table["n"])]
-    return table
-
-
 def claim_verdict(difference: float, p: float, n: int) -> str:
     """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 seeds."""
     if n < FEWEST_SEEDS or np.isnan(p):
@@ -133,6 +116,8 @@ def claim_verdict(difference: float, p: float, n: int) -> str:
 def performance_profile(final: pd.DataFrame, thresholds, metric: str = "sampled") -> pd.DataFrame:
     """Share of runs that score at least each threshold (Agarwal et al. 2021, section 4.2).
 
+    A run without a score is one that diverged: it is below every threshold.
+
     Args:
         final: As in `run_scores`.
         thresholds: Scores, 0 to 1.
@@ -143,6 +128,6 @@ def performance_profile(final: pd.DataFrame, thresholds, metric: str = "sampled"
     """
     rows = []
     for key, group in run_scores(final, metric).groupby(["method", "noise", "role"], sort=False):
-        values = group["value"].dropna().to_numpy()
-        rows += [(*key, t, float((values >= t).mean()), len(values)) for t in thresholds if len(values)]
+        values = group["value"].to_numpy()
+        rows += [(*key, t, float((values >= t).mean()), len(values)) for t in thresholds]
     return pd.DataFrame(rows, columns=["method", "noise", "role", "threshold", "share", "n"])

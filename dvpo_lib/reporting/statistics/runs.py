@@ -171,7 +171,8 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Mean difference to `baseline` over runs that share family and seed.
 
-    Pairing removes the effect of the seed on both runs (prompts, noise draws). NaN if a run lacks its score.
+    Pairing removes what the seed does to both runs (the test's random numbers, the prompts of most methods). NaN if a
+    run lacks its score.
 
     Returns:
         Columns method, noise, role, difference, low, high, n.

@@ -1,12 +1,13 @@
-"""Tails of the critic's predictions during training: what the terms that shape them do to their widths."""
+"""Findings about training itself: widths of the critic's predicted tails, and runs that are lost."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.names import TAIL_COLUMNS
-from dvpo_lib.reporting.prose import noise_phrase, number_text
+from dvpo_lib.reporting.names import TAIL_COLUMNS, display_name
+from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text
+from dvpo_lib.reporting.statistics import complete_mean, run_scores
 
 RUN = ["method", "noise", "family", "seed"]
 SIDES = dict(zip(TAIL_COLUMNS, ("lower tail", "upper tail"), strict=True))
@@ -70,4 +71,35 @@ def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts
         seeds = curves[(curves["noise"] == noise) & curves["method"].isin([core, full])]["seed"].nunique()
         start = noise_phrase(noise, capital=True)
         lines.append(f"- {start}, in the last quarter of training: {'; '.join(widths)} (seeds: {seeds}).")
+    return "\n".join(lines)
+
+
+def lost_runs(runs: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """How many runs of each method diverged, or ended below the base policy (sampled score, ID), under each noise.
+
+    Args:
+        runs: Rows of a study.
+        base: Rows of the base policy's tests, of the same families.
+
+    Returns:
+        Columns method, noise, lost and runs.
+    """
+    ended = run_scores(runs)
+    ended = ended[ended["role"] == "ID"]
+    start = complete_mean(run_scores(base).query("role == 'ID'").groupby("family")["value"])
+    lost = ended["value"].isna() | (ended["value"] < ended["family"].map(start))
+    cells = lost.groupby([ended["method"], ended["noise"]], sort=False)
+    return pd.DataFrame({"lost": cells.sum(), "runs": cells.size()}).reset_index()
+
+
+def lost_findings(runs: pd.DataFrame, base: pd.DataFrame) -> str:
+    """Sentences that say which methods lost runs under which noise; arguments as of `lost_runs`."""
+    table = lost_runs(runs, base)
+    hit = table[table["lost"] > 0]
+    if hit.empty:
+        return f"None of {table['runs'].sum()} runs diverged or ended below the base policy (ID)."
+    lines = ["Runs that diverged or ended below the base policy (ID), of all runs of a method:", ""]
+    for noise, own in hit.groupby("noise", sort=False):
+        counts = join_words(f"{display_name(r.method)} {r.lost} of {r.runs}" for r in own.itertuples())
+        lines.append(f"- {noise_phrase(noise, capital=True)}: {counts}.")
     return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""How verdicts are shown: the table of claims, sentences, differences by test set, and the page for README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from dvpo_lib.reporting import statistics
+from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
+from dvpo_lib.reporting.findings.verdicts import verdict_table
+from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_runs, in_display_order, run_count
+
+NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
+OWN = "dvpo"  # the method that differences are of
+ROLES = {"ID": "ID", "OOD": "longer problems", "transfer": "other families", "ALL": "all test sets"}
+
+
+def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts as they are shown: a row for each claim, a column for each noise, the difference in points.
+
+    Args:
+        table: Of `verdict_table`.
+    """
+    noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
+    rows = []
+    for claim, own in table.groupby("claim", sort=False):
+        cells = own.set_index("noise")
+        row = {"claim": claim}
+        for noise in noises:
+            row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
+        rows.append({**row, "figure": display_name(own["figure"].iloc[0])})
+    return pd.DataFrame(rows)
+
+
+def _cell_text(row: pd.Series) -> str:
+    """A verdict with its difference; a claim that is not judged shows none."""
+    if row["verdict"].startswith(NO_CLAIM) or np.isnan(row["difference"]):
+        return row["verdict"]
+    return f"{row['verdict']} ({100 * row['difference']:+.1f})"
+
+
+def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind each verdict, as they are shown.
+
+    Args:
+        table: Of `verdict_table`.
+    """
+    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
+    return pd.DataFrame(
+        {
+            "claim": judged["claim"],
+            "noise": judged["noise"].map(display_name),
+            "rival": judged["rival"].map(display_name),
+            "points": [f"{100 * d:+.1f}" for d in judged["difference"]],
+            "detectable": [number_text(100 * d, 1) for d in judged["detectable"]],
+            "p": [number_text(p, 4) for p in judged["p"]],
+            "corrected": [number_text(p, 3) for p in judged["corrected"]],
+            "seeds": judged["n"],
+        }
+    )
+
+
+def verdict_findings(table: pd.DataFrame) -> str:
+    """The verdicts in sentences: which claims hold under which noise, which are refuted, and what could be seen."""
+    lines = []
+    for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
+        own = table[table["verdict"] == verdict]
+        for claim, rows in own.groupby("claim", sort=False):
+            where = join_words(f"{noise_phrase(r.noise)} ({100 * r.difference:+.1f} points)" for r in rows.itertuples())
+            lines.append(f"- **{opening}**: {claim}, {where}.")
+    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
+    open_rows = judged[judged["verdict"] == "not confirmed"]
+    if len(open_rows):
+        least, most = (number_text(100 * open_rows["detectable"].quantile(q), 1) for q in (0, 1))
+        lines.append(
+            f"- **Not confirmed**: {len(open_rows)} of {len(judged)} pairs of a claim and a noise. There these runs "
+            f"would show a difference of {least} to {most} points, four times out of five."
+        )
+    if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
+        lines.append(
+            f"- {few} claim{'s have' if few > 1 else ' has'} fewer than {FEWEST_SEEDS} seeds under at least one noise, "
+            "and no verdict there."
+        )
+    return "\n".join(lines)
+
+
+def role_differences(runs: pd.DataFrame, rivals: Iterable[str], metric: str = "sampled") -> pd.DataFrame:
+    """DVPO's score less that of each rival, on each kind of test set, with 95 % intervals over seeds.
+
+    Args:
+        runs: Rows of the comparison, of one family.
+        rivals: The methods to compare with.
+        metric: The metric to compare.
+
+    Returns:
+        Columns noise, method, role, difference, low, high (shares) and n, as of `statistics.paired_differences`.
+    """
+    table = statistics.paired_differences(runs[runs["method"].isin([OWN, *rivals])], OWN, metric, overall=True)
+    return table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"])
+
+
+def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `role_differences` as they are shown: a row for each noise and rival, a column for each role."""
+    rows = []
+    for (noise, rival), own in differences.groupby(["noise", "method"], sort=False):
+        own = own.set_index("role")
+        row = {"noise": display_name(noise), "DVPO less": display_name(rival)}
+        for role in (role for role in ROLES if role in own.index):
+            d, low, high = 100 * own.loc[role, ["difference", "low", "high"]].astype(float)
+            row[ROLES[role]] = "missing" if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def disagreement_findings(differences: pd.DataFrame) -> str:
+    """Where DVPO leads a rival on some test sets and is behind on others: the mean over all of them hides it.
+
+    Args:
+        differences: Of `role_differences`; only intervals without 0 count.
+    """
+    lines = []
+    for rival, rows in differences.groupby("method", sort=False):
+        told = []
+        for noise, own in rows.groupby("noise", sort=False):
+            clear = own[(own["role"] != "ALL") & ((own["low"] > 0) | (own["high"] < 0))]
+            if clear["difference"].gt(0).nunique() == 2:
+                each = [f"{100 * r.difference:+.1f} points ({ROLES[r.role]})" for r in clear.itertuples()]
+                told.append(f"{noise_phrase(noise)} {join_words(each)}")
+        if told:
+            lines.append(f"- **Test sets disagree** on DVPO less {display_name(rival)}: {'; '.join(told)}.")
+    return "\n".join(lines)
+
+
+def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
+    """The verdict as Markdown for README: the table of claims, the sentences, then the methods to use under each noise.
+
+    It is "" if nothing has been computed.
+
+    Args:
+        evidence: {study: rows of its file}.
+    """
+    computed = {study: in_display_order(runs) for study, runs in evidence.items() if len(runs)}
+    if not computed:
+        return ""
+    table = verdict_table(computed)
+    known = table[table["n"] > 0]
+    comparison = computed.get("comparison", pd.DataFrame(columns=RUN_LABELS))
+    own = claimed_runs(comparison, FEWEST_SEEDS)
+    sentences = [verdict_findings(known)]
+    if len(own):
+        sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
+    count = sum(run_count(runs) for runs in computed.values())
+    parts = [markdown_table(verdict_matrix(known)), "\n".join([*filter(None, sentences), f"- {count} runs.\n"])]
+    if len(own):
+        parts.append(markdown_table(recommendation_table(recommended_methods(own))))
+    return "\n".join(parts)
