@@ -20,7 +20,7 @@ from dvpo_lib.tasks.evaluation import EvaluationSettings
 
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
 SENSITIVE_SETTINGS: dict[str, tuple[str, tuple]] = {  # {method: (setting of `training` or of its critic, values)}
-    "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03, 0.1)),  # "risk interval weight" (paper)
+    "dvpo": ("critic.loss.tail_calibration", (0.01, 0.03, 0.1)),  # one reading of the paper's "risk interval weight"
     "dvpo_winsorised": ("training.lam", (0.9, 0.95, 1.0)),
     "ppo": ("training.epsilon", (0.1, 0.2, 0.3)),  # Schulman et al. 2017, table 1
     "robust_ppo": ("training.lam", (0.9, 0.95, 1.0)),  # reach of the worst case
