@@ -89,8 +89,8 @@ def start_page(root: Path = ROOT) -> str:
 
 [![Sampled score after training, by method and noise](assets/main_figure.png)](assets/main_figure.png)
 
-Claims of the paper, judged by runs of many seeds over all test sets; the policies were trained on `math`. In brackets:
-the difference to the hardest rival in percentage points.
+Claims of the paper, judged by runs of many seeds. In brackets: the difference to the rival that decides, in percentage
+points.
 
 {verdict}
 The [report](notebooks/{REPORT}/notebook.html) has the failures and the settings. Each notebook's page is one file that

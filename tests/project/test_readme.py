@@ -13,8 +13,8 @@ from dvpo_lib.chain.cli import COMMANDS
 from dvpo_lib.chain.commands.evidence import EVIDENCE_FOLDER, VERDICT_MARKS
 from dvpo_lib.chain.exports import findings_of, insert_findings
 from dvpo_lib.chain.stages import StageError
-from dvpo_lib.experiments.grids.evidence import read_evidence
-from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES
+from dvpo_lib.experiments.grids.evidence import read_studies
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.reporting.findings.verdict_page import verdict_page
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
@@ -134,6 +134,6 @@ def test_the_base_policy_and_partial_cells_are_no_part_of_the_order(tmp_path):
 
 def test_the_verdict_is_that_of_the_files():
     """After a change of its text: `python -m dvpo_lib evidence STUDY --minutes 0`."""
-    files = {study: read_evidence(ROOT / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
+    files = read_studies(ROOT / EVIDENCE_FOLDER)
     start, end = VERDICT_MARKS
     assert verdict_page(files) and start + verdict_page(files) + end in TEXT

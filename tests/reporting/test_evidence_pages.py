@@ -7,9 +7,10 @@ from test_verdicts import SUITES
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.ablation import CUMULATIVE_TERMS
-from dvpo_lib.experiments.grids.studies import BASE, STUDIES
+from dvpo_lib.experiments.grids.studies import BASE, CLAIMED, SHOWN, STUDIES
+from dvpo_lib.experiments.grids.study_sections import study_section
 from dvpo_lib.reporting import figures, tables
-from dvpo_lib.reporting.findings import during_training, recommended
+from dvpo_lib.reporting.findings import during_training, recommended, verdict_page
 from dvpo_lib.reporting.statistics import run_scores, study_rows
 
 
@@ -200,6 +201,36 @@ def test_a_study_of_variants_is_drawn():
     for rows in (runs, runs.iloc[::-1]):  # in any order
         titles = panel_titles(figures.final_comparison(rows, overall=True))
         assert titles[:4] == [figures.display_name(role) for role in ("ID", "OOD", "transfer", "ALL")]
+
+
+def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
+    few, some, many = (runs_of_study("heads", seeds) for seeds in (SHOWN - 1, SHOWN, CLAIMED))
+    [text] = study_section("heads", few)
+    assert "Not computed yet" in text.data
+    assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure"]
+    figure, table = study_section("heads", many)
+    assert "highest mean score" in table.to_html() and len(study_section("heads", many, best=False)) == 1
+    base = runs_of_study("comparison", CLAIMED).query("method == 'ppo'").assign(method=BASE)
+    assert "Not computed yet" in study_section("comparison", base)[0].data, "the base policy is no method"
+    assert "Not computed yet" in study_section("heads", few.head(0))[0].data
+
+
+def test_what_scores_are_means_of_is_counted():
+    runs = runs_of_study("comparison")
+    text = verdict_page.outcome_text(runs[runs["family"] == "math"])
+    assert text.startswith(
+        "Policies were trained on `math`. A score is the mean over 3 test sets, 1 of them of families"
+    )
+
+
+def test_scores_of_the_base_policy_are_means_of_its_tests():
+    runs = runs_of_study("breakdown", 2)
+    base = runs[runs["variant"] == runs["variant"].iloc[0]].query(
+        "method == 'ppo_clip_reward' and noise == 'spikes 0.1'"
+    )
+    base = base.assign(method=BASE, value=base["seed"] * 0.5)
+    found = study_rows.base_scores(pd.concat([runs, base])).set_index("suite")["value"]
+    assert found.to_dict() == dict.fromkeys(SUITES, 0.25)
 
 
 def test_methods_and_noises_stand_in_the_order_of_all_pages():

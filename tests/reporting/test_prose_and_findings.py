@@ -90,6 +90,12 @@ def test_fewer_than_ten_seeds_make_no_claim(seeds):
     assert ("too few" in text) == few and ("beyond the interval" in text) != few and "+30.0 points" in text
 
 
+def test_the_method_with_fewest_seeds_decides_whether_a_claim_is_made():
+    scores = [0.5 + 0.01 * i for i in range(FEWEST_SEEDS)]
+    text = comparison_findings(final_frame({("ppo", "none"): scores, ("dvpo", "none"): [0.9] * 3}))
+    assert "3 seeds are too few" in text and beats_baseline(text) == {}
+
+
 def test_a_control_that_cut_nothing_is_named():
     """Equal in every run and metric: the comparison then holds the same runs twice."""
 

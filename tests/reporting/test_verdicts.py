@@ -192,7 +192,8 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, BASE: 0.9})
     page = verdict_page.verdict_page({"comparison": runs, "heads": pd.DataFrame()})
     lines = page.splitlines()
-    assert lines[0].startswith("| claim | heavy-tailed spikes |") and lines[1].startswith("| --- |")
+    assert lines[0].startswith("Policies were trained on `math`. A score is the mean over 3 test sets, 1 of them")
+    assert lines[2].startswith("| claim | heavy-tailed spikes |") and lines[3].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
     assert "- 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("- 30 runs.")[1]
 

@@ -31,15 +31,16 @@ from dvpo_lib.experiments.grids.evidence import (
     extend_evidence,
     planned_runs,
     read_evidence,
+    read_studies,
     rerun,
 )
 from dvpo_lib.experiments.grids.studies import NOISES, STUDIES
 from dvpo_lib.experiments.run_store import code_hash
 from dvpo_lib.reporting.figures import save_figure, scores_by_noise
 from dvpo_lib.reporting.findings.verdict_page import verdict_page
-from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
-from dvpo_lib.reporting.statistics.study_rows import claimed_runs, in_display_order
+from dvpo_lib.reporting.statistics.study_rows import base_scores, claimed_runs
+from dvpo_lib.reporting.tables import base_by_role
 from dvpo_lib.tasks import families as tasks
 from dvpo_lib.tasks.suites import save_suites
 
@@ -144,17 +145,14 @@ def write_verdict(root: Path) -> None:
 
     README sets runs on a published model beside these: that passage is written anew as well.
     """
-    evidence = {study: read_evidence(root / EVIDENCE_FOLDER / f"{study}.csv") for study in STUDIES}
+    evidence = read_studies(root / EVIDENCE_FOLDER)
     everything = evidence["comparison"]
-    runs = in_display_order(everything[everything["noise"].isin(NOISES[:DRAWN_NOISES])])
-    runs = claimed_runs(runs, FEWEST_SEEDS)
+    runs = claimed_runs(everything[everything["noise"].isin(NOISES[:DRAWN_NOISES])], FEWEST_SEEDS)
     with locked_file(root / "work" / "evidence" / "readme.lock"):
         insert_between_marks(root / "README.md", *VERDICT_MARKS, verdict_page(evidence))
         if len(runs):
             family = runs["family"].iloc[0]
-            tested = everything[(everything["method"] == BASE) & (everything["family"] == family)]
-            tested = tested[(tested["metric"] == "sampled") & (tested["role"] == "ID")]
-            base = tested["value"].mean() if len(tested) else None
+            base = base_by_role(base_scores(everything), [family])["ID"]
             note = f"Trained and tested on {family}, at least {FEWEST_SEEDS} seeds each; axes differ."
             save_figure(scores_by_noise(runs, base=base, note=note), root / EVIDENCE_FOLDER / "comparison.png")
         if (root / PUBLISHED / PIECES).is_file():

@@ -21,11 +21,12 @@ from dvpo_lib.common.durable_files import write_durably
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, run_of
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 from dvpo_lib.reporting.names import TAIL_COLUMNS
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, in_display_order
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
-RUN_COLUMNS = ["study", "method", "variant", "noise", "family", "seed"]
+RUN_COLUMNS = ["study", *RUN_LABELS]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
 
 
@@ -74,6 +75,15 @@ def read_evidence(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
     return table.assign(machine=table["machine"].replace(_machine_names(path)))
+
+
+def read_studies(folder: Path) -> dict[str, pd.DataFrame]:
+    """{study: rows of its file in the order in which they are shown}, for all STUDIES; none for a file that is missing.
+
+    Args:
+        folder: The folder of the files.
+    """
+    return {study: in_display_order(read_evidence(folder / f"{study}.csv")) for study in STUDIES}
 
 
 def _machine_names(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -172,7 +173,7 @@ def final_comparison(
 
 
 def scores_by_noise(
-    final: pd.DataFrame, role: str = "ID", metric: str = "sampled", base: float | None = None, note: str = ""
+    final: pd.DataFrame, role: str = "ID", metric: str = "sampled", base: float = math.nan, note: str = ""
 ) -> Figure:
     """Scores after training as in `final_comparison`, of one role, with a column for each noise.
 
@@ -180,7 +181,7 @@ def scores_by_noise(
         final: As in `statistics.run_scores`.
         role: Role of the test sets.
         metric: The metric to draw.
-        base: Score of the base policy, drawn as a dashed line.
+        base: Score of the base policy, drawn as a dashed line; NaN for none.
         note: Further text of the caption.
     """
     own = final[final["role"] == role]
@@ -188,7 +189,7 @@ def scores_by_noise(
         scores.assign(role=scores["noise"], noise=role)
         for scores in (summarise_scores(own, metric), run_scores(own, metric))
     )
-    lines = {} if base is None else dict.fromkeys(table["role"], base)
+    lines = {} if math.isnan(base) else dict.fromkeys(table["role"], base)
     dashed = " Dashed: the base policy." if lines else ""
     return _score_panels(table, runs, metric, lines, f"{dashed}{_lost_text(own, metric)} {note}")
 

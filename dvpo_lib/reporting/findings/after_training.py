@@ -133,7 +133,7 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
     """Ranking of methods under each noise (ID) and, with ten seeds, those that differ from the baseline."""
     s, p = statistics.summarise_scores(final, metric), statistics.improvement_table(final, baseline, metric)
     lines, lost = [], diverged_cells(statistics.diverged_runs(final))
-    n = final["seed"].nunique()
+    n = final.groupby(["noise", "method"])["seed"].nunique().min()
     p = p.head(0 if n < FEWEST_SEEDS else None)
     for noise in dict.fromkeys(s["noise"]):
         own = s[(s["noise"] == noise) & (s["role"] == "ID")].sort_values("iqm", ascending=False)

@@ -8,8 +8,8 @@ import pandas as pd
 from dvpo_lib.reporting.names import TAIL_COLUMNS, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text
 from dvpo_lib.reporting.statistics import complete_mean, run_scores
+from dvpo_lib.reporting.statistics.runs import RUN
 
-RUN = ["method", "noise", "family", "seed"]
 SIDES = dict(zip(TAIL_COLUMNS, ("lower tail", "upper tail"), strict=True))
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
 from dvpo_lib.reporting.findings.verdicts import verdict_table
-from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
+from dvpo_lib.reporting.names import BASE, display_name
+from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
-from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_runs, in_display_order, run_count
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs, run_count
 
 NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
 OWN = "dvpo"  # the method that differences are of
@@ -89,6 +89,21 @@ def verdict_findings(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def outcome_text(runs: pd.DataFrame) -> str:
+    """What the scores of claims are means of.
+
+    Args:
+        runs: Rows of a study; those of the base policy do not count.
+    """
+    own = runs[(runs["method"] != BASE) & (runs["metric"] == "sampled")]
+    family = claimed_family(own)
+    roles = own[own["family"] == family].drop_duplicates("suite")["role"]
+    return (
+        f"Policies were trained on `{family}`. A score is the mean over {len(roles)} test sets, "
+        f"{(roles == 'transfer').sum()} of them of families that the policy was not trained on."
+    )
+
+
 def role_differences(runs: pd.DataFrame, rivals: Iterable[str], metric: str = "sampled") -> pd.DataFrame:
     """DVPO's score less that of each rival, on each kind of test set, with 95 % intervals over seeds.
 
@@ -112,7 +127,7 @@ def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
         row = {"noise": display_name(noise), "DVPO less": display_name(rival)}
         for role in (role for role in ROLES if role in own.index):
             d, low, high = 100 * own.loc[role, ["difference", "low", "high"]].astype(float)
-            row[ROLES[role]] = "missing" if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
+            row[ROLES[role]] = MISSING if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -142,9 +157,9 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     It is "" if nothing has been computed.
 
     Args:
-        evidence: {study: rows of its file}.
+        evidence: {study: rows}, as of `read_studies`.
     """
-    computed = {study: in_display_order(runs) for study, runs in evidence.items() if len(runs)}
+    computed = {study: runs for study, runs in evidence.items() if len(runs)}
     if not computed:
         return ""
     table = verdict_table(computed)
@@ -155,7 +170,12 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
     count = sum(run_count(runs) for runs in computed.values())
-    parts = [markdown_table(verdict_matrix(known)), "\n".join([*filter(None, sentences), f"- {count} runs.\n"])]
+    opening = [f"{outcome_text(comparison)}\n"] if len(comparison) else []
+    parts = [
+        *opening,
+        markdown_table(verdict_matrix(known)),
+        "\n".join([*filter(None, sentences), f"- {count} runs.\n"]),
+    ]
     if len(own):
         parts.append(markdown_table(recommendation_table(recommended_methods(own))))
     return "\n".join(parts)

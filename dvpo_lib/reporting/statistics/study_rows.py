@@ -39,6 +39,8 @@ def covered_cells(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
         runs: Rows of a study.
         seeds: The fewest seeds of a method or variant.
     """
+    if runs.empty:
+        return runs
     columns = ["method", "variant"]
     counts = runs.pivot_table(index=["noise", "family"], columns=columns, values="seed", aggfunc="nunique")
     covered = counts.index[(counts.fillna(0) >= seeds).all(axis=1)]
@@ -70,6 +72,15 @@ def claimed_runs(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
     """
     own = runs[runs["method"] != BASE]
     return own if own.empty else covered_cells(own[own["family"] == claimed_family(own)], seeds)
+
+
+def base_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the base policy, means over its tests: columns suite, metric and value, as `base_by_role` takes them.
+
+    Args:
+        runs: Rows of a study, those of the base policy among them.
+    """
+    return runs[runs["method"] == BASE].groupby(["suite", "metric"])["value"].mean().reset_index()
 
 
 def run_count(runs: pd.DataFrame) -> int:

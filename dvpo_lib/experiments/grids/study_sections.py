@@ -1,0 +1,48 @@
+"""Sections of the evidence page: the figure of a study, and its best settings if it has enough seeds to tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN
+from dvpo_lib.reporting import figures, tables
+from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
+from dvpo_lib.reporting.names import BASE, display_name
+from dvpo_lib.reporting.prose import show_text
+from dvpo_lib.reporting.statistics.study_rows import as_methods, covered_cells
+
+
+def variant_figure(runs: pd.DataFrame) -> Figure:
+    """Scores of all methods or variants of a study.
+
+    Args:
+        runs: Rows of the study.
+    """
+    return figures.final_comparison(as_methods(runs), overall=True)
+
+
+def study_section(
+    study: str, runs: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure] = variant_figure, best: bool = True
+) -> list:
+    """What the page shows of a study: its figure and its best settings, or a sentence in their place.
+
+    Args:
+        study: A key of STUDIES.
+        runs: Its rows, of `read_studies`.
+        draw: The figure of those rows whose noise and family have SHOWN seeds of every setting.
+        best: Whether the best settings follow, under noises that have CLAIMED seeds of every setting.
+
+    Returns:
+        Objects for `display(*...)`.
+    """
+    shown = covered_cells(runs[runs["method"] != BASE], SHOWN)
+    if shown.empty:
+        return [show_text(f"Not computed yet: a figure needs {SHOWN} seeds of every setting.")]
+    section, judged = [draw(shown)], covered_cells(shown, CLAIMED)
+    if best and len(judged):
+        settings = recommendation_table(recommended_methods(as_methods(judged)))
+        section.append(tables.show_table(settings, f"{display_name(study)}: the best setting under each noise"))
+    return section
