@@ -10,6 +10,7 @@ from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
 from dvpo_lib.reporting.findings import recommended, verdict_page, verdicts
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
+from dvpo_lib.reporting.statistics.study_rows import as_methods
 
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
@@ -29,6 +30,12 @@ def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.0
                     labels | dict(suite=suite, role=role, metric="sampled", value=level + shared + own, key="k")
                 )
     return pd.DataFrame(rows)
+
+
+def made_up_rates(means):
+    """Runs of the study of learning rates: {rate: {method: mean}}."""
+    own = [made_up_runs(m, study="learning_rates").assign(variant=f"learning rate {rate}") for rate, m in means.items()]
+    return pd.concat(own)
 
 
 def verdict_of(table, text):
@@ -105,12 +112,14 @@ def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     rows = {
         "ablation": {verdicts.FULL: 0.9, **{f"without {term}": 0.5 for term in verdicts.TERMS}},
         "quantile_counts": {"M = 200": 0.9, **{f"M = {m}": 0.5 for m in (10, 25, 50, 100, 500)}},
+        "critic_kinds": {"quantiles": 0.9, "categorical": 0.5, "scalar": 0.5},
         "risk_weights": {"tail mass 0.1": 0.9, "term weights x 1": 0.9}
         | {f"tail mass {w}": 0.5 for w in (0.05, 0.2, 0.45)}
         | {f"term weights x {w}": 0.5 for w in (0, 0.5, 2, 5)},
     }
     evidence = {study: made_up_runs(own, study=study, variant=True) for study, own in rows.items()}
-    table = verdicts.verdict_table({"comparison": made_up_runs(means), **evidence})
+    rates = made_up_rates({rate: means for rate in verdicts.RATES})
+    table = verdicts.verdict_table({"comparison": made_up_runs(means), "learning_rates": rates, **evidence})
     lead = table["claim"].str.contains("lead")
     assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~lead, "verdict"]) == {"confirmed"}
 
@@ -159,6 +168,27 @@ def test_a_difference_that_these_runs_would_show_is_one_after_correction():
     assert row["detectable"] > detectable_difference(d)
 
 
+def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_verdicts_part():
+    """Tuning gave DVPO and PPO different rates: what looked like the method's may be the rate's."""
+    tuned = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6})
+    equal = made_up_rates({rate: {"dvpo": 0.8, "ppo": 0.8, "grpo": 0.6} for rate in verdicts.RATES})
+    table = verdicts.verdict_table({"comparison": tuned, "learning_rates": equal})
+    text = "DVPO is better than PPO"
+    again = table[table["repeats"] == text]
+    assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in ("1e-4", "2e-4")]
+    assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
+    pairs = verdicts.overall_pairs(equal[equal["variant"] == "learning rate 0.0001"], "dvpo", "ppo")["difference"]
+    assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
+    [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "Depends on the learning rate" in x]
+    assert f"{text}, under heavy-tailed spikes: as tuned confirmed (+10" in line and "2e-4 not confirmed" in line
+    rows = list(verdict_page.verdict_matrix(table)["claim"])
+    assert rows[rows.index(text) + 1] == "the same, both at learning rate 1e-4"
+    held = verdicts.verdict_table(
+        {"comparison": tuned, "learning_rates": made_up_rates({"0.0001": dict(dvpo=0.8, ppo=0.7)})}
+    )
+    assert "Depends on" not in verdict_page.verdict_findings(held), "the verdicts agree"
+
+
 def test_differences_by_test_set_and_where_they_disagree():
     dvpo = {"ID": 0.7, "OOD": 0.7, "transfer": 0.9}
     runs = made_up_runs({"dvpo": dvpo, "ppo": 0.8, "grpo": 0.6})
@@ -180,8 +210,8 @@ def test_every_claim_names_rows_that_its_study_computes():
     """A claim about a setting that no cell has would stay without a verdict for ever."""
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
     for claim in verdicts.CLAIMS:
-        cells = list(STUDIES[claim.study].cells(params))
-        names = list(dict.fromkeys(cell.variant or cell.method for cell in cells))
+        cells = pd.DataFrame([cell.labels for cell in STUDIES[claim.study].cells(params)])
+        names = list(dict.fromkeys(as_methods(cells)["method"]))
         assert claim.own in names and claim.rivals(names), claim.text
         assert claim.own not in claim.rivals(names)
         assert STUDIES[claim.study].decides and CLAIMED >= FEWEST_SEEDS, f"{claim.text}: too few seeds for a claim"

@@ -147,7 +147,7 @@ def _sizes(params) -> Iterator[Cell]:
 
 def _learning_rates(params) -> Iterator[Cell]:
     for noise in ("none", *NOISY):
-        for method in ("dvpo", "ppo"):
+        for method in ("dvpo", "ppo", "grpo"):
             for rate in (1e-4, 2e-4):
                 changes = {"learning_rate": rate}
                 yield Cell(method, noise, params.families[0], f"learning rate {rate:g}", changes)
@@ -234,25 +234,27 @@ def _denoised(params) -> Iterator[Cell]:
         ("dvpo", "quantile"): changed_critic(params.critics["quantile"], {"final_state": True}),
         ("ppo", "scalar"): changed_critic(params.critics["scalar"], {"final_state": True}),
     }
+    rate = {"learning_rate": params.training.learning_rate}  # the same for both: tuning chose different ones
     for noise in ("none", "flip", "spikes", "reward_model"):
         for (method, kind), critic in critics.items():
             for weight in (0.0, 0.2, 0.5, 1.0):
                 for centre in ("median", "trimmed_mean", "mean") if method == "dvpo" and weight == 0 else ("median",):
                     readout = {"readout": {"kind": "denoised", "weight": weight, "centre": centre}}
                     variant = f"{kind}, {centre.replace('_', ' ')}, weight {weight:g}"
-                    yield Cell(method, noise, params.families[0], variant, readout, critic)
+                    yield Cell(method, noise, params.families[0], variant, rate | readout, critic)
         for weight in (0.0, 0.2, 0.5):  # a control without a critic's view; at weight 1 it is ppo
             readout = {"readout": {"kind": "denoised", "weight": weight, "centre": "prompt_mean"}}
-            yield Cell("ppo", noise, params.families[0], f"scalar, prompt mean, weight {weight:g}", readout)
+            yield Cell("ppo", noise, params.families[0], f"scalar, prompt mean, weight {weight:g}", rate | readout)
 
 
 def _critic_kinds(params) -> Iterator[Cell]:
     own = params.critics["quantile"]
     bins = {"kind": "categorical", "bins": 201, "loss": {}}
+    rate = {"learning_rate": params.training.learning_rate}  # the same for all: tuning chose different ones
     for noise in ("none", "flip", *NOISY):
-        yield Cell("dvpo", noise, params.families[0], "quantiles")
-        yield Cell("dvpo", noise, params.families[0], "categorical", critic=changed_critic(own, bins))
-        yield Cell("ppo", noise, params.families[0], "scalar")
+        yield Cell("dvpo", noise, params.families[0], "quantiles", rate)
+        yield Cell("dvpo", noise, params.families[0], "categorical", rate, changed_critic(own, bins))
+        yield Cell("ppo", noise, params.families[0], "scalar", rate)
 
 
 def _calibration(params) -> Iterator[Cell]:
@@ -267,9 +269,7 @@ def _calibration(params) -> Iterator[Cell]:
 STUDIES: dict[str, Study] = {
     "comparison": Study("Which method learns best under which noise, in every family?", _comparison, decides=True),
     "sizes": Study("Does the order of methods hold for a larger policy?", _sizes, profile="large"),
-    "learning_rates": Study(
-        "Is a difference between DVPO and PPO one of their learning rates?", _learning_rates, decides=True
-    ),
+    "learning_rates": Study("Is a lead over PPO or GRPO a matter of the learning rate?", _learning_rates, decides=True),
     "ablation": Study("Does each term of the critic's loss help?", _ablation, decides=True),
     "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, decides=True),
     "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, decides=True),

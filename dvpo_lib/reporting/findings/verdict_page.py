@@ -23,6 +23,8 @@ ROLES = {"ID": "ID", "OOD": "longer problems", "transfer": "other families", "AL
 def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
     """Verdicts as they are shown: a row for each claim, a column for each noise, the difference in points.
 
+    A claim that repeats another one stands below it, as "the same, ...".
+
     Args:
         table: Of `verdict_table`.
     """
@@ -30,7 +32,8 @@ def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim, own in table.groupby("claim", sort=False):
         cells = own.set_index("noise")
-        row = {"claim": claim}
+        repeats = own["repeats"].iloc[0]
+        row = {"claim": f"the same{claim.removeprefix(repeats)}" if repeats else claim}
         for noise in noises:
             row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
         rows.append({**row, "figure": display_name(own["figure"].iloc[0])})
@@ -73,6 +76,7 @@ def verdict_findings(table: pd.DataFrame) -> str:
         for claim, rows in own.groupby("claim", sort=False):
             where = join_words(f"{noise_phrase(r.noise)} ({100 * r.difference:+.1f} points)" for r in rows.itertuples())
             lines.append(f"- **{opening}**: {claim}, {where}.")
+    lines += _repeated_findings(table)
     judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
@@ -87,6 +91,23 @@ def verdict_findings(table: pd.DataFrame) -> str:
             "and no verdict there."
         )
     return "\n".join(lines)
+
+
+def _repeated_findings(table: pd.DataFrame) -> list[str]:
+    """A line for each claim and noise whose verdict changes if DVPO and PPO learn at one rate."""
+    lines = []
+    for claim, again in table[table["repeats"] != ""].groupby("repeats", sort=False):
+        for _, tuned in table[table["claim"] == claim].iterrows():
+            rows = [tuned, *(row for _, row in again[again["noise"] == tuned["noise"]].iterrows())]
+            told = {
+                row["claim"].removeprefix(f"{claim}, ") if row["repeats"] else "as tuned": row
+                for row in rows
+                if not row["verdict"].startswith(NO_CLAIM)
+            }
+            if len({row["verdict"] for row in told.values()}) > 1:
+                each = ", ".join(f"{how} {_cell_text(row)}" for how, row in told.items())
+                lines.append(f"- **Depends on the learning rate**: {claim}, {noise_phrase(tuned['noise'])}: {each}.")
+    return lines
 
 
 def outcome_text(runs: pd.DataFrame) -> str:

@@ -10,13 +10,14 @@ change a verdict. Scores are means over all test sets, where a claim does not sa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from dvpo_lib.reporting.names import display_name, setting_text
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
@@ -29,7 +30,20 @@ from dvpo_lib.reporting.statistics.comparisons import (
 from dvpo_lib.reporting.statistics.study_rows import as_methods, claimed_family
 
 OFFLINE = ("cql", "rfqi")
-VERDICT_COLUMNS = ["claim", "figure", "noise", "rival", "difference", "detectable", "n", "p", "corrected", "verdict"]
+RATES = ("0.0001", "0.0002")  # of the study of learning rates
+VERDICT_COLUMNS = [
+    "claim",
+    "figure",
+    "noise",
+    "rival",
+    "difference",
+    "detectable",
+    "n",
+    "p",
+    "corrected",
+    "verdict",
+    "repeats",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Claim:
         own: The method or variant that is claimed to be better.
         rivals: (methods or variants of the study) -> those that it has to beat.
         pairs: (runs, own, rival) -> paired differences, as of `run_pairs`.
+        repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
     """
 
     text: str
@@ -49,6 +64,7 @@ class Claim:
     own: str
     rivals: Callable[[Sequence[str]], Sequence[str]]
     pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]
+    repeats: str = ""
 
 
 def overall_pairs(runs: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
@@ -77,6 +93,15 @@ def _best(text: str, study: str, own: str, start: str) -> Claim:
     return Claim(text, study, own, _others(own, start), overall_pairs)
 
 
+def _over(text: str, rival: str, pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]) -> Iterator[Claim]:
+    """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
+    yield Claim(text, "comparison", "dvpo", _only(rival), pairs)
+    for rate in RATES:
+        own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
+        again = f"{text}, both at learning rate {setting_text(float(rate))}"
+        yield Claim(again, "learning_rates", own, _only(other), pairs, text)
+
+
 TERMS = {
     "head consistency": "Consistency of heads helps",
     "tail calibration": "Tail calibration helps",
@@ -86,24 +111,26 @@ TERMS = {
 }
 FULL = "+ tail shape and curvature"  # the ablation's row with all terms
 CLAIMS = (
-    Claim("DVPO is better than PPO", "comparison", "dvpo", _only("ppo"), overall_pairs),
-    Claim("DVPO is better than GRPO", "comparison", "dvpo", _only("grpo"), overall_pairs),
+    *_over("DVPO is better than PPO", "ppo", overall_pairs),
+    *_over("DVPO is better than GRPO", "grpo", overall_pairs),
     Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), overall_pairs),
     Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), overall_pairs),
-    *(
-        Claim(
-            f"DVPO's lead over PPO is larger {place} than ID",
-            "comparison",
-            "dvpo",
-            _only("ppo"),
-            partial(beyond_id_pairs, role=r),
-        )
-        for r, place in (("OOD", "on longer problems"), ("transfer", "on other families"))
+    *_over("DVPO's lead over PPO is larger on longer problems than ID", "ppo", partial(beyond_id_pairs, role="OOD")),
+    *_over(
+        "DVPO's lead over PPO is larger on other families than ID", "ppo", partial(beyond_id_pairs, role="transfer")
     ),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), overall_pairs) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
     _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
+    Claim(
+        "Quantiles are better than a categorical critic",
+        "critic_kinds",
+        "quantiles",
+        _only("categorical"),
+        overall_pairs,
+    ),
+    Claim("Quantiles are better than a scalar critic", "critic_kinds", "quantiles", _only("scalar"), overall_pairs),
 )
 
 
@@ -118,21 +145,20 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         Columns VERDICT_COLUMNS. `rival` decides: the hardest one, or the one that refutes; `difference` is the mean
         difference to it and `detectable` the smallest one that these pairs would show after correction, in shares; `n`
         is the fewest seeds of a rival; `p` of the claim alone, `corrected` for all claims of the study under the noise.
-        All runs are of `claimed_family`.
+        `repeats` is as of the claim. All runs are of `claimed_family`.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     for claim in claims:
         runs = evidence.get(claim.study)
         if runs is None or runs.empty:
-            rows.append(dict(claim=claim.text, figure=claim.study, noise="", n=0))
+            rows.append(_label(claim, "") | dict(n=0))
             continue
         runs = as_methods(runs[runs["family"] == claimed_family(runs)])
         level = SIGNIFICANCE / planned[claim.study]
         for noise, own in runs.groupby("noise", sort=False):
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
             if rivals:
-                judged = _judge(claim, own, rivals, level)
-                rows.append(dict(claim=claim.text, figure=claim.study, noise=noise, **judged))
+                rows.append(_label(claim, noise) | _judge(claim, own, rivals, level))
     table = pd.DataFrame(rows).reindex(columns=[c for c in VERDICT_COLUMNS if c not in ("corrected", "verdict")])
     table["corrected"] = np.nan
     for (study, _), group in table.dropna(subset="p").groupby(["figure", "noise"], sort=False):
@@ -141,6 +167,10 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         claim_verdict(d, p, int(n)) for d, p, n in zip(table["difference"], table["corrected"], table["n"], strict=True)
     ]
     return table[VERDICT_COLUMNS]
+
+
+def _label(claim: Claim, noise: str) -> dict:
+    return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats)
 
 
 def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
