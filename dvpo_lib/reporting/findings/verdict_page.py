@@ -70,14 +70,17 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
 
 def verdict_findings(table: pd.DataFrame) -> str:
     """The verdicts in sentences: which claims hold under which noise, which are refuted, and what could be seen."""
-    lines = []
+    lines, judged = [], table[~table["verdict"].str.startswith(NO_CLAIM)]
+    first = judged[judged["repeats"] == ""]
     for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
-        own = table[table["verdict"] == verdict]
-        for claim, rows in own.groupby("claim", sort=False):
-            where = join_words(f"{noise_phrase(r.noise)} ({100 * r.difference:+.1f} points)" for r in rows.itertuples())
-            lines.append(f"- **{opening}**: {claim}, {where}.")
-    lines += _repeated_findings(table)
-    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
+        for claim, rows in first[first["verdict"] == verdict].groupby("claim", sort=False):
+            where = []
+            for row in rows.itertuples():
+                again = judged[(judged["repeats"] == claim) & (judged["noise"] == row.noise)]["verdict"]
+                held = "; at equal learning rates too" if len(again) and (again == verdict).all() else ""
+                where.append(f"{noise_phrase(row.noise)} ({100 * row.difference:+.1f} points{held})")
+            lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
+    lines += _repeated_findings(judged)
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
         least, most = (number_text(100 * open_rows["detectable"].quantile(q), 1) for q in (0, 1))
@@ -93,20 +96,16 @@ def verdict_findings(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _repeated_findings(table: pd.DataFrame) -> list[str]:
-    """A line for each claim and noise whose verdict changes if DVPO and PPO learn at one rate."""
+def _repeated_findings(judged: pd.DataFrame) -> list[str]:
+    """A line for each claim and noise whose verdict changes if DVPO and its rival learn at one rate."""
     lines = []
-    for claim, again in table[table["repeats"] != ""].groupby("repeats", sort=False):
-        for _, tuned in table[table["claim"] == claim].iterrows():
-            rows = [tuned, *(row for _, row in again[again["noise"] == tuned["noise"]].iterrows())]
-            told = {
-                row["claim"].removeprefix(f"{claim}, ") if row["repeats"] else "as tuned": row
-                for row in rows
-                if not row["verdict"].startswith(NO_CLAIM)
-            }
-            if len({row["verdict"] for row in told.values()}) > 1:
-                each = ", ".join(f"{how} {_cell_text(row)}" for how, row in told.items())
-                lines.append(f"- **Depends on the learning rate**: {claim}, {noise_phrase(tuned['noise'])}: {each}.")
+    for (claim, noise), again in judged[judged["repeats"] != ""].groupby(["repeats", "noise"], sort=False):
+        tuned = judged[(judged["claim"] == claim) & (judged["noise"] == noise)]
+        rows = pd.concat([tuned, again])
+        if rows["verdict"].nunique() > 1:
+            how = [name.removeprefix(claim).removeprefix(", ") or "as tuned" for name in rows["claim"]]
+            each = ", ".join(f"{h} {_cell_text(row)}" for h, (_, row) in zip(how, rows.iterrows(), strict=True))
+            lines.append(f"- **Depends on the learning rate**: {claim}, {noise_phrase(noise)}: {each}.")
     return lines
 
 
