@@ -175,16 +175,16 @@ def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_ver
     table = verdicts.verdict_table({"comparison": tuned, "learning_rates": equal})
     text = "DVPO is better than PPO"
     again = table[table["repeats"] == text]
-    assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in ("1e-4", "2e-4")]
+    assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in verdicts.RATES]
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
-    pairs = verdicts.overall_pairs(equal[equal["variant"] == "learning rate 0.0001"], "dvpo", "ppo")["difference"]
+    pairs = verdicts.overall_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
     [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "Depends on the learning rate" in x]
     assert f"{text}, under heavy-tailed spikes: as tuned confirmed (+10" in line and "2e-4 not confirmed" in line
     rows = list(verdict_page.verdict_matrix(table)["claim"])
     assert rows[rows.index(text) + 1] == "the same, both at learning rate 1e-4"
     held = verdicts.verdict_table(
-        {"comparison": tuned, "learning_rates": made_up_rates({"0.0001": dict(dvpo=0.8, ppo=0.7)})}
+        {"comparison": tuned, "learning_rates": made_up_rates({"1e-4": dict(dvpo=0.8, ppo=0.7)})}
     )
     text = verdict_page.verdict_findings(held)
     assert "Depends on" not in text and "points; at equal learning rates too)" in text, "the verdicts agree"

@@ -23,7 +23,7 @@ from dvpo_lib.experiments.specs.training import TrainingSpec, training_spec
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.noise.proxies import proxies_folder
 from dvpo_lib.noise.sources import NoiseSettings
-from dvpo_lib.reporting.names import BASE
+from dvpo_lib.reporting.names import BASE, setting_text
 
 NOISES = ("spikes", "none", "reward_model", "flip", "prompt_spikes", "missing", "majority_vote")
 NOISY = ("spikes", "reward_model")  # of the ablations
@@ -150,7 +150,7 @@ def _learning_rates(params) -> Iterator[Cell]:
         for method in ("dvpo", "ppo", "grpo"):
             for rate in (1e-4, 2e-4):
                 changes = {"learning_rate": rate}
-                yield Cell(method, noise, params.families[0], f"learning rate {rate:g}", changes)
+                yield Cell(method, noise, params.families[0], f"learning rate {setting_text(rate)}", changes)
 
 
 def _ablation(params) -> Iterator[Cell]:

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.names import display_name, setting_text
+from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
@@ -30,7 +30,7 @@ from dvpo_lib.reporting.statistics.comparisons import (
 from dvpo_lib.reporting.statistics.study_rows import as_methods, claimed_family
 
 OFFLINE = ("cql", "rfqi")
-RATES = ("0.0001", "0.0002")  # of the study of learning rates
+RATES = ("1e-4", "2e-4")  # of the study of learning rates
 VERDICT_COLUMNS = [
     "claim",
     "figure",
@@ -98,8 +98,8 @@ def _over(text: str, rival: str, pairs: Callable[[pd.DataFrame, str, str], pd.Da
     yield Claim(text, "comparison", "dvpo", _only(rival), pairs)
     for rate in RATES:
         own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
-        again = f"{text}, both at learning rate {setting_text(float(rate))}"
-        yield Claim(again, "learning_rates", own, _only(other), pairs, text)
+        again = f"{text}, both at learning rate {rate}"
+        yield Claim(again, "learning_rates", own, _only(other), pairs, repeats=text)
 
 
 TERMS = {
