@@ -146,7 +146,7 @@ def _sizes(params) -> Iterator[Cell]:
 
 
 def _learning_rates(params) -> Iterator[Cell]:
-    for noise in ("none", *NOISY):
+    for noise in ("none", "flip", *NOISY):
         for method in ("dvpo", "ppo", "grpo"):
             for rate in (1e-4, 2e-4):
                 changes = {"learning_rate": rate}
