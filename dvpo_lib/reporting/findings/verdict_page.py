@@ -69,7 +69,7 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_findings(table: pd.DataFrame) -> str:
-    """The verdicts in sentences: which claims hold under which noise, which are refuted, and what could be seen."""
+    """The verdicts in sentences: which claims hold under which noise, which are refuted, and `verdict_limits`."""
     lines, judged = [], table[~table["verdict"].str.startswith(NO_CLAIM)]
     first = judged[judged["repeats"] == ""]
     for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
@@ -80,7 +80,13 @@ def verdict_findings(table: pd.DataFrame) -> str:
                 held = "; at equal learning rates too" if len(again) and (again == verdict).all() else ""
                 where.append(f"{noise_phrase(row.noise)} ({100 * row.difference:+.1f} points{held})")
             lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
-    lines += _repeated_findings(judged)
+    return "\n".join(filter(None, [*lines, verdict_limits(table)]))
+
+
+def verdict_limits(table: pd.DataFrame) -> str:
+    """What limits the verdicts: learning rates, the differences that these runs can show, and too few seeds."""
+    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
+    lines = _repeated_findings(judged)
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
         least, most = (number_text(100 * open_rows["detectable"].quantile(q), 1) for q in (0, 1))
@@ -97,15 +103,18 @@ def verdict_findings(table: pd.DataFrame) -> str:
 
 
 def _repeated_findings(judged: pd.DataFrame) -> list[str]:
-    """A line for each claim and noise whose verdict changes if DVPO and its rival learn at one rate."""
+    """A line for each claim whose verdict changes under some noise if DVPO and its rival learn at one rate."""
     lines = []
-    for (claim, noise), again in judged[judged["repeats"] != ""].groupby(["repeats", "noise"], sort=False):
-        tuned = judged[(judged["claim"] == claim) & (judged["noise"] == noise)]
-        rows = pd.concat([tuned, again])
-        if rows["verdict"].nunique() > 1:
-            how = [name.removeprefix(claim).removeprefix(", ") or "as tuned" for name in rows["claim"]]
-            each = ", ".join(f"{h} {_cell_text(row)}" for h, (_, row) in zip(how, rows.iterrows(), strict=True))
-            lines.append(f"- **Depends on the learning rate**: {claim}, {noise_phrase(noise)}: {each}.")
+    for claim, repeated in judged[judged["repeats"] != ""].groupby("repeats", sort=False):
+        told = []
+        for noise, again in repeated.groupby("noise", sort=False):
+            rows = pd.concat([judged[(judged["claim"] == claim) & (judged["noise"] == noise)], again])
+            if rows["verdict"].nunique() > 1:
+                how = [name.removeprefix(claim).removeprefix(", ") or "as tuned" for name in rows["claim"]]
+                each = ", ".join(f"{h} {_cell_text(row)}" for h, (_, row) in zip(how, rows.iterrows(), strict=True))
+                told.append(f"{noise_phrase(noise)}: {each}")
+        if told:
+            lines.append(f"- **Depends on the learning rate**: {claim}, {'; '.join(told)}.")
     return lines
 
 
@@ -172,7 +181,7 @@ def disagreement_findings(differences: pd.DataFrame) -> str:
 
 
 def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
-    """The verdict as Markdown for README: the table of claims, the sentences, then the methods to use under each noise.
+    """The verdict as Markdown for README: the table of claims, its limits, then the methods to use under each noise.
 
     It is "" if nothing has been computed.
 
@@ -186,7 +195,7 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     known = table[table["n"] > 0]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN_LABELS))
     own = claimed_runs(comparison, FEWEST_SEEDS)
-    sentences = [verdict_findings(known)]
+    sentences = [verdict_limits(known)]
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
     count = sum(run_count(runs) for runs in computed.values())
