@@ -173,6 +173,22 @@ def test_every_study_has_cells_that_can_be_trained(study):
         assert (spec.critic is None) == (params.methods[cell.method].critic == "none")
 
 
+AS_TUNED = ("comparison", "sizes")  # whose pages say that each method has the settings that tuning chose for it
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - set(AS_TUNED)))
+def test_what_a_study_sets_side_by_side_learns_at_one_rate(study):
+    """Else a difference between methods or critics may be that of their learning rates."""
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    rates = {}
+    for cell in STUDIES[study].cells(params):
+        if not cell.critic_alone:
+            side = cell.variant if study == "learning_rates" else ""
+            rates.setdefault(side, set()).add(training_of(params, cell, 0, None).training.learning_rate)
+    assert all(len(own) == 1 for own in rates.values()), rates
+    assert len(rates) == {"learning_rates": 2, "calibration": 0}.get(study, 1)
+
+
 def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14():
     sizes = {}
     for name in ("full", "large"):

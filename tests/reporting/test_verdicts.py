@@ -27,7 +27,9 @@ def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.0
                 label = dict(method="dvpo", variant=name) if variant else dict(method=name, variant="")
                 labels = dict(study=study, **label, noise=noise, family="math", seed=seed)
                 rows.append(
-                    labels | dict(suite=suite, role=role, metric="sampled", value=level + shared + own, key="k")
+                    labels
+                    | dict(suite=suite, role=role, metric="sampled", value=level + shared + own)
+                    | dict(key=f"{name} {noise} {seed}")
                 )
     return pd.DataFrame(rows)
 
@@ -226,6 +228,9 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     assert lines[0].startswith("Policies were trained on `math`. A score is the mean over 3 test sets, 1 of them")
     assert lines[2].startswith("| claim | heavy-tailed spikes |") and lines[3].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
+    again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
+    more = verdict_page.verdict_page({"comparison": runs, "heads": again})
+    assert "- 30 runs." in more, "a run that studies share is one run"
     assert "- 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("- 30 runs.")[1]
 
 

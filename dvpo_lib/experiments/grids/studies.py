@@ -130,6 +130,16 @@ def changed_critic(critic: CriticSettings, changes: Mapping[str, Any]) -> Critic
 # ---- the cells of each study ----
 
 
+def _at_one_rate(cells: Callable[[Any], Iterator[Cell]]) -> Callable[[Any], Iterator[Cell]]:
+    """The same cells, all with the learning rate of `training`: those that tuning chose differ between methods."""
+
+    def held(params) -> Iterator[Cell]:
+        rate = {"learning_rate": params.training.learning_rate}
+        yield from (dataclasses.replace(cell, training=rate | dict(cell.training)) for cell in cells(params))
+
+    return held
+
+
 def _comparison(params) -> Iterator[Cell]:
     for noise in NOISES:
         for family in params.families:
@@ -234,27 +244,25 @@ def _denoised(params) -> Iterator[Cell]:
         ("dvpo", "quantile"): changed_critic(params.critics["quantile"], {"final_state": True}),
         ("ppo", "scalar"): changed_critic(params.critics["scalar"], {"final_state": True}),
     }
-    rate = {"learning_rate": params.training.learning_rate}  # the same for both: tuning chose different ones
     for noise in ("none", "flip", "spikes", "reward_model"):
         for (method, kind), critic in critics.items():
             for weight in (0.0, 0.2, 0.5, 1.0):
                 for centre in ("median", "trimmed_mean", "mean") if method == "dvpo" and weight == 0 else ("median",):
                     readout = {"readout": {"kind": "denoised", "weight": weight, "centre": centre}}
                     variant = f"{kind}, {centre.replace('_', ' ')}, weight {weight:g}"
-                    yield Cell(method, noise, params.families[0], variant, rate | readout, critic)
+                    yield Cell(method, noise, params.families[0], variant, readout, critic)
         for weight in (0.0, 0.2, 0.5):  # a control without a critic's view; at weight 1 it is ppo
             readout = {"readout": {"kind": "denoised", "weight": weight, "centre": "prompt_mean"}}
-            yield Cell("ppo", noise, params.families[0], f"scalar, prompt mean, weight {weight:g}", rate | readout)
+            yield Cell("ppo", noise, params.families[0], f"scalar, prompt mean, weight {weight:g}", readout)
 
 
 def _critic_kinds(params) -> Iterator[Cell]:
     own = params.critics["quantile"]
     bins = {"kind": "categorical", "bins": 201, "loss": {}}
-    rate = {"learning_rate": params.training.learning_rate}  # the same for all: tuning chose different ones
     for noise in ("none", "flip", *NOISY):
-        yield Cell("dvpo", noise, params.families[0], "quantiles", rate)
-        yield Cell("dvpo", noise, params.families[0], "categorical", rate, changed_critic(own, bins))
-        yield Cell("ppo", noise, params.families[0], "scalar", rate)
+        yield Cell("dvpo", noise, params.families[0], "quantiles")
+        yield Cell("dvpo", noise, params.families[0], "categorical", critic=changed_critic(own, bins))
+        yield Cell("ppo", noise, params.families[0], "scalar")
 
 
 def _calibration(params) -> Iterator[Cell]:
@@ -274,11 +282,13 @@ STUDIES: dict[str, Study] = {
     "quantile_counts": Study("How many quantiles are needed?", _quantile_counts, decides=True),
     "risk_weights": Study("Is a risk interval weight of 0.1 best, in either reading?", _risk_weights, decides=True),
     "heads": Study("How many heads, and how should they be weighted?", _heads),
-    "breakdown": Study("Which winsorising level survives which rate of spikes?", _breakdown),
-    "lambdas": Study("Does a lower lambda pay under flips, and how much pretraining does it take?", _lambdas),
+    "breakdown": Study("Which winsorising level survives which rate of spikes?", _at_one_rate(_breakdown)),
+    "lambdas": Study(
+        "Does a lower lambda pay under flips, and how much pretraining does it take?", _at_one_rate(_lambdas)
+    ),
     "targets": Study("Comonotone or mixture targets?", _targets),
     "readouts": Study("Which statistic of the distribution should the actor see?", _readouts),
-    "denoised": Study("When does it pay to learn from the critic's view of a reward?", _denoised),
-    "critic_kinds": Study("Is it quantiles, or distributions, or the loss?", _critic_kinds, decides=True),
+    "denoised": Study("When does it pay to learn from the critic's view of a reward?", _at_one_rate(_denoised)),
+    "critic_kinds": Study("Is it quantiles, or distributions, or the loss?", _at_one_rate(_critic_kinds), decides=True),
     "calibration": Study("What do critics know before training, at which rate of noise?", _calibration),
 }

@@ -13,7 +13,7 @@ from dvpo_lib.reporting.findings.verdicts import verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
-from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs, run_count
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs
 
 NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
 OWN = "dvpo"  # the method that differences are of
@@ -198,7 +198,7 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     sentences = [verdict_limits(known)]
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
-    count = sum(run_count(runs) for runs in computed.values())
+    count = pd.concat([runs["key"] for runs in computed.values()]).nunique()  # studies share runs
     opening = [f"{outcome_text(comparison)}\n"] if len(comparison) else []
     parts = [
         *opening,

@@ -93,7 +93,9 @@ def _best(text: str, study: str, own: str, start: str) -> Claim:
     return Claim(text, study, own, _others(own, start), overall_pairs)
 
 
-def _over(text: str, rival: str, pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]) -> Iterator[Claim]:
+def _with_equal_rates(
+    text: str, rival: str, pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]
+) -> Iterator[Claim]:
     """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
     yield Claim(text, "comparison", "dvpo", _only(rival), pairs)
     for rate in RATES:
@@ -111,12 +113,14 @@ TERMS = {
 }
 FULL = "+ tail shape and curvature"  # the ablation's row with all terms
 CLAIMS = (
-    *_over("DVPO is better than PPO", "ppo", overall_pairs),
-    *_over("DVPO is better than GRPO", "grpo", overall_pairs),
+    *_with_equal_rates("DVPO is better than PPO", "ppo", overall_pairs),
+    *_with_equal_rates("DVPO is better than GRPO", "grpo", overall_pairs),
     Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), overall_pairs),
     Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), overall_pairs),
-    *_over("DVPO's lead over PPO is larger on longer problems than ID", "ppo", partial(beyond_id_pairs, role="OOD")),
-    *_over(
+    *_with_equal_rates(
+        "DVPO's lead over PPO is larger on longer problems than ID", "ppo", partial(beyond_id_pairs, role="OOD")
+    ),
+    *_with_equal_rates(
         "DVPO's lead over PPO is larger on other families than ID", "ppo", partial(beyond_id_pairs, role="transfer")
     ),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), overall_pairs) for term, text in TERMS.items()),
@@ -124,13 +128,12 @@ CLAIMS = (
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
     _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
     Claim(
-        "Quantiles are better than a categorical critic",
+        "Quantiles are better than other kinds of critics",
         "critic_kinds",
         "quantiles",
-        _only("categorical"),
+        _only("categorical", "scalar"),
         overall_pairs,
     ),
-    Claim("Quantiles are better than a scalar critic", "critic_kinds", "quantiles", _only("scalar"), overall_pairs),
 )
 
 
