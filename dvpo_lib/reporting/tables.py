@@ -103,6 +103,23 @@ def final_table(
     return wide.astype(object).fillna("")
 
 
+def setting_table(runs: pd.DataFrame, paper: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Scores over all test sets in per cent, "IQM [low, high]": a row per setting, a column per noise.
+
+    Args:
+        runs: Rows of a study whose settings stand in column `method`.
+        paper: {setting: what the paper says of it}; None for no such column.
+    """
+    table = final_table(runs)
+    wide = table.pivot(index="method", columns="noise", values="ALL")
+    wide = wide.reindex(index=dict.fromkeys(table["method"]), columns=dict.fromkeys(table["noise"])).fillna("")
+    counts = sorted(set(table["runs"]))
+    wide = wide.rename_axis(index="setting", columns=None).reset_index()
+    if paper is not None:
+        wide.insert(1, "paper", wide["setting"].map(paper).fillna(""))
+    return wide.assign(seeds=f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
+
+
 def points_text(share: float) -> str:
     """A share in per cent without its unit, or "missing"."""
     return number_text(100 * share, 1)

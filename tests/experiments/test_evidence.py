@@ -14,19 +14,9 @@ from dvpo_lib.chain.commands import evidence as command
 from dvpo_lib.chain.params import RuntimeSettings, load_params
 from dvpo_lib.common.durable_files import folder_digests
 from dvpo_lib.experiments.grids import evidence
+from dvpo_lib.experiments.grids.cells import Cell, cell_critic, changed_critic, pretraining_of, run_of, training_of
 from dvpo_lib.experiments.grids.evidence import EvidenceError
-from dvpo_lib.experiments.grids.studies import (
-    BASE,
-    NOISES,
-    STUDIES,
-    Cell,
-    Study,
-    cell_critic,
-    changed_critic,
-    pretraining_of,
-    run_of,
-    training_of,
-)
+from dvpo_lib.experiments.grids.studies import BASE, NOISES, STUDIES, Study
 from dvpo_lib.experiments.run_store.keys import machine_name
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
 from dvpo_lib.models.critic import CriticSettings
@@ -53,6 +43,7 @@ PARAMS = SimpleNamespace(
     critics={"none": None, "quantile": QUANTILE},
     methods={"dvpo": MethodSettings("quantile"), "grpo": MethodSettings("none", {"beta": 0.0})},
     evaluation=EvaluationSettings(prompts=2, k=2),
+    tasks=WORLD,
     runtime=RuntimeSettings(workers=1),
 )
 
@@ -62,7 +53,9 @@ def toy_cells(params):
     yield Cell("dvpo", "spikes", "math")
     yield Cell("dvpo", "rare spikes", "math", "denoised", {"readout": {"kind": "denoised"}}, final, spikes)
     yield Cell("grpo", "none", "math")
-    yield Cell("dvpo", "flip 0.2", "math", source=NoiseSettings("flip", rate=0.2), critic_alone=True)
+    yield Cell("dvpo", "flip 0.2", "math", source=NoiseSettings("flip", rate=0.2), test="critic")
+    yield Cell("dvpo", "none", "math", "untrained critic", critic=changed_critic(QUANTILE, {"pretrain_rollouts": 0}))
+    yield Cell("dvpo", "none", "math", "advantages", test="advantages")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +79,12 @@ def toy(world, monkeypatch):
 
 def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
     assert list(evidence.extend_evidence(PARAMS, "toy", toy, minutes=-1)) == []  # no time left
-    progress = evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=4)
-    assert next(progress) == (4, 8)
+    progress = evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=6)
+    assert next(progress) == (6, 12)
     table = evidence.read_evidence(toy)
     assert list(table) == evidence.COLUMNS and set(table["seed"]) == {0}  # seed by seed
-    assert [run.seed for run in evidence.missing_runs(PARAMS, "toy", table)] == [1, 1, 1, 1]
-    for key in table["key"].unique():  # with a critic, with another one under other noise, without, a critic alone
+    assert [run.seed for run in evidence.missing_runs(PARAMS, "toy", table)] == [1] * 6
+    for key in table["key"].unique():  # of each kind of cell
         pd.testing.assert_frame_equal(
             evidence.rerun(PARAMS, toy, key[:10]).sort_values(["suite", "metric"], ignore_index=True),
             table[table["key"] == key].sort_values(["suite", "metric"], ignore_index=True),
@@ -103,6 +96,9 @@ def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
     assert np.isnan(said.loc["grpo", "explained_variance"]).all()
     critic = table[table["role"] == "critic"].set_index(["suite", "metric"])["value"]
     assert set(critic.index.unique("suite")) == {"first", "middle", "last"} and critic["last", "crps"] > 0
+    auc = table[table["metric"] == "error_auc"]
+    assert list(auc["variant"]) == ["advantages"] and 0 <= auc["value"].iloc[0] <= 1
+    assert "untrained critic" in set(table["variant"])
     widths = table[table["metric"].isin(evidence.TAIL_WIDTHS.values())]
     assert set(widths["method"]) == {"dvpo"} and (widths["value"] > 0).all() and set(widths["role"]) == {"training"}
     assert set(widths.groupby(["key", "metric"])["suite"].first()) == {"quarter 1"}
@@ -164,7 +160,7 @@ def test_every_study_has_cells_that_can_be_trained(study):
         if cell.method == BASE:
             assert run_of(params, cell, 3, None).seed == 3 and pretraining_of(params, cell, 3) is None
             continue
-        if cell.critic_alone:
+        if cell.test == "critic":
             spec = run_of(params, cell, 0, "critic.safetensors")
             assert (spec.noise, spec.critic) == (cell.source, cell_critic(params, cell)) and spec.critic is not None
             continue
@@ -182,11 +178,43 @@ def test_what_a_study_sets_side_by_side_learns_at_one_rate(study):
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
     rates = {}
     for cell in STUDIES[study].cells(params):
-        if not cell.critic_alone:
+        if cell.test == "policy" and cell.method != BASE:
             side = cell.variant if study == "learning_rates" else ""
             rates.setdefault(side, set()).add(training_of(params, cell, 0, None).training.learning_rate)
     assert all(len(own) == 1 for own in rates.values()), rates
-    assert len(rates) == {"learning_rates": 2, "calibration": 0}.get(study, 1)
+    assert len(rates) == {"learning_rates": 2, "calibration": 0, "wrong_steps": 0}.get(study, 1)
+
+
+def test_a_study_whose_methods_differ_has_one_clip_range_and_a_clip_clips_the_critic_too():
+    """`python -m dvpo_lib check` asks the same of methods in params.yaml."""
+    params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
+    specs = [training_of(params, cell, 0, None) for cell in STUDIES["breakdown"].cells(params)]
+    assert {spec.training.epsilon for spec in specs} == {params.training.epsilon}
+    clipped = [spec for spec in specs if spec.method == "ppo_clip_reward"]
+    assert len(clipped) == 20 and all(spec.critic.reward_clip == spec.training.reward_clip for spec in clipped)
+
+
+def test_outdated_rows_are_not_extended(toy):
+    if not toy.is_file():
+        next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
+    assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)) is None
+    before = toy.read_bytes()
+    other = SimpleNamespace(**{**vars(PARAMS), "evaluation": EvaluationSettings(prompts=1, k=2)})
+    with pytest.raises(EvidenceError, match="would have another key now.*Delete the file"):
+        next(evidence.extend_evidence(other, "toy", toy, minutes=10))
+    assert toy.read_bytes() == before
+
+
+def test_the_step_at_which_a_run_diverged_is_kept(toy):
+    if not toy.is_file():
+        next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
+    table = evidence.read_evidence(toy)
+    lost = table[(table["method"] == "dvpo") & (table["metric"] == "sampled")].head(1).index
+    table.loc[lost, ["value", "diverged"]] = [np.nan, 7]
+    path = toy.with_name("lost.csv")
+    evidence.write_evidence(path, table)
+    again = evidence.read_evidence(path)
+    assert again["diverged"].dropna().tolist() == [7] and again.loc[again["diverged"].notna(), "value"].isna().all()
 
 
 def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14():

@@ -100,7 +100,7 @@ def test_the_breakdown_shows_both_cuts_at_every_rate():
     figure = figures.breakdown_curves(runs_of_study("breakdown"))
     assert panel_titles(figure) == ["DVPO winsorised", "PPO, clipped reward"]
     for ax in figure.axes:
-        assert len(ax.containers) == 5, "a line for each level"
+        assert len(ax.containers) == 5, "a line for each level, and one for no cut"
         assert {tuple(line[0].get_xdata()) for line in ax.containers} == {(0.05, 0.1, 0.2, 0.3, 0.4)}
 
 
@@ -109,8 +109,21 @@ def test_the_denoised_readout_is_drawn_against_its_weight():
     assert panel_titles(figure) == ["no noise", "flipped labels", "heavy-tailed spikes", "reward model"]
     for ax in figure.axes:
         lines = {container.get_label(): tuple(container[0].get_xdata()) for container in ax.containers}
-        assert lines["quantile critic"] == lines["scalar critic"] == (0.0, 0.2, 0.5, 1.0)
-        assert lines["quantile critic, mean"] == (0.0,)
+        assert lines["quantile critic"] == lines["scalar critic"] == (0.0, 0.2, 1.0)
+        assert lines["quantile critic, mean"] == (0.0,) and lines["quantile critic, winsorised"] == (1.0,)
+
+
+def test_the_denoised_readout_is_drawn_against_the_rate_of_noise_and_against_the_critic():
+    runs = runs_of_study("denoised_rates", seeds=4)
+    drawn = drawn_points(figures.denoised_rate_curves(runs))
+    assert len(drawn) == len(runs[["variant", "noise"]].drop_duplicates()) == 24
+    assert ("heavy-tailed spikes", "scalar, its view", 0.05) in drawn
+    runs = runs_of_study("denoised_critics", seeds=4)
+    drawn = drawn_points(figures.denoised_critic_curves(runs))
+    assert len(drawn) == len(runs[["variant", "noise"]].drop_duplicates()) == 20
+    own = runs[(runs["variant"] == "layers 1, weight 1") & (runs["noise"] == "flip")].groupby("seed")["value"].mean()
+    point = drawn["layers", "flipped labels, as received", 1.0]
+    assert point == pytest.approx(own.sort_values().iloc[1:3].mean())
 
 
 def drawn_points(figure):
@@ -155,9 +168,7 @@ def test_a_missing_score_is_marked_and_named():
     runs.loc[runs.index[0], "value"] = None
     figure = figures.breakdown_curves(runs)
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts == ["missing"] and "cut at 0.02, DVPO winsorised, 0.05" in figure._supxlabel.get_text().replace(
-        "\n", " "
-    )
+    assert texts == ["missing"] and "not cut, DVPO winsorised, 0.05" in figure._supxlabel.get_text().replace("\n", " ")
 
 
 def test_critics_are_compared_at_every_rate_of_noise():
@@ -186,7 +197,10 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
         assert share[0] == 1 and share[-1] == 0 and (share[1:] <= share[:-1]).all()
 
 
-@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"comparison", "breakdown", "denoised", "calibration"}))
+OWN_LABELS = {"comparison", "breakdown", "denoised", "denoised_rates", "calibration", "wrong_steps"}  # of their figures
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - OWN_LABELS))
 def test_variants_of_every_other_study_can_be_compared(study):
     """No two cells of a figure have one name."""
     runs = runs_of_study(study)
@@ -207,9 +221,12 @@ def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     few, some, many = (runs_of_study("heads", seeds) for seeds in (SHOWN - 1, SHOWN, CLAIMED))
     [text] = study_section("heads", few)
     assert "Not computed yet" in text.data
-    assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure"]
-    figure, table = study_section("heads", many)
-    assert "highest mean score" in table.to_html() and len(study_section("heads", many, best=False)) == 1
+    assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure", "Styler"]
+    figure, scores, table = study_section("heads", many, paper={"3 heads": "best"})
+    assert "highest mean score" in table.to_html() and len(study_section("heads", many, numbers=False)) == 1
+    rows = scores.data.map(lambda cell: cell.replace("\N{NO-BREAK SPACE}", " ")).set_index("setting")
+    assert list(rows) == ["paper", "heavy-tailed spikes", "reward model", "seeds"] and len(rows) == 5
+    assert rows.loc["3 heads", "paper"] == "best" and rows.loc["1 head", "paper"] == ""
     base = runs_of_study("comparison", CLAIMED).query("method == 'ppo'").assign(method=BASE)
     assert "Not computed yet" in study_section("comparison", base)[0].data, "the base policy is no method"
     assert "Not computed yet" in study_section("heads", few.head(0))[0].data
@@ -219,15 +236,13 @@ def test_what_scores_are_means_of_is_counted():
     runs = runs_of_study("comparison")
     text = verdict_page.outcome_text(runs[runs["family"] == "math"])
     assert text.startswith(
-        "Policies were trained on `math`. A score is the mean over 3 test sets, 1 of them of families"
+        "For the claims, policies were trained on `math`. A score is the mean over 3 test sets, 1 of them of families"
     )
 
 
 def test_scores_of_the_base_policy_are_means_of_its_tests():
     runs = runs_of_study("breakdown", 2)
-    base = runs[runs["variant"] == runs["variant"].iloc[0]].query(
-        "method == 'ppo_clip_reward' and noise == 'spikes 0.1'"
-    )
+    base = runs[runs["variant"] == "level 0.1"].query("method == 'ppo_clip_reward' and noise == 'spikes 0.1'")
     base = base.assign(method=BASE, value=base["seed"] * 0.5)
     found = study_rows.base_scores(pd.concat([runs, base])).set_index("suite")["value"]
     assert found.to_dict() == dict.fromkeys(SUITES, 0.25)

@@ -125,12 +125,13 @@ def test_strength_of_the_noise_is_judged_by_what_ppo_loses(under_noise, verdict)
 
 
 def test_cost_of_clipping_is_reported_if_there_is_one():
-    final = final_frame({("ppo", "none"): [0.95] * 3, ("ppo_clip_reward", "none"): [0.90] * 3})
+    final = final_frame({("ppo", "none"): [0.95] * 10, ("ppo_clip_reward", "none"): [0.90] * 10})
     text = clip_cost(final, 0.1)
     assert "5 points behind PPO" in text and "10 %" in text
-    equal = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.9] * 3})
+    equal = final_frame({("ppo", "none"): [0.9] * 10, ("ppo_clip_reward", "none"): [0.9] * 10})
     assert "points" not in clip_cost(equal, 0.1) and "PPO" in clip_cost(equal, 0.1)
     assert clip_cost(final[final["method"] == "ppo"], 0.1) == ""
+    assert clip_cost(final[final["seed"] < 9], 0.1) == "", "no claim on nine seeds"
 
 
 def test_report_findings_hold_comparison_failures_and_ablation():
@@ -143,11 +144,13 @@ def test_report_findings_hold_comparison_failures_and_ablation():
 
 
 def test_failures_name_idle_methods_and_gaps_to_the_baseline():
-    bad = final_frame({("ppo", "spikes"): [0.6] * 3, ("dvpo", "spikes"): [0.40] * 3})
+    bad = final_frame({("ppo", "spikes"): [0.6] * 10, ("dvpo", "spikes"): [0.40] * 10})
     idle, behind = failure_findings(bad, BASE).splitlines()
     assert idle.endswith(": DVPO.") and "20 points behind PPO" in behind
-    good = final_frame({("ppo", "none"): [0.6], ("dvpo", "none"): [0.7]})
+    good = final_frame({("ppo", "none"): [0.6] * 10, ("dvpo", "none"): [0.7] * 10})
     assert "PPO" not in failure_findings(good, BASE)
+    few = failure_findings(bad[bad["seed"] < 9], BASE)
+    assert few == "- 9 seeds are too few to say which method fails: claims rest on 10."
 
 
 def test_ablation_findings_pair_by_seed_and_count_clear_changes():
@@ -345,7 +348,7 @@ def test_findings_name_missing_scores_and_draw_no_conclusion_from_them():
     under = next(line for line in comparison_findings(final).splitlines() if "spikes" in line)
     assert "DVPO missing" in under.replace("\N{NO-BREAK SPACE}", " ") and "None differs" not in under
     assert "missing" in noise_strength(without(final, method="ppo", noise="spikes", suite="math_id"), BASE)
-    lost = final_frame({("ppo", "none"): [0.9] * 3, ("ppo_clip_reward", "none"): [0.8] * 3})
+    lost = final_frame({("ppo", "none"): [0.9] * 10, ("ppo_clip_reward", "none"): [0.8] * 10})
     assert "missing" in clip_cost(without(lost, method="ppo", seed=0), 0.1)
 
 

@@ -1,5 +1,7 @@
 """Verdicts on claims, on made-up runs: the hardest rival decides, few runs decide nothing, corrections count."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,8 @@ from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 from dvpo_lib.reporting.statistics.study_rows import as_methods
 
+LONGER = "DVPO leads PPO on longer problems (OOD), by more than ID"
+OTHERS = "DVPO leads PPO on other families (transfer), by more than ID"
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
 
@@ -53,11 +57,11 @@ def test_the_hardest_rival_decides():
     assert verdict_of(table, "DVPO is better than robust Bellman PPO")["verdict"] == "not confirmed"
     offline = verdict_of(table, "DVPO is better than offline worst-case methods")
     assert offline["rival"] == "rfqi" and offline["difference"] == pytest.approx(0.05, abs=0.01)
-    each = [sign_flip_test(verdicts.overall_pairs(runs, "dvpo", rival)["difference"]) for rival in verdicts.OFFLINE]
+    each = [sign_flip_test(verdicts.role_pairs(runs, "dvpo", rival)["difference"]) for rival in verdicts.OFFLINE]
     assert offline["p"] == pytest.approx(max(each)), "both rivals have to be beaten"
     better = made_up_runs({"dvpo": 0.6, "cql": 0.5, "rfqi": 0.62}, spread=0.03)
     refuting = verdict_of(verdicts.verdict_table({"comparison": better}), offline["claim"])
-    alone = sign_flip_test(verdicts.overall_pairs(better, "dvpo", "rfqi")["difference"])
+    alone = sign_flip_test(verdicts.role_pairs(better, "dvpo", "rfqi")["difference"])
     assert refuting["p"] == pytest.approx(min(1, 2 * alone)), "either rival may refute the claim"
     assert (table["corrected"].dropna() >= table["p"].dropna()).all()
 
@@ -70,12 +74,25 @@ def test_no_claim_rests_on_few_runs(seeds, verdict):
 
 
 def test_gains_out_of_distribution_are_compared_inside_a_run():
-    dvpo = {"ID": 0.8, "OOD": 0.7, "transfer": 0.5}
+    dvpo = {"ID": 0.8, "OOD": 0.7, "transfer": 0.9}
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
-    row = verdict_of(table, "DVPO's lead over PPO is larger on longer problems than ID")
+    row = verdict_of(table, LONGER)
     assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
-    row = verdict_of(table, "DVPO's lead over PPO is larger on other families than ID")
-    assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.3, abs=0.01)
+    assert row["measure"] == "longer problems less ID"
+    row = verdict_of(table, OTHERS)
+    assert row["verdict"] == "confirmed" and row["difference"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_smaller_deficit_is_no_lead():
+    """A policy that learned less in its own family also differs less elsewhere."""
+    dvpo = {"ID": 0.4, "OOD": 0.5, "transfer": 0.6}
+    table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
+    row = verdict_of(table, LONGER)
+    assert row["verdict"] == "refuted" and row["measure"] == "longer problems"
+    assert row["difference"] == pytest.approx(-0.1, abs=0.01), "behind by 10 points there, by 20 ID"
+    assert verdict_of(table, OTHERS)["verdict"] == "not confirmed"
+    [shown] = verdict_page.verdict_details(table).query("claim == @LONGER")["rival"]
+    assert shown == "PPO (longer problems)"
 
 
 def test_the_best_of_a_row_of_settings():
@@ -114,15 +131,19 @@ def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     rows = {
         "ablation": {verdicts.FULL: 0.9, **{f"without {term}": 0.5 for term in verdicts.TERMS}},
         "quantile_counts": {"M = 200": 0.9, **{f"M = {m}": 0.5 for m in (10, 25, 50, 100, 500)}},
-        "critic_kinds": {"quantiles": 0.9, "categorical": 0.5, "scalar": 0.5},
+        "critic_kinds": {"quantiles": 0.9, "categorical": 0.5, "scalar": 0.9},
+        "denoised": {"quantile, median, weight 0": 0.9, "quantile, median, weight 1": 0.5}
+        | {f"scalar, {centre}, weight 0": 0.5 for centre in ("median", "prompt mean")},
         "risk_weights": {"tail mass 0.1": 0.9, "term weights x 1": 0.9}
         | {f"tail mass {w}": 0.5 for w in (0.05, 0.2, 0.45)}
         | {f"term weights x {w}": 0.5 for w in (0, 0.5, 2, 5)},
     }
     evidence = {study: made_up_runs(own, study=study, variant=True) for study, own in rows.items()}
     rates = made_up_rates({rate: means for rate in verdicts.RATES})
+    steps = made_up_runs({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5}, study="wrong_steps").query("role == 'ID'")
+    evidence["wrong_steps"] = steps.assign(metric="error_auc", role="advantages", suite="first batch")
     table = verdicts.verdict_table({"comparison": made_up_runs(means), "learning_rates": rates, **evidence})
-    lead = table["claim"].str.contains("lead")
+    lead = table["claim"].str.contains("leads")
     assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~lead, "verdict"]) == {"confirmed"}
 
 
@@ -165,9 +186,13 @@ def test_a_verdict_does_not_depend_on_what_other_studies_have_computed():
 def test_a_difference_that_these_runs_would_show_is_one_after_correction():
     runs = made_up_runs({"dvpo": 0.705, "ppo": 0.7}, spread=0.03)
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
-    d = verdicts.overall_pairs(runs, "dvpo", "ppo")["difference"]
+    d = verdicts.role_pairs(runs, "dvpo", "ppo")["difference"]
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6))
     assert row["detectable"] > detectable_difference(d)
+    runs = made_up_runs({"dvpo": 0.7, "cql": 0.71, "rfqi": 0.7}, spread=0.03)
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than offline worst-case methods")
+    d = verdicts.role_pairs(runs, "dvpo", row["rival"])["difference"]
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 12)), "two rivals, six claims"
 
 
 def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_verdicts_part():
@@ -179,7 +204,7 @@ def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_ver
     again = table[table["repeats"] == text]
     assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in verdicts.RATES]
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
-    pairs = verdicts.overall_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
+    pairs = verdicts.role_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
     [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "Depends on the learning rate" in x]
     assert f"{text}, under heavy-tailed spikes: as tuned confirmed (+10" in line and "2e-4 not confirmed" in line
@@ -204,9 +229,21 @@ def test_differences_by_test_set_and_where_they_disagree():
             assert row["difference"] == pytest.approx(d.mean()) and row["low"] < d.mean() < row["high"]
             assert row["difference"] == pytest.approx(dvpo[role] - level, abs=0.02)
     shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO less")
-    assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families"].startswith("+")
+    assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families (transfer)"].startswith("+")
     [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
-    assert "DVPO less PPO" in line and "(ID)" in line and "(other families)" in line, "GRPO is beaten everywhere"
+    assert "DVPO less PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
+
+
+def test_test_sets_disagree_only_after_correction():
+    rows = [
+        dict(noise="spikes", method="ppo", role=role, difference=d, low=d - 0.01, high=d + 0.01, n=10)
+        for role, d in (("ID", -0.05), ("transfer", 0.05))
+    ]
+    clear, doubtful = (pd.DataFrame(rows).assign(corrected=p) for p in (0.01, 0.2))
+    assert "disagree" in verdict_page.disagreement_findings(clear)
+    assert verdict_page.disagreement_findings(doubtful) == "", "intervals alone are not corrected"
+    table = verdict_page.role_differences(made_up_runs({"dvpo": 0.8, "ppo": 0.7}), ["ppo"]).set_index("role")
+    assert np.isnan(table.loc["ALL", "corrected"]) and table.loc["ID", "corrected"] == pytest.approx(3 * 2 / 2**10)
 
 
 def test_every_claim_names_rows_that_its_study_computes():
@@ -217,7 +254,10 @@ def test_every_claim_names_rows_that_its_study_computes():
         names = list(dict.fromkeys(as_methods(cells)["method"]))
         assert claim.own in names and claim.rivals(names), claim.text
         assert claim.own not in claim.rivals(names)
-        assert STUDIES[claim.study].decides and CLAIMED >= FEWEST_SEEDS, f"{claim.text}: too few seeds for a claim"
+        rows = [cell for cell in STUDIES[claim.study].cells(params) if STUDIES[claim.study].decides(cell)]
+        decided = as_methods(pd.DataFrame([cell.labels for cell in rows]))["method"]
+        assert {claim.own, *claim.rivals(names)} <= {*decided}, f"{claim.text}: too few seeds for a claim"
+    assert CLAIMED >= FEWEST_SEEDS
 
 
 def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs():
@@ -225,13 +265,15 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, BASE: 0.9})
     page = verdict_page.verdict_page({"comparison": runs, "heads": pd.DataFrame()})
     lines = page.splitlines()
-    assert lines[0].startswith("Policies were trained on `math`. A score is the mean over 3 test sets, 1 of them")
+    assert lines[0].startswith(
+        "For the claims, policies were trained on `math`. A score is the mean over 3 test sets, 1 of them"
+    )
     assert lines[2].startswith("| claim | heavy-tailed spikes |") and lines[3].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
     again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
     more = verdict_page.verdict_page({"comparison": runs, "heads": again})
-    assert "- 30 runs." in more, "a run that studies share is one run"
-    assert "- 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("- 30 runs.")[1]
+    assert "rests on 30 runs." in more, "a run that studies share is one run"
+    assert "rests on 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("rests on 30 runs.")[1]
 
 
 def test_the_matrix_and_the_sentences_hold_every_verdict():
@@ -255,3 +297,51 @@ def test_methods_that_cannot_be_told_from_the_best_are_named():
     runs.loc[0, "value"] = np.nan
     [row] = recommended.recommended_methods(runs).to_dict("records")
     assert row["best"] != runs.loc[0, "method"], "a missing score is not averaged away"
+
+
+def test_a_rival_that_lost_a_run_is_not_as_good_as_the_best():
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.5, "grpo": 0.8001}, spread=0.05)
+    lost = (runs["method"] == "grpo") & (runs["seed"] == 3)
+    [row] = recommended.recommended_methods(runs.assign(value=runs["value"].mask(lost))).to_dict("records")
+    assert row["best"] == "dvpo" and row["as_good"] == [], "its other runs alone would be a selection"
+
+
+def test_equal_rivals_count_once_in_the_correction():
+    runs = made_up_runs({"dvpo": 0.8, "grpo": 0.79, "ppo": 0.7}, spread=0.02)
+    copy = runs[runs["method"] == "grpo"].assign(method="grpo_clip_reward")
+    [alone], [twice] = (recommended.recommended_methods(r).to_dict("records") for r in (runs, pd.concat([runs, copy])))
+    assert [m for m in twice["as_good"] if m != "grpo_clip_reward"] == alone["as_good"]
+    assert ("grpo_clip_reward" in twice["as_good"]) == ("grpo" in alone["as_good"])
+    text = recommended.copied_findings(pd.concat([runs, copy]))
+    assert text == (
+        "- Under heavy-tailed spikes, GRPO and GRPO, clipped reward are equal run by run: they count as one rival."
+    )
+    assert recommended.copied_findings(runs) == ""
+
+
+def test_runs_that_many_claims_share_are_counted():
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.7})
+    text = verdict_page.shared_run_findings({"comparison": runs})
+    assert "stand behind 4 claims (under heavy-tailed spikes)" in text
+    assert verdict_page.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
+
+
+def test_each_claim_names_its_section_of_the_page():
+    headings = [
+        line.removeprefix("## ")
+        for cell in json.loads((ROOT / "notebooks" / "06_evidence.ipynb").read_text("utf-8"))["cells"]
+        for line in "".join(cell["source"]).splitlines()
+        if line.startswith("## ")
+    ]
+    assert set(verdict_page.SECTIONS) == {claim.study for claim in verdicts.CLAIMS}
+    assert set(verdict_page.SECTIONS.values()) <= set(headings)
+    table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7})})
+    [link] = set(verdict_page.verdict_matrix(table[table["n"] > 0], links=True)["figure"])
+    assert link == "[The comparison](reports/06_evidence/notebook.html#The-comparison)"
+
+
+def test_differences_stand_side_by_side_for_both_sizes_of_the_policy():
+    small, large = made_up_runs({"dvpo": 0.8, "ppo": 0.7}), made_up_runs({"dvpo": 0.7, "ppo": 0.7}, seeds=5)
+    table = verdict_page.size_difference_table({"small": small, "large": large}, ["ppo"])
+    assert list(table) == ["noise", "DVPO less", "small (10 seeds)", "large (5 seeds)"]
+    assert table.iloc[0]["small (10 seeds)"].startswith("+10") and len(table) == 1

@@ -69,7 +69,7 @@ def run_evidence(chosen: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        StageError: If a run cannot be made again.
+        StageError: If a run cannot be made again, or the study's file is of other code or settings.
     """
     root = project_root()
     if chosen.study is None:
@@ -96,6 +96,8 @@ def run_evidence(chosen: argparse.Namespace) -> int:
                 print(f"{chosen.study}: {done} of {total} runs; {left} minutes to the end", file=sys.stderr, flush=True)
                 write_verdict(root)
             write_verdict(root)
+    except EvidenceError as error:
+        raise StageError(str(error)) from None
     except BlockingIOError as owner:
         raise StageError(f"process {owner} extends {path} already") from None
     return 0

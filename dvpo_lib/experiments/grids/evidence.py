@@ -18,8 +18,16 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.common.durable_files import write_durably
-from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES, Cell, pretraining_of, run_of
-from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
+from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, run_of
+from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES
+from dvpo_lib.experiments.run_store import (
+    collect_run_tables,
+    execute_once,
+    execute_specs,
+    machine_of,
+    spec_key,
+    store_folder,
+)
 from dvpo_lib.reporting.names import TAIL_COLUMNS
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, in_display_order
 
@@ -27,11 +35,12 @@ TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
 RUN_COLUMNS = ["study", *RUN_LABELS]
-COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "key", "machine"]
+COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "machine"]
+CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
 
 
 class EvidenceError(ValueError):
-    """A run of the evidence cannot be made again; the message says why."""
+    """A run of the evidence cannot be made again, or a study cannot be extended; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def planned_runs(params, study: str) -> Iterator[PlannedRun]:
     claimed: list[Cell] = []
     shown: list[Cell] = []
     for cell in STUDIES[study].cells(params):
-        (claimed if STUDIES[study].decides and cell.family == params.families[0] else shown).append(cell)
+        (claimed if STUDIES[study].decides(cell) and cell.family == params.families[0] else shown).append(cell)
     for noise in dict.fromkeys(cell.noise for cell in claimed):
         for seed in range(params.seed, params.seed + CLAIMED):
             yield from (PlannedRun(study, cell, seed) for cell in claimed if cell.noise == noise)
@@ -70,11 +79,11 @@ def planned_runs(params, study: str) -> Iterator[PlannedRun]:
 
 
 def read_evidence(path: Path) -> pd.DataFrame:
-    """The rows of a study's file; none if there is no file."""
+    """The rows of a study's file; none if there is no file. Column `diverged` is the step at which a run diverged."""
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
-    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
-    return table.assign(machine=table["machine"].replace(_machine_names(path)))
+    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "diverged": [""]})
+    return table.assign(machine=table["machine"].replace(_machine_names(path))).reindex(columns=COLUMNS)
 
 
 def read_studies(folder: Path) -> dict[str, pd.DataFrame]:
@@ -96,7 +105,8 @@ def write_evidence(path: Path, table: pd.DataFrame) -> None:
     """Writes the rows of a study in a fixed order; the file is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".new")
-    table = table[COLUMNS].astype({"value": float})  # numbers of a column of objects would not be rounded
+    numbers = {"value": float, "diverged": float}  # those of a column of objects would not be rounded
+    table = table.reindex(columns=COLUMNS).astype(numbers)
     hashes = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in table["machine"].unique()}
     known = _machine_names(path) | {short: name for name, short in hashes.items()}
     names = pd.DataFrame(sorted(known.items()), columns=["machine", "name"])
@@ -112,11 +122,38 @@ def missing_runs(params, study: str, table: pd.DataFrame) -> list[PlannedRun]:
     return [run for run in planned_runs(params, study) if tuple(run.labels.values()) not in there]
 
 
+def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
+    """The key of a run that would have another key today: settings, code, base policy or libraries have changed.
+
+    The first run of each method is looked at, if its critic is in the run store or it has none.
+
+    Args:
+        params: The settings.
+        study: A key of STUDIES.
+        table: Rows of its file.
+    """
+    known = dict(zip(table[RUN_COLUMNS].itertuples(index=False, name=None), table["key"], strict=True))
+    seen = set()
+    for run in planned_runs(params, study):
+        key = known.get(tuple(run.labels.values()))
+        if key is None or run.cell.method in seen:
+            continue
+        seen.add(run.cell.method)
+        pretraining, file = pretraining_of(params, run.cell, run.seed), None
+        if pretraining is not None:
+            file = store_folder() / spec_key(pretraining) / CRITIC_FILE
+            if not file.is_file():
+                continue
+        if spec_key(run_of(params, run.cell, run.seed, file)) != key:
+            return key
+    return None
+
+
 def critic_files(params, runs: Sequence[PlannedRun]) -> list[Path | None]:
     """Pretrained critics of runs, computed if the run store lacks them; None for methods without one."""
     specs = [pretraining_of(params, run.cell, run.seed) for run in runs]
     folders = iter(execute_specs([spec for spec in specs if spec is not None], params.runtime, "critic pretraining"))
-    return [None if spec is None else next(folders) / "critic.safetensors" for spec in specs]
+    return [None if spec is None else next(folders) / CRITIC_FILE for spec in specs]
 
 
 def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
@@ -131,7 +168,7 @@ def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
     table = collect_run_tables([folder], "final")
     if (folder / "curves.csv").is_file():
         table = pd.concat([table, training_rows(folder)], ignore_index=True)
-    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
+    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder)).reindex(columns=COLUMNS)
 
 
 def training_rows(folder: Path) -> pd.DataFrame:
@@ -165,8 +202,16 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
 
     Yields:
         (runs in the file, runs of the study) after every write.
+
+    Raises:
+        EvidenceError: If a run of the file is outdated: new runs would not be comparable with it.
     """
     end, table = time.monotonic() + 60 * minutes, read_evidence(path)
+    if (key := outdated_run(params, study, table)) is not None:
+        raise EvidenceError(
+            f"{path}: run {key} would have another key now, since settings, code, base policy or libraries have "
+            "changed. Delete the file to compute the study anew, or go back to what made it"
+        )
     left, total = missing_runs(params, study, table), sum(1 for _ in planned_runs(params, study))
     for start in range(0, len(left), batch):
         if time.monotonic() > end:
@@ -204,7 +249,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
         root, file = Path(folder), None
         if (pretraining := pretraining_of(params, run.cell, run.seed)) is not None:
             execute_once(pretraining, "critic", root)
-            file = root / "critic" / "critic.safetensors"
+            file = root / "critic" / CRITIC_FILE
         spec = run_of(params, run.cell, run.seed, file)
         if (now := spec_key(spec)) != keys[0]:
             raise EvidenceError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,15 +25,20 @@ def variant_figure(runs: pd.DataFrame) -> Figure:
 
 
 def study_section(
-    study: str, runs: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure] = variant_figure, best: bool = True
+    study: str,
+    runs: pd.DataFrame,
+    draw: Callable[[pd.DataFrame], Figure] = variant_figure,
+    numbers: bool = True,
+    paper: Mapping[str, str] | None = None,
 ) -> list:
-    """What the page shows of a study: its figure and its best settings, or a sentence in their place.
+    """What the page shows of a study: its figure, scores and best settings, or a sentence in their place.
 
     Args:
         study: A key of STUDIES.
         runs: Its rows, of `read_studies`.
         draw: The figure of those rows whose noise and family have SHOWN seeds of every setting.
-        best: Whether the best settings follow, under noises that have CLAIMED seeds of every setting.
+        numbers: Whether the scores follow, and the best settings under noises with CLAIMED seeds of every setting.
+        paper: As in `tables.setting_table`.
 
     Returns:
         Objects for `display(*...)`.
@@ -42,7 +47,10 @@ def study_section(
     if shown.empty:
         return [show_text(f"Not computed yet: a figure needs {SHOWN} seeds of every setting.")]
     section, judged = [draw(shown)], covered_cells(shown, CLAIMED)
-    if best and len(judged):
+    if numbers:
+        caption = f"{display_name(study)}: score over all test sets in per cent, interquartile mean and 95 % interval"
+        section.append(tables.show_table(tables.setting_table(as_methods(shown), paper), caption))
+    if numbers and len(judged):
         settings = recommendation_table(recommended_methods(as_methods(judged)))
         section.append(tables.show_table(settings, f"{display_name(study)}: the best setting under each noise"))
     return section

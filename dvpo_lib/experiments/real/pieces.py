@@ -15,8 +15,8 @@ import pandas as pd
 
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
+from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, training_of
 from dvpo_lib.experiments.grids.evidence import COLUMNS, RUN_COLUMNS, PlannedRun, read_evidence, write_evidence
-from dvpo_lib.experiments.grids.studies import Cell, pretraining_of, training_of
 from dvpo_lib.experiments.run_store import execute_specs, machine_of
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
@@ -99,7 +99,7 @@ def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
     kinds = answers.groupby(["suite", "role", "kind"], sort=False)["reward"].mean().reset_index(name="value")
     kinds["metric"] = BY_KIND + kinds.pop("kind")
     table = pd.concat([final, kinds], ignore_index=True)
-    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder))[COLUMNS]
+    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder)).reindex(columns=COLUMNS)
 
 
 def _proxies(params, cell: Cell, places, scratch: Path) -> str | None:

@@ -10,7 +10,12 @@ from dvpo_lib.reporting.figures.comparison import (
     paper_beside_ours,
     scores_by_noise,
 )
-from dvpo_lib.reporting.figures.critic import calibration_panels, explained_variance_panels, quantile_curves
+from dvpo_lib.reporting.figures.critic import (
+    calibration_panels,
+    critic_quality_curves,
+    explained_variance_panels,
+    quantile_curves,
+)
 from dvpo_lib.reporting.figures.data_and_noise import (
     base_skill,
     confusion_bars,
@@ -22,8 +27,9 @@ from dvpo_lib.reporting.figures.data_and_noise import (
 from dvpo_lib.reporting.figures.diagnostics import diagnostic_panels, tail_panels
 from dvpo_lib.reporting.figures.evidence import (
     breakdown_curves,
-    critic_quality_curves,
+    denoised_critic_curves,
     denoised_curves,
+    denoised_rate_curves,
     performance_profiles,
     run_scatter,
     swept_curves,
@@ -43,7 +49,9 @@ __all__ = [
     "calibration_panels",
     "confusion_bars",
     "critic_quality_curves",
+    "denoised_critic_curves",
     "denoised_curves",
+    "denoised_rate_curves",
     "diagnostic_panels",
     "display_name",
     "explained_variance_panels",

@@ -168,3 +168,49 @@ def quantile_curves(
     axes[0, 0].set_ylabel(ylabel)
     legend_above(figure, handles, columns=3)
     return add_caption(figure, f"{note}{missing_note(unknown)}")
+
+
+CRITIC_PANELS = {  # metric of `prediction_metrics`: its label
+    "auc_true": "AUC of right answers",
+    "explained_true": "explained variance, true reward",
+    "calibration_error": "calibration error, received reward",
+    "covered_80": "received rewards in the 80 % interval",
+}
+
+
+def critic_quality_curves(runs: pd.DataFrame, at: str = "last", note: str = "") -> Figure:
+    """What pretrained critics know at each rate of noise: a row of panels for each noise, a column for each metric.
+
+    Args:
+        runs: Rows of study `calibration`; DVPO's critic is the quantile critic, PPO's the scalar one.
+        at: Position of the token.
+        note: Further text of the caption.
+    """
+    own = runs[(runs["role"] == "critic") & (runs["suite"] == at) & runs["metric"].isin(CRITIC_PANELS)]
+    parts = own["noise"].str.rsplit(" ", n=1, expand=True)
+    own = own.assign(kind=parts[0], rate=parts[1].astype(float))
+    own = own.assign(critic=own["method"].map({"dvpo": "quantile", "ppo": "scalar"}).fillna(own["method"]))
+    kinds = list(dict.fromkeys(own["kind"]))
+    figure, axes = new_figure(10.8, 2.5 * len(kinds) + 0.9, len(kinds), len(CRITIC_PANELS))
+    handles = []
+    for row, kind in zip(axes, kinds, strict=True):
+        for ax, (metric, label) in zip(row, CRITIC_PANELS.items(), strict=True):
+            cell = own[(own["kind"] == kind) & (own["metric"] == metric)].dropna(subset="value")
+            for critic, points in cell.groupby("critic", sort=False):
+                style = look_of(critic)
+                ax.plot(points["rate"], points["value"], ls="", marker=style.marker, ms=3, color=style.color, alpha=0.4)
+                mean = points.groupby("rate")["value"].mean()
+                handles += ax.plot(mean.index, mean, color=style.color, marker=style.marker, ms=6, label=style.name)
+            if metric == "covered_80":
+                ax.axhline(0.8, color="0.5", ls=":", lw=1.2)
+            ax.set_title(label, fontsize=9)
+        row[0].set_ylabel(drawn_name(kind))
+    for ax in axes[-1]:
+        ax.set_xlabel("rate")
+    legend_above(figure, handles)
+    counts = sorted({*own.groupby(["critic", "noise"])["seed"].nunique()})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    unknown = own[own["value"].isna() & (own["metric"] != "covered_80")]
+    lost = missing_note(f"{look_of(r.critic).name}, {drawn_name(r.noise)}" for r in unknown.itertuples())
+    text = f"At the {at} token of held-out responses. Small symbols: seeds; lines: means of {seeds} seeds."
+    return add_caption(figure, f"{text} A point prediction has no interval.{lost} {note}")

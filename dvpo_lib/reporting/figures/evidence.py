@@ -26,7 +26,15 @@ INTERVALS = "Symbols: interquartile means over runs; bars: bootstrap 95 % interv
 
 
 def setting_curves(
-    runs: pd.DataFrame, x: str, line: str, panel: str, xlabel: str, metric: str = "sampled", role: str = "ID", note=""
+    runs: pd.DataFrame,
+    x: str,
+    line: str,
+    panel: str,
+    xlabel: str,
+    metric: str = "sampled",
+    role: str = "ALL",
+    base: float | None = None,
+    note: str = "",
 ) -> Figure:
     """Score against a setting: a panel for each value of one column, a line for each value of another.
 
@@ -38,6 +46,7 @@ def setting_curves(
         xlabel: Label of the x axis.
         metric: The metric.
         role: Role of the test sets; ALL for the mean of all of them.
+        base: Score of the base policy, drawn as a dotted line; None: not drawn.
         note: Further text of the caption.
     """
     cell = runs["method"] + "|" + runs["variant"]
@@ -64,6 +73,8 @@ def setting_curves(
                 unknown.append(f"{style.name}, {drawn_name(name)}, {lost.x:g}")
                 mark_missing(ax, lost.x, 0.5, transform=ax.get_xaxis_transform())
         ax.set(title=data_text(drawn_name(name)), xlabel=xlabel)
+        if base is not None:
+            ax.axhline(base, color="0.5", ls=":", lw=1.2)
         places = sorted(set(table.loc[table["panel"] == name, "x"]))
         if 0 < 20 * places[0] < places[-1]:  # else small settings would lie on one another
             ax.set_xscale("log")
@@ -72,7 +83,8 @@ def setting_curves(
         ax.yaxis.set_major_formatter(PERCENT_AXIS)
     axes[0, 0].set_ylabel(f"{drawn_name(metric)} score, {drawn_name(role)}")
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
-    return add_caption(figure, f"{INTERVALS} ({_seeds(table)}).{missing_note(unknown)} {note}")
+    started = "" if base is None else " Dotted: the base policy."
+    return add_caption(figure, f"{INTERVALS} ({_seeds(table)}).{started}{missing_note(unknown)} {note}")
 
 
 def breakdown_curves(runs: pd.DataFrame, **settings) -> Figure:
@@ -84,14 +96,15 @@ def breakdown_curves(runs: pd.DataFrame, **settings) -> Figure:
     """
     rate = runs["noise"].str.removeprefix("spikes ").astype(float)
     level = runs["variant"].str.replace("level ", "cut at ")
+    cut = runs["method"].replace({"dvpo": "dvpo_winsorised", "ppo": "ppo_clip_reward"})  # what is cut at other levels
     return setting_curves(
-        runs.assign(rate=rate, level=level),
+        runs.assign(rate=rate, level=level, cut=cut),
         "rate",
         "level",
-        "method",
+        "cut",
         "rate of spikes",
         note="A cut at the level q holds values between the quantiles q and 1 - q: of the critic's distribution at "
-        "this token (DVPO winsorised), or of the batch's rewards (PPO, clipped reward).",
+        "this token (DVPO winsorised), or of the batch's rewards (PPO, clipped reward). Not cut: DVPO, and PPO.",
         **settings,
     )
 
@@ -117,8 +130,43 @@ def denoised_curves(runs: pd.DataFrame, **settings) -> Figure:
     )
 
 
+VIEWS = "The policy learns from the reward as received, or from the critic's view of it in its place."
+
+
+def denoised_rate_curves(runs: pd.DataFrame, **settings) -> Figure:
+    """Score against the rate of noise, with the reward as received and with the critic's view in its place.
+
+    Args:
+        runs: Rows of study `denoised_rates`.
+        settings: Further arguments of `setting_curves`.
+    """
+    parts = runs["noise"].str.rsplit(" ", n=1, expand=True)
+    rated = runs.assign(kind=parts[0], rate=parts[1].astype(float), line=runs["variant"].map(_weighted))
+    return setting_curves(rated, "rate", "line", "kind", "rate of noise", note=VIEWS, **settings)
+
+
+def denoised_critic_curves(runs: pd.DataFrame, **settings) -> Figure:
+    """The same against the critic's pretraining and its size.
+
+    Args:
+        runs: Rows of study `denoised_critics`.
+        settings: Further arguments of `setting_curves`.
+    """
+    parts = runs["variant"].str.extract(r"^(?P<setting>\D+) (?P<number>\d+), (?P<weight>weight [\d.]+)$")
+    lines = runs["noise"].map(drawn_name) + ", " + parts["weight"].map(_weighted)
+    swept = runs.assign(setting=parts["setting"], number=parts["number"].astype(float), line=lines)
+    return setting_curves(swept, "number", "line", "setting", "", note=VIEWS, **settings)
+
+
+def _weighted(text: str) -> str:
+    """ "quantile, weight 0" -> "quantile, its view": the weight is that of the reward as received."""
+    kind, _, weight = text.rpartition(", ")
+    words = {"weight 0": "its view", "weight 1": "as received"}[weight]
+    return f"{kind}, {words}" if kind else words
+
+
 def swept_curves(runs: pd.DataFrame, line: str, **settings) -> Figure:
-    """Score over all test sets against a setting: a panel for each setting that a study sweeps.
+    """Score against a setting: a panel for each setting that a study sweeps.
 
     Args:
         runs: Rows of a study whose variants are a name and a number, such as "M = 200" or "512 pretraining rollouts".
@@ -128,11 +176,11 @@ def swept_curves(runs: pd.DataFrame, line: str, **settings) -> Figure:
     parts = runs["variant"].str.extract(r"^(?P<before>\D*)(?P<number>[\d.]+)(?P<after>\D*)$")
     name = (parts["before"].str.rstrip(" =x") + parts["after"]).str.strip()
     swept = runs.assign(setting=name, number=parts["number"].astype(float))
-    return setting_curves(swept, "number", line, "setting", "", role="ALL", **settings)
+    return setting_curves(swept, "number", line, "setting", "", **settings)
 
 
 def performance_profiles(
-    runs: pd.DataFrame, noises: Sequence[str] | None = None, metric: str = "sampled", role: str = "ID", note: str = ""
+    runs: pd.DataFrame, noises: Sequence[str] | None = None, metric: str = "sampled", role: str = "ALL", note: str = ""
 ) -> Figure:
     """Share of runs that reach each score (Agarwal et al. 2021): a panel for each noise, a line for each method.
 
@@ -140,7 +188,7 @@ def performance_profiles(
         runs: As in `statistics.run_scores`.
         noises: The panels; default: all noises.
         metric: The metric.
-        role: Role of the test sets.
+        role: Role of the test sets; ALL for the mean of all of them.
         note: Further text of the caption.
     """
     noises = [*dict.fromkeys(runs["noise"])] if noises is None else list(noises)
@@ -199,52 +247,6 @@ def run_scatter(
         ax.set_xlabel(xlabel)
     legend_above(figure, handles, columns=int(figure.get_figwidth() / 1.9))
     return add_caption(figure, f"A symbol is a run. {note}")
-
-
-CRITIC_PANELS = {  # metric of `prediction_metrics`: its label
-    "auc_true": "AUC of right answers",
-    "explained_true": "explained variance, true reward",
-    "calibration_error": "calibration error, received reward",
-    "covered_80": "received rewards in the 80 % interval",
-}
-
-
-def critic_quality_curves(runs: pd.DataFrame, at: str = "last", note: str = "") -> Figure:
-    """What pretrained critics know at each rate of noise: a row of panels for each noise, a column for each metric.
-
-    Args:
-        runs: Rows of study `calibration`; DVPO's critic is the quantile critic, PPO's the scalar one.
-        at: Position of the token.
-        note: Further text of the caption.
-    """
-    own = runs[(runs["role"] == "critic") & (runs["suite"] == at) & runs["metric"].isin(CRITIC_PANELS)]
-    parts = own["noise"].str.rsplit(" ", n=1, expand=True)
-    own = own.assign(kind=parts[0], rate=parts[1].astype(float))
-    own = own.assign(critic=own["method"].map({"dvpo": "quantile", "ppo": "scalar"}).fillna(own["method"]))
-    kinds = list(dict.fromkeys(own["kind"]))
-    figure, axes = new_figure(10.8, 2.5 * len(kinds) + 0.9, len(kinds), len(CRITIC_PANELS))
-    handles = []
-    for row, kind in zip(axes, kinds, strict=True):
-        for ax, (metric, label) in zip(row, CRITIC_PANELS.items(), strict=True):
-            cell = own[(own["kind"] == kind) & (own["metric"] == metric)].dropna(subset="value")
-            for critic, points in cell.groupby("critic", sort=False):
-                style = look_of(critic)
-                ax.plot(points["rate"], points["value"], ls="", marker=style.marker, ms=3, color=style.color, alpha=0.4)
-                mean = points.groupby("rate")["value"].mean()
-                handles += ax.plot(mean.index, mean, color=style.color, marker=style.marker, ms=6, label=style.name)
-            if metric == "covered_80":
-                ax.axhline(0.8, color="0.5", ls=":", lw=1.2)
-            ax.set_title(label, fontsize=9)
-        row[0].set_ylabel(drawn_name(kind))
-    for ax in axes[-1]:
-        ax.set_xlabel("rate")
-    legend_above(figure, handles)
-    counts = sorted({*own.groupby(["critic", "noise"])["seed"].nunique()})
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    unknown = own[own["value"].isna() & (own["metric"] != "covered_80")]
-    lost = missing_note(f"{look_of(r.critic).name}, {drawn_name(r.noise)}" for r in unknown.itertuples())
-    text = f"At the {at} token of held-out responses. Small symbols: seeds; lines: means of {seeds} seeds."
-    return add_caption(figure, f"{text} A point prediction has no interval.{lost} {note}")
 
 
 def _panels(names: Sequence[str]):

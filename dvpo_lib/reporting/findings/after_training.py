@@ -25,7 +25,7 @@ from dvpo_lib.reporting.prose import (
     signed_points,
     unsigned_points,
 )
-from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, equal_methods
 
 ROLE_PHRASES = {
     "ID": "in distribution (ID)",
@@ -154,7 +154,8 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
             text += f"Not comparable with {display_name(baseline)}, since scores are missing: {join_words(unknown)}. "
         if len(versus) and not up and not down and len(unknown) < len(versus):
             text += f"None differs from {display_name(baseline)} beyond its interval."
-        text += "".join(f" {join_words(pair)} are equal run by run: nothing was cut." for pair in _twins(final, noise))
+        pairs = [map(display_name, pair) for pair in equal_methods(final, noise)]
+        text += "".join(f" {join_words(pair)} are equal run by run." for pair in pairs)
         lines.append(text.strip())
     if n < FEWEST_SEEDS:
         lines.append(f"- {_too_few(n, 'method is better')}")
@@ -162,22 +163,13 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
     return "\n".join(lines)
 
 
-def _twins(final: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
-    """Pairs of a method and its clipped control with equal results in every run under a noise."""
-    keys = ["method", "family", "seed", "suite", "metric"]
-    own = final[final["noise"] == noise].set_index(keys)["value"].sort_index()
-    pairs = [(m, f"{m}_clip_reward") for m in dict.fromkeys(own.index.get_level_values("method"))]
-    return [
-        (display_name(m), display_name(control))
-        for m, control in pairs
-        if control in own and own[m].equals(own[control]) and own[m].notna().any()
-    ]
-
-
 def failure_findings(
     final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo", metric: str = "sampled"
 ) -> str:
-    """Failures: no gain over the base policy; DVPO behind the baseline or behind clipped rewards."""
+    """Failures: no gain over the base policy; DVPO behind the baseline or behind clipped rewards, with ten seeds."""
+    n = final.groupby(["noise", "method"])["seed"].nunique().min()
+    if n < FEWEST_SEEDS:
+        return "\n".join([f"- {_too_few(n, 'method fails')}", *_missing_line(final, metric)])
     s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     methods, lines = list(dict.fromkeys(final["method"])), []
     for noise in dict.fromkeys(final["noise"]):
@@ -199,7 +191,7 @@ def failure_findings(
 
 
 def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: str = "sampled") -> str:
-    """Cost of the clipped control without noise, with nothing to clip.
+    """Cost of the clipped control without noise, with nothing to clip; "" on too few seeds.
 
     Args:
         final: As in `statistics.run_scores`.
@@ -209,7 +201,7 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
     """
     s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     keys = [("none", m, "ID") for m in (baseline, "ppo_clip_reward")]
-    if not set(keys) <= set(s.index):
+    if not set(keys) <= set(s.index) or final.groupby("method")["seed"].nunique().min() < FEWEST_SEEDS:
         return ""
     cost = s[keys[0]] - s[keys[1]]
     if np.isnan(cost):

@@ -44,6 +44,19 @@ PAPER_DOMAINS = {  # dialogue: mean over domains, and those domains that the sum
     "reinforce_pp": {"mean": 83.85},
     "dvpo": {"mean": 86.79, "life": 88.13, "transport": 87.73, "health": 87.67, "social": 87.67, "finance": 82.73},
 }
+PAPER_BEST = {  # study: {setting: what the summaries say of it}
+    "quantile_counts": {f"M = {m}": "best" if m == 200 else "worse" for m in (50, 100, 200, 500)},
+    # The risk interval weight: 0.1 is best, 0 and larger ones are worse.
+    "risk_weights": {
+        "tail mass 0.1": "best",
+        "tail mass 0.2": "worse",
+        "tail mass 0.45": "worse",
+        "term weights x 0": "worse",
+        "term weights x 1": "best",
+        "term weights x 2": "worse",
+        "term weights x 5": "worse",
+    },
+}
 DOMAINS = ("life", "transport", "health", "social", "finance")
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from dvpo_lib.reporting.names import display_name
-from dvpo_lib.reporting.prose import join_words, percent_text
-from dvpo_lib.reporting.statistics.comparisons import SIGNIFICANCE, holm_correction, run_pairs, sign_flip_test
+from dvpo_lib.reporting.prose import noise_phrase, percent_text
+from dvpo_lib.reporting.statistics.comparisons import (
+    SIGNIFICANCE,
+    equal_methods,
+    holm_correction,
+    run_pairs,
+    sign_flip_test,
+)
 from dvpo_lib.reporting.statistics.runs import complete_mean, run_scores, summarise_scores
 
 CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
@@ -24,7 +30,7 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
 
     Returns:
         Columns noise, best, score (mean over runs and all test sets), as_good (names; Holm over the rivals; a rival
-        without pairs is among them), and n, the fewest seeds of a method.
+        without pairs is among them, one that lost a run is not), and n, the fewest seeds of a method.
     """
     rows = []
     scores = run_scores(runs, metric, overall=True)
@@ -35,11 +41,24 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
             continue
         best, there = own.idxmax(), runs[runs["noise"] == noise]
         pairs = {m: _overall_differences(there, best, m) for m in own.index if m != best}
-        known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1}
+        equal = equal_methods(there[there["metric"] == metric], noise)
+        copies = {b: a for a, b in reversed(equal)}  # {method: the first one that it equals}
+        known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1 and copies.get(m) not in pairs}
         corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
-        alike = [m for m in pairs if corrected.get(m, 1.0) >= SIGNIFICANCE]
+        alike = [m for m in pairs if corrected.get(copies.get(m, m), 1.0) >= SIGNIFICANCE and own.notna()[m]]
         rows.append((noise, best, own[best], alike, int(cell.groupby("method")["seed"].nunique().min())))
     return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
+
+
+def copied_findings(runs: pd.DataFrame) -> str:
+    """A sentence for each pair of methods with equal scores in every run under a noise: a clip may find nothing."""
+    lines = [
+        f"- {noise_phrase(noise, capital=True)}, {display_name(a)} and {display_name(b)} are equal run by run: "
+        "they count as one rival."
+        for noise in dict.fromkeys(runs["noise"])
+        for a, b in equal_methods(runs, noise)
+    ]
+    return "\n".join(lines)
 
 
 def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None:
@@ -54,12 +73,13 @@ def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None
 
 def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
     """Rows of `recommended_methods` with names as they are shown."""
+    alike = ["; ".join(map(display_name, names)) or "none" for names in recommended["as_good"]]
     return pd.DataFrame(
         {
             "noise": recommended["noise"].map(display_name),
             "highest mean score": recommended["best"].map(display_name),
             "all test sets": recommended["score"].map(percent_text),
-            "not significantly worse": [join_words(map(display_name, names)) for names in recommended["as_good"]],
+            "not significantly worse": alike,
             "seeds": recommended["n"],
         }
     )

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
-from dvpo_lib.reporting.findings.verdicts import verdict_table
+from dvpo_lib.reporting.findings.verdicts import CLAIMS, Claim, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
-from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
-from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs
+from dvpo_lib.reporting.statistics.comparisons import (
+    FEWEST_SEEDS,
+    SIGNIFICANCE,
+    holm_correction,
+    run_pairs,
+    sign_flip_test,
+)
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family, claimed_runs
 
 NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
 OWN = "dvpo"  # the method that differences are of
-ROLES = {"ID": "ID", "OOD": "longer problems", "transfer": "other families", "ALL": "all test sets"}
+ROLES = {"ID": "ID", "OOD": "longer problems (OOD)", "transfer": "other families (transfer)", "ALL": "all test sets"}
+SECTIONS = {  # study that decides claims: its heading in notebook 06
+    "comparison": "The comparison",
+    "learning_rates": "Is it the learning rate?",
+    "ablation": "Which term of the critic's loss helps?",
+    "quantile_counts": "How many quantiles?",
+    "risk_weights": "Which risk weight?",
+    "critic_kinds": "Quantiles, distributions, or the loss?",
+    "denoised": "When does it pay to learn from the critic's view of a reward?",
+    "wrong_steps": "Whose advantages find the step that is wrong?",
+}
+PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
 
-def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
+def verdict_matrix(table: pd.DataFrame, links: bool = False) -> pd.DataFrame:
     """Verdicts as they are shown: a row for each claim, a column for each noise, the difference in points.
 
     A claim that repeats another one stands below it, as "the same, ...".
 
     Args:
         table: Of `verdict_table`.
+        links: Whether the last column, the section with the claim's figure, links to it from README.
     """
     noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
     rows = []
@@ -36,7 +54,9 @@ def verdict_matrix(table: pd.DataFrame) -> pd.DataFrame:
         row = {"claim": f"the same{claim.removeprefix(repeats)}" if repeats else claim}
         for noise in noises:
             row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
-        rows.append({**row, "figure": display_name(own["figure"].iloc[0])})
+        section = SECTIONS[own["figure"].iloc[0]]
+        address = f"{PAGE}#{section.replace(' ', '-').replace(chr(39), '%27')}"
+        rows.append({**row, "figure": f"[{section}]({address})" if links else section})
     return pd.DataFrame(rows)
 
 
@@ -58,7 +78,7 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
         {
             "claim": judged["claim"],
             "noise": judged["noise"].map(display_name),
-            "rival": judged["rival"].map(display_name),
+            "rival": [display_name(r.rival) + (f" ({r.measure})" if r.measure else "") for r in judged.itertuples()],
             "points": [f"{100 * d:+.1f}" for d in judged["difference"]],
             "detectable": [number_text(100 * d, 1) for d in judged["detectable"]],
             "p": [number_text(p, 4) for p in judged["p"]],
@@ -92,7 +112,8 @@ def verdict_limits(table: pd.DataFrame) -> str:
         least, most = (number_text(100 * open_rows["detectable"].quantile(q), 1) for q in (0, 1))
         lines.append(
             f"- **Not confirmed**: {len(open_rows)} of {len(judged)} pairs of a claim and a noise. There these runs "
-            f"would show a difference of {least} to {most} points, four times out of five."
+            f"would show, four times out of five, a difference to one rival of {least} to {most} points, as the claim "
+            "and the noise may be; smaller ones stay unseen."
         )
     if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
         lines.append(
@@ -118,6 +139,33 @@ def _repeated_findings(judged: pd.DataFrame) -> list[str]:
     return lines
 
 
+def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> str:
+    """How many claims rest on the same runs of the setting that they praise: nothing corrects for that.
+
+    Args:
+        evidence: {study: rows}, as of `read_studies`.
+        claims: The claims.
+    """
+    used: dict[tuple[str, frozenset], list[str]] = {}
+    for claim in claims:
+        runs = evidence.get(claim.study)
+        if runs is None or runs.empty:
+            continue
+        own = as_methods(runs[runs["family"] == claimed_family(runs)])
+        for noise, runs in own.groupby("noise", sort=False):
+            if claim.rivals(list(runs["method"].unique())):
+                keys = frozenset(runs.loc[runs["method"] == claim.own, "key"])
+                used.setdefault((noise, keys), []).append(claim.text)
+    most = max(map(len, used.values()), default=0)
+    if most < 2:
+        return ""
+    noises = [noise_phrase(noise) for (noise, _), texts in used.items() if len(texts) == most]
+    return (
+        f"- **Shared runs**: the same runs of DVPO stand behind {most} claims ({join_words(noises)}). If "
+        "they are lucky, all of these claims gain; no correction covers that."
+    )
+
+
 def outcome_text(runs: pd.DataFrame) -> str:
     """What the scores of claims are means of.
 
@@ -128,7 +176,7 @@ def outcome_text(runs: pd.DataFrame) -> str:
     family = claimed_family(own)
     roles = own[own["family"] == family].drop_duplicates("suite")["role"]
     return (
-        f"Policies were trained on `{family}`. A score is the mean over {len(roles)} test sets, "
+        f"For the claims, policies were trained on `{family}`. A score is the mean over {len(roles)} test sets, "
         f"{(roles == 'transfer').sum()} of them of families that the policy was not trained on."
     )
 
@@ -142,10 +190,16 @@ def role_differences(runs: pd.DataFrame, rivals: Iterable[str], metric: str = "s
         metric: The metric to compare.
 
     Returns:
-        Columns noise, method, role, difference, low, high (shares) and n, as of `statistics.paired_differences`.
+        Columns noise, method, role, difference, low, high (shares) and n, as of `statistics.paired_differences`, and
+        corrected, the p-value of a difference on one kind of test sets (Holm over all of them, of one rival).
     """
     table = statistics.paired_differences(runs[runs["method"].isin([OWN, *rivals])], OWN, metric, overall=True)
-    return table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"])
+    table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"], corrected=np.nan)
+    for rival, own in table[table["role"] != "ALL"].dropna(subset="difference").groupby("method", sort=False):
+        pairs = run_pairs(runs, OWN, rival, metric).groupby(["noise", "role"])["difference"]
+        p = [sign_flip_test(pairs.get_group((r.noise, r.role))) if r.n > 1 else 1.0 for r in own.itertuples()]
+        table.loc[own.index, "corrected"] = holm_correction(p)
+    return table
 
 
 def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
@@ -161,17 +215,33 @@ def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[str]) -> pd.DataFrame:
+    """DVPO's score less that of each rival over all test sets, a column for each size of the policy.
+
+    Args:
+        sizes: {size: rows of runs with a policy of that size, of one family}.
+        rivals: The methods to compare with.
+    """
+    columns = {}
+    for size, runs in sizes.items():
+        own = role_differences(runs, rivals)
+        shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO less"])
+        seeds = runs["seed"].nunique()
+        columns[f"{size} ({seeds} seeds)"] = shown[ROLES["ALL"]]
+    return pd.DataFrame(columns).dropna().reset_index()
+
+
 def disagreement_findings(differences: pd.DataFrame) -> str:
     """Where DVPO leads a rival on some test sets and is behind on others: the mean over all of them hides it.
 
     Args:
-        differences: Of `role_differences`; only intervals without 0 count.
+        differences: Of `role_differences`; only those count that are significant after correction.
     """
     lines = []
     for rival, rows in differences.groupby("method", sort=False):
         told = []
         for noise, own in rows.groupby("noise", sort=False):
-            clear = own[(own["role"] != "ALL") & ((own["low"] > 0) | (own["high"] < 0))]
+            clear = own[own["corrected"] < SIGNIFICANCE]
             if clear["difference"].gt(0).nunique() == 2:
                 each = [f"{100 * r.difference:+.1f} points ({ROLES[r.role]})" for r in clear.itertuples()]
                 told.append(f"{noise_phrase(noise)} {join_words(each)}")
@@ -195,15 +265,15 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     known = table[table["n"] > 0]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN_LABELS))
     own = claimed_runs(comparison, FEWEST_SEEDS)
-    sentences = [verdict_limits(known)]
+    sentences = [verdict_limits(known), shared_run_findings(computed)]
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
     count = pd.concat([runs["key"] for runs in computed.values()]).nunique()  # studies share runs
     opening = [f"{outcome_text(comparison)}\n"] if len(comparison) else []
     parts = [
         *opening,
-        markdown_table(verdict_matrix(known)),
-        "\n".join([*filter(None, sentences), f"- {count} runs.\n"]),
+        markdown_table(verdict_matrix(known, links=True)),
+        "\n".join([*filter(None, sentences), f"- The verdict rests on {count:,} runs.\n"]),
     ]
     if len(own):
         parts.append(markdown_table(recommendation_table(recommended_methods(own))))

@@ -1,10 +1,11 @@
 """The verdict: what DVPO's paper claims, and whether the studies of the evidence confirm it at this scale.
 
 A claim says that one setting scores higher than each of its rivals, in pairs of runs with equal noise, family and
-seed. It is confirmed if every rival is beaten, so the largest p-value of its rivals counts (Berger 1982). It is refuted
-if one rival is better, so that rival's p-value is multiplied by the number of rivals. Then all claims of one study
-under one noise are corrected together (Holm 1979), those that cannot be judged yet among them: other studies do not
-change a verdict. Scores are means over all test sets, where a claim does not say otherwise.
+seed; a claim may compare several measures. It is confirmed if every rival is beaten in every measure, so the largest of
+their p-values counts (Berger 1982). It is refuted if one rival is better in one measure, so that p-value is multiplied
+by the number of comparisons. Then all claims of one study under one noise are corrected together (Holm 1979), those
+that cannot be judged yet among them: other studies do not change a verdict. Scores are means over all test sets, where
+a claim does not say otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ from dvpo_lib.reporting.statistics.comparisons import (
 )
 from dvpo_lib.reporting.statistics.study_rows import as_methods, claimed_family
 
+Pairs = Callable[[pd.DataFrame, str, str], pd.DataFrame]
 OFFLINE = ("cql", "rfqi")
 RATES = ("1e-4", "2e-4")  # of the study of learning rates
 VERDICT_COLUMNS = [
@@ -36,6 +39,7 @@ VERDICT_COLUMNS = [
     "figure",
     "noise",
     "rival",
+    "measure",
     "difference",
     "detectable",
     "n",
@@ -55,7 +59,7 @@ class Claim:
         study: The study of the evidence that decides it, which is also the name of its figure.
         own: The method or variant that is claimed to be better.
         rivals: (methods or variants of the study) -> those that it has to beat.
-        pairs: (runs, own, rival) -> paired differences, as of `run_pairs`.
+        measures: {name: (runs, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
         repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
     """
 
@@ -63,22 +67,29 @@ class Claim:
     study: str
     own: str
     rivals: Callable[[Sequence[str]], Sequence[str]]
-    pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]
+    measures: Mapping[str, Pairs]
     repeats: str = ""
 
 
-def overall_pairs(runs: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
-    """Paired differences of the mean over all test sets."""
-    pairs = run_pairs(runs, own, rival)
-    return pairs[pairs["role"] == "ALL"]
+def role_pairs(runs: pd.DataFrame, own: str, rival: str, role: str = "ALL", metric: str = "sampled") -> pd.DataFrame:
+    """Paired differences of the mean over the test sets of a role; ALL: over all test sets."""
+    pairs = run_pairs(runs, own, rival, metric)
+    return pairs[pairs["role"] == role]
 
 
 def beyond_id_pairs(runs: pd.DataFrame, own: str, rival: str, role: str) -> pd.DataFrame:
     """Paired differences on test sets of another role, less those in distribution of the same runs."""
-    pairs = run_pairs(runs, own, rival)
     keys = ["noise", "family", "seed"]
-    far, near = (pairs[pairs["role"] == r].set_index(keys)["difference"] for r in (role, "ID"))
+    far, near = (role_pairs(runs, own, rival, r).set_index(keys)["difference"] for r in (role, "ID"))
     return (far - near).dropna().rename("difference").reset_index()
+
+
+OVERALL = {"": role_pairs}  # the measure of most claims
+
+
+def _lead_beyond_id(role: str, where: str) -> dict[str, Pairs]:
+    """A lead on other test sets that is larger than in distribution: without a lead there it is none."""
+    return {f"{where} less ID": partial(beyond_id_pairs, role=role), where: partial(role_pairs, role=role)}
 
 
 def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
@@ -90,18 +101,16 @@ def _others(own: str, start: str) -> Callable[[Sequence[str]], Sequence[str]]:
 
 
 def _best(text: str, study: str, own: str, start: str) -> Claim:
-    return Claim(text, study, own, _others(own, start), overall_pairs)
+    return Claim(text, study, own, _others(own, start), OVERALL)
 
 
-def _with_equal_rates(
-    text: str, rival: str, pairs: Callable[[pd.DataFrame, str, str], pd.DataFrame]
-) -> Iterator[Claim]:
+def _with_equal_rates(text: str, rival: str, measures: Mapping[str, Pairs]) -> Iterator[Claim]:
     """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
-    yield Claim(text, "comparison", "dvpo", _only(rival), pairs)
+    yield Claim(text, "comparison", "dvpo", _only(rival), measures)
     for rate in RATES:
         own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
         again = f"{text}, both at learning rate {rate}"
-        yield Claim(again, "learning_rates", own, _only(other), pairs, repeats=text)
+        yield Claim(again, "learning_rates", own, _only(other), measures, repeats=text)
 
 
 TERMS = {
@@ -113,26 +122,44 @@ TERMS = {
 }
 FULL = "+ tail shape and curvature"  # the ablation's row with all terms
 CLAIMS = (
-    *_with_equal_rates("DVPO is better than PPO", "ppo", overall_pairs),
-    *_with_equal_rates("DVPO is better than GRPO", "grpo", overall_pairs),
-    Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), overall_pairs),
-    Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), overall_pairs),
+    *_with_equal_rates("DVPO is better than PPO", "ppo", OVERALL),
+    *_with_equal_rates("DVPO is better than GRPO", "grpo", OVERALL),
+    Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), OVERALL),
+    Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), OVERALL),
     *_with_equal_rates(
-        "DVPO's lead over PPO is larger on longer problems than ID", "ppo", partial(beyond_id_pairs, role="OOD")
+        "DVPO leads PPO on longer problems (OOD), by more than ID", "ppo", _lead_beyond_id("OOD", "longer problems")
     ),
     *_with_equal_rates(
-        "DVPO's lead over PPO is larger on other families than ID", "ppo", partial(beyond_id_pairs, role="transfer")
+        "DVPO leads PPO on other families (transfer), by more than ID",
+        "ppo",
+        _lead_beyond_id("transfer", "other families"),
     ),
-    *(Claim(text, "ablation", FULL, _only(f"without {term}"), overall_pairs) for term, text in TERMS.items()),
+    *(Claim(text, "ablation", FULL, _only(f"without {term}"), OVERALL) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
     _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
+    # Quantiles against the scalar critic is "DVPO is better than PPO" at the study's rate, judged above.
+    Claim("Quantiles are better than bins", "critic_kinds", "quantiles", _only("categorical"), OVERALL),
     Claim(
-        "Quantiles are better than other kinds of critics",
-        "critic_kinds",
-        "quantiles",
-        _only("categorical", "scalar"),
-        overall_pairs,
+        "The critic's view of a reward is better than the reward as received",
+        "denoised",
+        "quantile, median, weight 0",
+        _only("quantile, median, weight 1"),
+        OVERALL,
+    ),
+    Claim(
+        "A distribution's view of a reward is better than a point's, or than the prompt's mean",
+        "denoised",
+        "quantile, median, weight 0",
+        _only("scalar, median, weight 0", "scalar, prompt mean, weight 0"),
+        OVERALL,
+    ),
+    Claim(
+        "DVPO's advantages find a wrong step better than those of PPO and robust Bellman PPO",
+        "wrong_steps",
+        "dvpo",
+        _only("ppo", "robust_ppo"),
+        {"AUC of the first wrong step": partial(role_pairs, metric="error_auc")},
     ),
 )
 
@@ -145,10 +172,10 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         claims: The claims.
 
     Returns:
-        Columns VERDICT_COLUMNS. `rival` decides: the hardest one, or the one that refutes; `difference` is the mean
-        difference to it and `detectable` the smallest one that these pairs would show after correction, in shares; `n`
-        is the fewest seeds of a rival; `p` of the claim alone, `corrected` for all claims of the study under the noise.
-        `repeats` is as of the claim. All runs are of `claimed_family`.
+        Columns VERDICT_COLUMNS. `rival` and `measure` decide: the hardest ones, or those that refute; `difference` is
+        the mean difference to it, and `detectable` the smallest one that these pairs would show against this rival
+        after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone, `corrected` for
+        all claims of the study under the noise. `repeats` is as of the claim. All runs are of `claimed_family`.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     for claim in claims:
@@ -179,15 +206,16 @@ def _label(claim: Claim, noise: str) -> dict:
 def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
     """The row of a claim under a noise; a rival with too few pairs leaves it undecided."""
     found = []
-    for rival in rivals:
-        pairs = claim.pairs(runs, claim.own, rival)
-        found.append((rival, pairs["difference"].to_numpy(), pairs["seed"].nunique()))
+    for rival, (measure, pairs_of) in product(rivals, claim.measures.items()):
+        pairs = pairs_of(runs, claim.own, rival)
+        found.append((dict(rival=rival, measure=measure), pairs["difference"].to_numpy(), pairs["seed"].nunique()))
     fewest = min(n for *_, n in found)
     if fewest < FEWEST_SEEDS:
         return dict(n=fewest)
+    level = level / len(found)
     tested = [
-        dict(rival=rival, difference=d.mean(), detectable=detectable_difference(d, level), p=sign_flip_test(d))
-        for rival, d, _ in found
+        row | dict(difference=d.mean(), detectable=detectable_difference(d, level), p=sign_flip_test(d))
+        for row, d, _ in found
     ]
     better = [row for row in tested if row["difference"] <= 0]
     if better:

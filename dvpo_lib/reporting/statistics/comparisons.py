@@ -7,11 +7,13 @@ prompts.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 from dvpo_lib.reporting.statistics.runs import run_scores
 
@@ -20,6 +22,7 @@ SIGNIFICANCE = 0.05  # of a family of comparisons, after correction
 POWER = 0.8  # chance to see the smallest detectable difference
 PERMUTATIONS = 9999
 EXACT_UP_TO = 13  # pairs: all 2^n sign changes are tried
+SIMULATED_STUDIES = 1000  # to find a detectable difference
 
 
 def sign_flip_test(differences, seed: int = 0) -> float:
@@ -67,7 +70,7 @@ def holm_correction(p_values: Sequence[float], planned: int | None = None) -> np
 
 
 def detectable_difference(differences, level: float = SIGNIFICANCE, power: float = POWER) -> float:
-    """The smallest mean difference that as many pairs, as scattered as these, would show with chance `power`.
+    """The smallest mean difference that `sign_flip_test` would show with chance `power`, for pairs scattered as these.
 
     Args:
         differences: (n,) paired differences.
@@ -75,13 +78,44 @@ def detectable_difference(differences, level: float = SIGNIFICANCE, power: float
         power: Chance of a claim if the difference is real.
 
     Returns:
-        (t_{1 - level/2} + t_{power}) * s / sqrt(n), with n - 1 degrees of freedom; NaN below 2 pairs.
+        Their standard deviation times `_detectable_effect`; NaN below 2 pairs; infinite if n pairs have too few changes
+        of sign to reach the level.
     """
     x = np.asarray(differences, dtype=float)
-    if len(x) < 2:
-        return float("nan")
-    quantiles = stats.t.ppf([1 - level / 2, power], len(x) - 1)
-    return float(quantiles.sum() * x.std(ddof=1) / np.sqrt(len(x)))
+    return float("nan") if len(x) < 2 else float(x.std(ddof=1) * _detectable_effect(len(x), level, power))
+
+
+@functools.cache
+def _detectable_effect(n: int, level: float, power: float) -> float:
+    """The mean of n normal differences of variance 1 that the test shows with chance `power`; by simulation."""
+    random = np.random.default_rng(0)
+    if n <= EXACT_UP_TO:
+        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    else:
+        signs = np.vstack([np.ones(n), random.choice([-1, 1], (1999, n))])
+    if 2 / len(signs) > level:
+        return float("inf")
+    draws = random.standard_normal((n, SIMULATED_STUDIES))
+    centred, shift = signs @ draws, signs.sum(1, keepdims=True)  # of a study with mean m: centred + m * shift
+
+    def shown(mean: float) -> float:
+        sums = np.abs(centred + mean * shift)
+        return float(((sums >= sums[0] - 1e-9).mean(0) <= level).mean())
+
+    return float(optimize.bisect(lambda mean: shown(mean) - power, 0.0, 20.0, xtol=1e-3))
+
+
+def equal_methods(runs: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
+    """Pairs of methods whose scores are equal in every run under a noise: one does nothing that the other does not.
+
+    Args:
+        runs: As in `run_scores`.
+        noise: A noise of these.
+    """
+    keys = ["family", "seed", "suite", "metric"]
+    wide = runs[runs["noise"] == noise].pivot_table(index=keys, columns="method", values="value", sort=False)
+    pairs = itertools.combinations(dict.fromkeys(runs["method"]), 2)
+    return [(a, b) for a, b in pairs if {a, b} <= {*wide} and wide[a].notna().any() and wide[a].equals(wide[b])]
 
 
 def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sampled") -> pd.DataFrame:
@@ -114,7 +148,7 @@ def claim_verdict(difference: float, p: float, n: int) -> str:
 
 
 def performance_profile(final: pd.DataFrame, thresholds, metric: str = "sampled") -> pd.DataFrame:
-    """Share of runs that score at least each threshold (Agarwal et al. 2021, section 4.2).
+    """Share of runs that score at least each threshold (Agarwal et al. 2021, section 4.2), for each role and ALL.
 
     A run without a score is one that diverged: it is below every threshold.
 
@@ -127,7 +161,7 @@ def performance_profile(final: pd.DataFrame, thresholds, metric: str = "sampled"
         Columns method, noise, role, threshold, share, n.
     """
     rows = []
-    for key, group in run_scores(final, metric).groupby(["method", "noise", "role"], sort=False):
+    for key, group in run_scores(final, metric, overall=True).groupby(["method", "noise", "role"], sort=False):
         values = group["value"].to_numpy()
         rows += [(*key, t, float((values >= t).mean()), len(values)) for t in thresholds]
     return pd.DataFrame(rows, columns=["method", "noise", "role", "threshold", "share", "n"])
