@@ -31,17 +31,19 @@ def _unbroken(cell):
     return re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell))
 
 
-def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None):
+def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None, first: str = "0"):
     """A styled table with a caption and without the index; equal input gives equal HTML.
 
     Args:
         frame: The rows.
         caption: Text above the table.
         formats: Format strings by column, such as {"rate": "{:.0%}"}.
+        first: Least width of the first column, such as "15em", for a table of many columns.
     """
     uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
     styles = [
         {"selector": "th, td", "props": "text-align: left; padding: 0.25em 0.9em 0.25em 0"},
+        {"selector": "td:first-child", "props": f"min-width: {first}"},
         {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"},
     ]
     frame = frame.reset_index(drop=True).map(_unbroken)

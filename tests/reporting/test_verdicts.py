@@ -283,7 +283,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     table = verdicts.verdict_table({"comparison": runs})
     shown = verdict_page.verdict_matrix(table).set_index("claim")
     assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
-    assert shown.loc["DVPO is better than PPO", "no noise"].startswith("no claim: 4 of 10 seeds")
+    assert shown.loc["DVPO is better than PPO", "no noise"] == "4 of 10 seeds"
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdict_page.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
@@ -337,7 +337,7 @@ def test_each_claim_names_its_section_of_the_page():
     assert set(verdict_page.SECTIONS.values()) <= set(headings)
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7})})
     [link] = set(verdict_page.verdict_matrix(table[table["n"] > 0], links=True)["figure"])
-    assert link == "[The comparison](reports/06_evidence/notebook.html#The-comparison)"
+    assert link == "[comparison](reports/06_evidence/notebook.html#The-comparison)"
 
 
 def test_differences_stand_side_by_side_for_both_sizes_of_the_policy():

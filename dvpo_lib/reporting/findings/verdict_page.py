@@ -44,7 +44,7 @@ def verdict_matrix(table: pd.DataFrame, links: bool = False) -> pd.DataFrame:
 
     Args:
         table: Of `verdict_table`.
-        links: Whether the last column, the section with the claim's figure, links to it from README.
+        links: Whether the last column, the study with the claim's figure, links to its section from README.
     """
     noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
     rows = []
@@ -54,16 +54,16 @@ def verdict_matrix(table: pd.DataFrame, links: bool = False) -> pd.DataFrame:
         row = {"claim": f"the same{claim.removeprefix(repeats)}" if repeats else claim}
         for noise in noises:
             row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
-        section = SECTIONS[own["figure"].iloc[0]]
-        address = f"{PAGE}#{section.replace(' ', '-').replace(chr(39), '%27')}"
-        rows.append({**row, "figure": f"[{section}]({address})" if links else section})
+        study = own["figure"].iloc[0]
+        address = f"{PAGE}#{SECTIONS[study].replace(' ', '-').replace(chr(39), '%27')}"
+        rows.append({**row, "figure": f"[{display_name(study)}]({address})" if links else display_name(study)})
     return pd.DataFrame(rows)
 
 
 def _cell_text(row: pd.Series) -> str:
-    """A verdict with its difference; a claim that is not judged shows none."""
+    """A verdict with its difference; a claim that is not judged shows none, but its seeds."""
     if row["verdict"].startswith(NO_CLAIM) or np.isnan(row["difference"]):
-        return row["verdict"]
+        return row["verdict"].removeprefix(f"{NO_CLAIM}: ")
     return f"{row['verdict']} ({100 * row['difference']:+.1f})"
 
 
