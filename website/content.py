@@ -81,7 +81,7 @@ def start_page(root: Path = ROOT) -> str:
     readme = (root / "README.md").read_text(encoding="utf-8")
     introduction = readme.split("\n\n")[1]
     begin, end = VERDICT_MARKS
-    verdict = readme.partition(begin)[2].partition(end)[0]
+    verdict = readme.partition(begin)[2].partition(end)[0].replace("](reports/", "](notebooks/")
     start = readme[readme.index("```sh\nmake repro") :].partition("```\n")[0]
     return f"""# DVPO under noisy rewards
 
