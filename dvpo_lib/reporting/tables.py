@@ -115,11 +115,12 @@ def setting_table(runs: pd.DataFrame, paper: Mapping[str, str] | None = None) ->
     table = final_table(runs)
     wide = table.pivot(index="method", columns="noise", values="ALL")
     wide = wide.reindex(index=dict.fromkeys(table["method"]), columns=dict.fromkeys(table["noise"])).fillna("")
-    counts = sorted(set(table["runs"]))
+    seeds = table.groupby("method")["runs"].agg(["min", "max"]).reindex(wide.index)
+    counts = [f"{a}" if a == b else f"{a} to {b}" for a, b in seeds.itertuples(index=False)]
     wide = wide.rename_axis(index="setting", columns=None).reset_index()
     if paper is not None:
         wide.insert(1, "paper", wide["setting"].map(paper).fillna(""))
-    return wide.assign(seeds=f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
+    return wide.assign(seeds=counts)
 
 
 def points_text(share: float) -> str:

@@ -19,6 +19,7 @@ from dvpo_lib.experiments.grids.evidence import EvidenceError
 from dvpo_lib.experiments.grids.studies import BASE, NOISES, STUDIES, Study
 from dvpo_lib.experiments.run_store.keys import machine_name
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
+from dvpo_lib.experiments.specs.training import untested_policy
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
@@ -194,27 +195,40 @@ def test_a_study_whose_methods_differ_has_one_clip_range_and_a_clip_clips_the_cr
     assert len(clipped) == 20 and all(spec.critic.reward_clip == spec.training.reward_clip for spec in clipped)
 
 
-def test_outdated_rows_are_not_extended(toy):
-    if not toy.is_file():
-        next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
+def test_outdated_rows_are_not_extended(toy, monkeypatch):
+    next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=6), None)
     assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)) is None
     before = toy.read_bytes()
-    other = SimpleNamespace(**{**vars(PARAMS), "evaluation": EvaluationSettings(prompts=1, k=2)})
-    with pytest.raises(EvidenceError, match="would have another key now.*Delete the file"):
-        next(evidence.extend_evidence(other, "toy", toy, minutes=10))
+    settings = {
+        "tests": {"evaluation": EvaluationSettings(prompts=1, k=2)},
+        "critics, which have to be pretrained again": {
+            "critics": {"none": None, "quantile": changed_critic(QUANTILE, {"heads": 1})}
+        },
+        "training": {"training": TrainingSettings(generation_batch_size=8)},
+        "noise": {"noises": {**PARAMS.noises, "spikes": NoiseSettings("spikes", rate=0.4, scale=5.0)}},
+    }
+    for changed in settings.values():
+        with pytest.raises(EvidenceError, match="would have another key now.*Delete its rows"):
+            next(evidence.extend_evidence(SimpleNamespace(**{**vars(PARAMS), **changed}), "toy", toy, minutes=10))
+    monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", lambda params: list(toy_cells(params))[1:]))
+    assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)), "a cell that the study has no more"
+    monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells))
+    monkeypatch.setenv("DVPO_STORE", str(toy.parent / "empty store"))  # as in a fresh clone
+    assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)) is None
+    other = SimpleNamespace(**{**vars(PARAMS), **settings["critics, which have to be pretrained again"]})
+    assert evidence.outdated_run(other, "toy", evidence.read_evidence(toy))
     assert toy.read_bytes() == before
 
 
-def test_the_step_at_which_a_run_diverged_is_kept(toy):
-    if not toy.is_file():
-        next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
-    table = evidence.read_evidence(toy)
-    lost = table[(table["method"] == "dvpo") & (table["metric"] == "sampled")].head(1).index
-    table.loc[lost, ["value", "diverged"]] = [np.nan, 7]
-    path = toy.with_name("lost.csv")
-    evidence.write_evidence(path, table)
-    again = evidence.read_evidence(path)
-    assert again["diverged"].dropna().tolist() == [7] and again.loc[again["diverged"].notna(), "value"].isna().all()
+def test_the_step_at_which_a_run_diverged_becomes_part_of_its_rows(toy, tmp_path):
+    run = next(evidence.planned_runs(PARAMS, "toy"))
+    folder = tmp_path / "key"
+    folder.mkdir()
+    untested_policy({"math": {}}, "math", step=7)[0].to_csv(folder / "final.csv", index=False)
+    (tmp_path / "key.json").write_text('{"machine": "m"}')
+    evidence.write_evidence(tmp_path / "toy.csv", evidence._rows(PARAMS, run, folder))
+    again = evidence.read_evidence(tmp_path / "toy.csv")
+    assert set(again["diverged"]) == {7} and again["value"].isna().all() and len(again) == 6
 
 
 def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14():
@@ -282,3 +296,13 @@ def test_inputs_are_placed_once_and_again_after_a_change(world, tmp_path):
     (inputs / "noise" / "labels.jsonl").write_text("{}\n")
     command.place_inputs(params, inputs, workdir)
     assert (workdir / "data" / "noise" / "labels.jsonl").exists() and not (workdir / "data" / "mark").exists()
+
+
+def test_methods_of_both_sizes_have_the_same_settings():
+    """The profile of the larger policy repeats rows of `full`."""
+    full, large = (
+        load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / f"{name}.yaml") for name in ("full", "large")
+    )
+    assert {"dvpo", "ppo", "grpo", "robust_ppo", "cql", "rfqi"} <= set(large.methods) <= set(full.methods)
+    for name, row in large.methods.items():
+        assert row == full.methods[name] and large.critics[row.critic] == full.critics[row.critic], name

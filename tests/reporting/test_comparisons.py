@@ -55,14 +55,21 @@ def test_holm_by_hand():
     assert holm_correction([0.9, 0.8]).tolist() == [1.0, 1.0]
 
 
-def test_detectable_difference_is_seen_with_its_power():
-    spread = stats.norm.ppf((np.arange(12) + 0.5) / 12)
+@pytest.mark.parametrize(("n", "level"), [(10, 0.05), (10, 0.05 / 12), (16, 0.01)])
+def test_detectable_difference_is_seen_with_its_power(n, level):
+    spread = stats.norm.ppf((np.arange(n) + 0.5) / n)
     spread *= 0.05 / spread.std(ddof=1)
-    wanted = detectable_difference(spread)
+    wanted = detectable_difference(spread, level)
     rng = np.random.default_rng(1)
-    seen = [stats.ttest_1samp(rng.normal(wanted, 0.05, 12), 0).pvalue < 0.05 for _ in range(2000)]
-    assert np.mean(seen) == pytest.approx(0.8, abs=0.04)
+    seen = [sign_flip_test(rng.normal(wanted, 0.05, n)) <= level for _ in range(400)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.06)
+
+
+def test_too_few_pairs_detect_nothing():
     assert np.isnan(detectable_difference([0.1]))
+    assert detectable_difference([0.1, 0.2, 0.3, 0.1], 0.05) == np.inf, "2 of 16 changes of sign are as far"
+    assert detectable_difference([0.1] * 4, 0.05) == np.inf
+    assert detectable_difference([0.1] * 10, 0.05) == 0
 
 
 def test_pairs_share_family_noise_and_seed():

@@ -227,6 +227,8 @@ def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     rows = scores.data.map(lambda cell: cell.replace("\N{NO-BREAK SPACE}", " ")).set_index("setting")
     assert list(rows) == ["paper", "heavy-tailed spikes", "reward model", "seeds"] and len(rows) == 5
     assert rows.loc["3 heads", "paper"] == "best" and rows.loc["1 head", "paper"] == ""
+    mixed = pd.concat([many[many["variant"] == "3 heads"], some[some["variant"] != "3 heads"]])
+    assert set(zip(*[study_section("heads", mixed)[1].data[c] for c in ("seeds",)], strict=True)) == {("10",), ("5",)}
     base = runs_of_study("comparison", CLAIMED).query("method == 'ppo'").assign(method=BASE)
     assert "Not computed yet" in study_section("comparison", base)[0].data, "the base policy is no method"
     assert "Not computed yet" in study_section("heads", few.head(0))[0].data

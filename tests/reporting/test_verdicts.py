@@ -14,8 +14,9 @@ from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 from dvpo_lib.reporting.statistics.study_rows import as_methods
 
-LONGER = "DVPO leads PPO on longer problems (OOD), by more than ID"
-OTHERS = "DVPO leads PPO on other families (transfer), by more than ID"
+LONGER = "DVPO leads PPO on longer problems (OOD), and by more than ID"
+OTHERS = "DVPO leads PPO on other families (transfer), and by more than ID"
+STEPS = "DVPO's advantages find a wrong step, and better than those of PPO and robust Bellman PPO"
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
 
@@ -36,6 +37,12 @@ def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.0
                     | dict(key=f"{name} {noise} {seed}")
                 )
     return pd.DataFrame(rows)
+
+
+def made_up_steps(means):
+    """Runs of the study of wrong steps, with the AUC of each method."""
+    rows = made_up_runs(means, study="wrong_steps").query("role == 'ID'")
+    return rows.assign(metric="error_auc", role="advantages", suite="first batch")
 
 
 def made_up_rates(means):
@@ -78,7 +85,7 @@ def test_gains_out_of_distribution_are_compared_inside_a_run():
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
     row = verdict_of(table, LONGER)
     assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
-    assert row["measure"] == "longer problems less ID"
+    assert row["measure"] == "OOD less ID"
     row = verdict_of(table, OTHERS)
     assert row["verdict"] == "confirmed" and row["difference"] == pytest.approx(0.1, abs=0.01)
 
@@ -88,11 +95,11 @@ def test_a_smaller_deficit_is_no_lead():
     dvpo = {"ID": 0.4, "OOD": 0.5, "transfer": 0.6}
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
     row = verdict_of(table, LONGER)
-    assert row["verdict"] == "refuted" and row["measure"] == "longer problems"
+    assert row["verdict"] == "refuted" and row["measure"] == "OOD"
     assert row["difference"] == pytest.approx(-0.1, abs=0.01), "behind by 10 points there, by 20 ID"
     assert verdict_of(table, OTHERS)["verdict"] == "not confirmed"
     [shown] = verdict_page.verdict_details(table).query("claim == @LONGER")["rival"]
-    assert shown == "PPO (longer problems)"
+    assert shown == "PPO (OOD)"
 
 
 def test_the_best_of_a_row_of_settings():
@@ -107,14 +114,15 @@ def test_the_best_of_a_row_of_settings():
     assert "Tail calibration helps" not in set(table["claim"]), "no rival has been computed"
 
 
-@pytest.mark.parametrize("scored, n", [(0, 0), (1, 1), (9, 9)])
-def test_a_rival_without_scores_leaves_a_claim_undecided(scored, n):
-    """Runs of a rival that all diverged, or are not computed yet, are not beaten."""
+@pytest.mark.parametrize("scored, ran", [(0, True), (1, True), (9, True), (1, False), (9, False)])
+def test_a_rival_without_scores_leaves_a_claim_undecided(scored, ran):
+    """Runs of a rival that diverged, or are not computed yet, are not beaten."""
     runs = made_up_runs({"dvpo": 0.8, "cql": 0.5, "rfqi": 0.4})
-    runs.loc[(runs["method"] == "rfqi") & (runs["seed"] >= scored), "value"] = np.nan
-    table = verdicts.verdict_table({"comparison": runs})
-    row = verdict_of(table, "DVPO is better than offline worst-case methods")
-    assert row["verdict"] == f"no claim: {n} of 10 seeds" and np.isnan(row["p"]) and np.isnan(row["corrected"])
+    rest = (runs["method"] == "rfqi") & (runs["seed"] >= scored)
+    runs = runs.assign(value=runs["value"].mask(rest)) if ran else runs[~rest]
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than offline worst-case methods")
+    assert row["verdict"] == f"no claim: {f'{10 - scored} of 10 lost' if ran else f'{scored} of 10 seeds'}"
+    assert np.isnan(row["p"]) and np.isnan(row["corrected"])
     assert np.isnan(row["difference"]), "a difference would be half a claim"
 
 
@@ -140,8 +148,7 @@ def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     }
     evidence = {study: made_up_runs(own, study=study, variant=True) for study, own in rows.items()}
     rates = made_up_rates({rate: means for rate in verdicts.RATES})
-    steps = made_up_runs({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5}, study="wrong_steps").query("role == 'ID'")
-    evidence["wrong_steps"] = steps.assign(metric="error_auc", role="advantages", suite="first batch")
+    evidence["wrong_steps"] = made_up_steps({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5})
     table = verdicts.verdict_table({"comparison": made_up_runs(means), "learning_rates": rates, **evidence})
     lead = table["claim"].str.contains("leads")
     assert len(table) == len(verdicts.CLAIMS) and set(table.loc[~lead, "verdict"]) == {"confirmed"}
@@ -260,6 +267,42 @@ def test_every_claim_names_rows_that_its_study_computes():
     assert CLAIMED >= FEWEST_SEEDS
 
 
+def test_the_measure_that_decides_is_shown_with_its_own_p_value():
+    """Means of different scatter say nothing of which comparison is the weakest."""
+    runs = made_up_runs({"dvpo": {"ID": 0.6, "OOD": 0.8, "transfer": 0.7}, "ppo": 0.6}, spread=0.001)
+    wide = (runs["method"] == "dvpo") & (runs["role"] == "ID")
+    runs.loc[wide, "value"] += np.where(runs.loc[wide, "seed"] % 2, 0.3, -0.3) - 0.1  # a doubtful, larger difference
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), LONGER)
+    d = verdicts.beyond_id_pairs(runs, "dvpo", "ppo", "OOD")["difference"]
+    assert (row["measure"], row["p"]) == ("OOD less ID", pytest.approx(sign_flip_test(d))) and row["p"] > 0.002
+    assert row["difference"] == pytest.approx(d.mean()) and row["difference"] > 0.25
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6)), "to confirm, all have to be shown"
+    table = verdicts.verdict_table({"comparison": runs})
+    assert "OOD less ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[0]
+
+
+def test_advantages_below_chance_find_nothing():
+    worse = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.42, "ppo": 0.35, "robust_ppo": 0.35})})
+    row = verdict_of(worse, STEPS)
+    assert row["verdict"] == "refuted" and row["measure"] == "AUC less chance"
+    assert row["difference"] == pytest.approx(-0.08, abs=0.05)
+    better = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5})})
+    assert verdict_of(better, STEPS)["verdict"] == "confirmed"
+    cell = verdict_page.verdict_matrix(better[better["n"] > 0]).iloc[0]["heavy-tailed spikes"]
+    assert cell.startswith("confirmed (+0.4") and "AUC" in cell, "no percentage points"
+
+
+def test_a_claim_with_a_lost_run_has_no_verdict_and_says_why():
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7}, seeds=11)
+    runs.loc[(runs["method"] == "ppo") & (runs["seed"] < 2), "value"] = np.nan
+    row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
+    assert row["verdict"] == "no claim: 2 of 11 lost", "nine pairs of eleven are no matter of seeds"
+
+
+def test_no_runs_of_the_base_policy_alone_are_described():
+    assert verdict_page.outcome_text(made_up_runs({BASE: 0.5})) == ""
+
+
 def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs():
     assert verdict_page.verdict_page({"comparison": pd.DataFrame()}) == ""
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, BASE: 0.9})
@@ -272,8 +315,8 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
     again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
     more = verdict_page.verdict_page({"comparison": runs, "heads": again})
-    assert "rests on 30 runs." in more, "a run that studies share is one run"
-    assert "rests on 30 runs." in page and "| heavy-tailed spikes | DVPO |" in page.split("rests on 30 runs.")[1]
+    assert "30 runs" in more, "a run that studies share is one run"
+    assert "30 runs" in page and "| heavy-tailed spikes | DVPO |" in page.split("30 runs")[1]
 
 
 def test_the_matrix_and_the_sentences_hold_every_verdict():
@@ -306,24 +349,34 @@ def test_a_rival_that_lost_a_run_is_not_as_good_as_the_best():
     assert row["best"] == "dvpo" and row["as_good"] == [], "its other runs alone would be a selection"
 
 
-def test_equal_rivals_count_once_in_the_correction():
-    runs = made_up_runs({"dvpo": 0.8, "grpo": 0.79, "ppo": 0.7}, spread=0.02)
-    copy = runs[runs["method"] == "grpo"].assign(method="grpo_clip_reward")
-    [alone], [twice] = (recommended.recommended_methods(r).to_dict("records") for r in (runs, pd.concat([runs, copy])))
-    assert [m for m in twice["as_good"] if m != "grpo_clip_reward"] == alone["as_good"]
-    assert ("grpo_clip_reward" in twice["as_good"]) == ("grpo" in alone["as_good"])
+@pytest.mark.parametrize("original", ["grpo", "dvpo"], ids=["a rival's copy", "the best one's copy"])
+def test_equal_rivals_count_once_in_the_correction(original):
+    """PPO is worse with a corrected p-value that one more rival would raise above the level."""
+    runs = made_up_runs({"dvpo": 0.8, "grpo": 0.8, "ppo": 0.8}, spread=0.0001)
+    ppo, better = runs["method"] == "ppo", runs["seed"].isin([0, 1])
+    runs["value"] += np.where(ppo & better, 0.07, np.where(ppo, -0.1, 0.0))
+    p = sign_flip_test(-verdicts.role_pairs(runs, "ppo", "dvpo")["difference"])
+    assert 2 * p < 0.05 < 3 * p
+    copy = runs[runs["method"] == original].assign(method="grpo_clip_reward")
+    found = [recommended.recommended_methods(r).iloc[0] for r in (runs, pd.concat([runs, copy]))]
+    assert "ppo" not in found[0]["as_good"] and "ppo" not in found[1]["as_good"]
+    assert "grpo_clip_reward" in found[1]["as_good"]
     text = recommended.copied_findings(pd.concat([runs, copy]))
-    assert text == (
-        "- Under heavy-tailed spikes, GRPO and GRPO, clipped reward are equal run by run: they count as one rival."
-    )
+    assert len(text.splitlines()) == 1 and "GRPO, clipped reward" in text
     assert recommended.copied_findings(runs) == ""
 
 
 def test_runs_that_many_claims_share_are_counted():
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.7})
     text = verdict_page.shared_run_findings({"comparison": runs})
-    assert "stand behind 4 claims (under heavy-tailed spikes)" in text
+    assert "up to 4 claims" in text and "(under heavy-tailed spikes)" in text
     assert verdict_page.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
+    assert verdict_page.shared_run_findings({"comparison": made_up_runs({"ppo": 0.7, "grpo": 0.7})}) == "", (
+        "none of DVPO"
+    )
+    half = runs[(runs["method"] == "dvpo") & (runs["seed"] < 5)].assign(variant=verdicts.FULL)
+    more = {"comparison": runs, "ablation": pd.concat([half, half.assign(variant="without mean shift", key="other")])}
+    assert "up to 5 claims" in verdict_page.shared_run_findings(more), "a study that has some of the runs counts"
 
 
 def test_each_claim_names_its_section_of_the_page():
@@ -341,7 +394,12 @@ def test_each_claim_names_its_section_of_the_page():
 
 
 def test_differences_stand_side_by_side_for_both_sizes_of_the_policy():
-    small, large = made_up_runs({"dvpo": 0.8, "ppo": 0.7}), made_up_runs({"dvpo": 0.7, "ppo": 0.7}, seeds=5)
-    table = verdict_page.size_difference_table({"small": small, "large": large}, ["ppo"])
+    small = [made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6}, noise=n) for n in ("none", "flip", "spikes")]
+    large = [made_up_runs({"dvpo": 0.7, "ppo": 0.7, "grpo": 0.6}, seeds=5, noise=n) for n in ("none", "spikes")]
+    sizes = {"small": pd.concat(small), "large": pd.concat(large)}
+    table = verdict_page.size_difference_table(sizes, ["ppo", "grpo"])
     assert list(table) == ["noise", "DVPO less", "small (10 seeds)", "large (5 seeds)"]
-    assert table.iloc[0]["small (10 seeds)"].startswith("+10") and len(table) == 1
+    assert list(zip(table["noise"], table["DVPO less"], strict=True)) == [
+        (noise, rival) for noise in ("no noise", "heavy-tailed spikes") for rival in ("PPO", "GRPO")
+    ], "noises of both, in the order of the runs"
+    assert table.iloc[0]["small (10 seeds)"].startswith("+10")

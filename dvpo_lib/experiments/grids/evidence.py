@@ -35,7 +35,7 @@ TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
 RUN_COLUMNS = ["study", *RUN_LABELS]
-COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "machine"]
+COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "critic", "machine"]
 CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
 
 
@@ -83,7 +83,8 @@ def read_evidence(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
     table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "diverged": [""]})
-    return table.assign(machine=table["machine"].replace(_machine_names(path))).reindex(columns=COLUMNS)
+    table = table.assign(machine=table["machine"].replace(_machine_names(path)))
+    return (table if "critic" in table else table.assign(critic="")).reindex(columns=COLUMNS)
 
 
 def read_studies(folder: Path) -> dict[str, pd.DataFrame]:
@@ -122,29 +123,31 @@ def missing_runs(params, study: str, table: pd.DataFrame) -> list[PlannedRun]:
     return [run for run in planned_runs(params, study) if tuple(run.labels.values()) not in there]
 
 
-def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
-    """The key of a run that would have another key today: settings, code, base policy or libraries have changed.
+def critic_key(params, run: PlannedRun) -> str:
+    """The first characters of the key of the pretraining that a run starts from; "" for none."""
+    spec = pretraining_of(params, run.cell, run.seed)
+    return "" if spec is None else spec_key(spec)[:8]
 
-    The first run of each method is looked at, if its critic is in the run store or it has none.
+
+def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
+    """The key of a run that its study has no more, or that would have another key today; None if there is none.
+
+    The key of a critic's pretraining is compared everywhere. That of a run needs the critic's weights, so it is
+    compared if the run has no critic, or if the run store has it.
 
     Args:
         params: The settings.
         study: A key of STUDIES.
         table: Rows of its file.
     """
-    known = dict(zip(table[RUN_COLUMNS].itertuples(index=False, name=None), table["key"], strict=True))
-    seen = set()
-    for run in planned_runs(params, study):
-        key = known.get(tuple(run.labels.values()))
-        if key is None or run.cell.method in seen:
-            continue
-        seen.add(run.cell.method)
-        pretraining, file = pretraining_of(params, run.cell, run.seed), None
-        if pretraining is not None:
-            file = store_folder() / spec_key(pretraining) / CRITIC_FILE
-            if not file.is_file():
-                continue
-        if spec_key(run_of(params, run.cell, run.seed, file)) != key:
+    planned = {tuple(run.labels.values()): run for run in planned_runs(params, study)}
+    for *labels, key, critic in table[[*RUN_COLUMNS, "key", "critic"]].drop_duplicates().itertuples(index=False):
+        run = planned.get(tuple(labels))
+        if run is None or critic != critic_key(params, run):
+            return key
+        pretraining = pretraining_of(params, run.cell, run.seed)
+        file = None if pretraining is None else store_folder() / spec_key(pretraining) / CRITIC_FILE
+        if (file is None or file.is_file()) and spec_key(run_of(params, run.cell, run.seed, file)) != key:
             return key
     return None
 
@@ -161,14 +164,15 @@ def compute_runs(params, runs: Sequence[PlannedRun]) -> pd.DataFrame:
     files = critic_files(params, runs)
     specs = [run_of(params, run.cell, run.seed, file) for run, file in zip(runs, files, strict=True)]
     folders = execute_specs(specs, params.runtime, "training")
-    return pd.concat([_rows(run, folder) for run, folder in zip(runs, folders, strict=True)], ignore_index=True)
+    return pd.concat([_rows(params, run, f) for run, f in zip(runs, folders, strict=True)], ignore_index=True)
 
 
-def _rows(run: PlannedRun, folder: Path) -> pd.DataFrame:
+def _rows(params, run: PlannedRun, folder: Path) -> pd.DataFrame:
     table = collect_run_tables([folder], "final")
     if (folder / "curves.csv").is_file():
         table = pd.concat([table, training_rows(folder)], ignore_index=True)
-    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder)).reindex(columns=COLUMNS)
+    made = dict(key=folder.name, critic=critic_key(params, run), machine=machine_of(folder))
+    return table.assign(**run.labels, **made).reindex(columns=COLUMNS)
 
 
 def training_rows(folder: Path) -> pd.DataFrame:
@@ -204,13 +208,13 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
         (runs in the file, runs of the study) after every write.
 
     Raises:
-        EvidenceError: If a run of the file is outdated: new runs would not be comparable with it.
+        EvidenceError: If a run of the file is outdated: new runs could not be compared with it.
     """
     end, table = time.monotonic() + 60 * minutes, read_evidence(path)
     if (key := outdated_run(params, study, table)) is not None:
         raise EvidenceError(
             f"{path}: run {key} would have another key now, since settings, code, base policy or libraries have "
-            "changed. Delete the file to compute the study anew, or go back to what made it"
+            "changed, or its study has it no more. Delete its rows to compute them anew, or go back to what made them"
         )
     left, total = missing_runs(params, study, table), sum(1 for _ in planned_runs(params, study))
     for start in range(0, len(left), batch):
@@ -257,7 +261,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
                 "are others than those that made it"
             )
         execute_once(spec, keys[0], root)
-        again = _rows(run, root / keys[0])
+        again = _rows(params, run, root / keys[0])
     with tempfile.TemporaryDirectory() as folder:
         texts = []
         for rows in (stored, again):

@@ -17,9 +17,19 @@ from dvpo_lib.experiments.import_graph import reachable_files
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder."""
-    path, digest = Path(path), hashlib.sha256()
-    for p in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
+
+    The hash is kept while sizes and times of change stay the same: hundreds of runs share their inputs.
+    """
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _hash_of_files(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_of_files(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for p, *_ in files:
         digest.update(p.relative_to(path).as_posix().encode() + b"\0" + p.read_bytes())
     return digest.hexdigest()
 

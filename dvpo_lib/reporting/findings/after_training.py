@@ -155,7 +155,7 @@ def comparison_findings(final: pd.DataFrame, baseline: str = "ppo", metric: str 
         if len(versus) and not up and not down and len(unknown) < len(versus):
             text += f"None differs from {display_name(baseline)} beyond its interval."
         pairs = [map(display_name, pair) for pair in equal_methods(final, noise)]
-        text += "".join(f" {join_words(pair)} are equal run by run." for pair in pairs)
+        text += "".join(f" {join_words(pair)} have equal scores in every run." for pair in pairs)
         lines.append(text.strip())
     if n < FEWEST_SEEDS:
         lines.append(f"- {_too_few(n, 'method is better')}")
@@ -201,7 +201,8 @@ def clip_cost(final: pd.DataFrame, level: float, baseline: str = "ppo", metric: 
     """
     s = statistics.summarise_scores(final, metric).set_index(["noise", "method", "role"])["iqm"]
     keys = [("none", m, "ID") for m in (baseline, "ppo_clip_reward")]
-    if not set(keys) <= set(s.index) or final.groupby("method")["seed"].nunique().min() < FEWEST_SEEDS:
+    own = final[(final["noise"] == "none") & final["method"].isin([baseline, "ppo_clip_reward"])]
+    if not set(keys) <= set(s.index) or own.groupby("method")["seed"].nunique().min() < FEWEST_SEEDS:
         return ""
     cost = s[keys[0]] - s[keys[1]]
     if np.isnan(cost):

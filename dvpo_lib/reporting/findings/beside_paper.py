@@ -46,7 +46,7 @@ PAPER_DOMAINS = {  # dialogue: mean over domains, and those domains that the sum
 }
 PAPER_BEST = {  # study: {setting: what the summaries say of it}
     "quantile_counts": {f"M = {m}": "best" if m == 200 else "worse" for m in (50, 100, 200, 500)},
-    # The risk interval weight: 0.1 is best, 0 and larger ones are worse.
+    # The risk interval weight: of 0, 0.05, 0.1, 0.2 and 0.5, 0.1 is best; the summaries call 0 and larger ones worse.
     "risk_weights": {
         "tail mass 0.1": "best",
         "tail mass 0.2": "worse",

@@ -41,9 +41,9 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
             continue
         best, there = own.idxmax(), runs[runs["noise"] == noise]
         pairs = {m: _overall_differences(there, best, m) for m in own.index if m != best}
-        equal = equal_methods(there[there["metric"] == metric], noise)
+        equal = equal_methods(there, noise, metric)
         copies = {b: a for a, b in reversed(equal)}  # {method: the first one that it equals}
-        known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1 and copies.get(m) not in pairs}
+        known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1 and m not in copies}
         corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
         alike = [m for m in pairs if corrected.get(copies.get(m, m), 1.0) >= SIGNIFICANCE and own.notna()[m]]
         rows.append((noise, best, own[best], alike, int(cell.groupby("method")["seed"].nunique().min())))
@@ -53,8 +53,8 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
 def copied_findings(runs: pd.DataFrame) -> str:
     """A sentence for each pair of methods with equal scores in every run under a noise: a clip may find nothing."""
     lines = [
-        f"- {noise_phrase(noise, capital=True)}, {display_name(a)} and {display_name(b)} are equal run by run: "
-        "they count as one rival."
+        f"- {noise_phrase(noise, capital=True)}, {display_name(a)} and {display_name(b)} have equal scores in "
+        "every run: they count as one rival."
         for noise in dict.fromkeys(runs["noise"])
         for a, b in equal_methods(runs, noise)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
-from dvpo_lib.reporting.findings.verdicts import CLAIMS, Claim, verdict_table
+from dvpo_lib.reporting.findings.verdicts import AUC, CLAIMS, Claim, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import (
@@ -64,7 +65,12 @@ def _cell_text(row: pd.Series) -> str:
     """A verdict with its difference; a claim that is not judged shows none, but its seeds."""
     if row["verdict"].startswith(NO_CLAIM) or np.isnan(row["difference"]):
         return row["verdict"].removeprefix(f"{NO_CLAIM}: ")
-    return f"{row['verdict']} ({100 * row['difference']:+.1f})"
+    return f"{row['verdict']} ({' '.join(filter(None, [_difference_text(row), row['measure']]))})"
+
+
+def _difference_text(row: pd.Series) -> str:
+    """A difference of scores in percentage points; of AUCs as it is."""
+    return f"{row['difference']:+.2f}" if row["measure"] in AUC else f"{100 * row['difference']:+.1f}"
 
 
 def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,13 +80,14 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
         table: Of `verdict_table`.
     """
     judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
+    scale = [1 if measure in AUC else 100 for measure in judged["measure"]]
     return pd.DataFrame(
         {
             "claim": judged["claim"],
             "noise": judged["noise"].map(display_name),
             "rival": [display_name(r.rival) + (f" ({r.measure})" if r.measure else "") for r in judged.itertuples()],
-            "points": [f"{100 * d:+.1f}" for d in judged["difference"]],
-            "detectable": [number_text(100 * d, 1) for d in judged["detectable"]],
+            "difference": [_difference_text(row) for _, row in judged.iterrows()],
+            "detectable": [number_text(k * d, 1 + (k == 1)) for k, d in zip(scale, judged["detectable"], strict=True)],
             "p": [number_text(p, 4) for p in judged["p"]],
             "corrected": [number_text(p, 3) for p in judged["corrected"]],
             "seeds": judged["n"],
@@ -98,7 +105,8 @@ def verdict_findings(table: pd.DataFrame) -> str:
             for row in rows.itertuples():
                 again = judged[(judged["repeats"] == claim) & (judged["noise"] == row.noise)]["verdict"]
                 held = "; at equal learning rates too" if len(again) and (again == verdict).all() else ""
-                where.append(f"{noise_phrase(row.noise)} ({100 * row.difference:+.1f} points{held})")
+                unit = row.measure if row.measure in AUC else f"points {row.measure}".strip()
+                where.append(f"{noise_phrase(row.noise)} ({_difference_text(row._asdict())} {unit}{held})")
             lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
     return "\n".join(filter(None, [*lines, verdict_limits(table)]))
 
@@ -109,12 +117,14 @@ def verdict_limits(table: pd.DataFrame) -> str:
     lines = _repeated_findings(judged)
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
-        least, most = (number_text(100 * open_rows["detectable"].quantile(q), 1) for q in (0, 1))
-        lines.append(
-            f"- **Not confirmed**: {len(open_rows)} of {len(judged)} pairs of a claim and a noise. There these runs "
-            f"would show, four times out of five, a difference to one rival of {least} to {most} points, as the claim "
-            "and the noise may be; smaller ones stay unseen."
-        )
+        text = f"- **Not confirmed**: {len(open_rows)} of {len(judged)} pairs of a claim and a noise."
+        scores = open_rows[~open_rows["measure"].isin(AUC)]["detectable"]
+        if len(scores):
+            points = number_text(100 * scores.median(), 1)
+            text += (
+                f" In half of them a difference below {points} points would go unnoticed more than once in five times."
+            )
+        lines.append(text)
     if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
         lines.append(
             f"- {few} claim{'s have' if few > 1 else ' has'} fewer than {FEWEST_SEEDS} seeds under at least one noise, "
@@ -146,23 +156,22 @@ def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[C
         evidence: {study: rows}, as of `read_studies`.
         claims: The claims.
     """
-    used: dict[tuple[str, frozenset], list[str]] = {}
+    used: Counter[tuple[str, str]] = Counter()  # (noise, key of a run): claims that it is on the own side of
     for claim in claims:
         runs = evidence.get(claim.study)
-        if runs is None or runs.empty:
+        if claim.repeats or runs is None or runs.empty:
             continue
-        own = as_methods(runs[runs["family"] == claimed_family(runs)])
-        for noise, runs in own.groupby("noise", sort=False):
-            if claim.rivals(list(runs["method"].unique())):
-                keys = frozenset(runs.loc[runs["method"] == claim.own, "key"])
-                used.setdefault((noise, keys), []).append(claim.text)
-    most = max(map(len, used.values()), default=0)
+        runs = as_methods(runs[runs["family"] == claimed_family(runs)])
+        for noise, there in runs.groupby("noise", sort=False):
+            if claim.rivals(list(there["method"].unique())):
+                used.update((noise, key) for key in there.loc[there["method"] == claim.own, "key"].unique())
+    most = max(used.values(), default=0)
     if most < 2:
         return ""
-    noises = [noise_phrase(noise) for (noise, _), texts in used.items() if len(texts) == most]
+    noises = dict.fromkeys(noise for (noise, _), count in used.items() if count == most)
     return (
-        f"- **Shared runs**: the same runs of DVPO stand behind {most} claims ({join_words(noises)}). If "
-        "they are lucky, all of these claims gain; no correction covers that."
+        f"- **Shared runs**: up to {most} claims rest on the same runs of DVPO "
+        f"({join_words(map(noise_phrase, noises))}): their verdicts are not independent."
     )
 
 
@@ -173,6 +182,8 @@ def outcome_text(runs: pd.DataFrame) -> str:
         runs: Rows of a study; those of the base policy do not count.
     """
     own = runs[(runs["method"] != BASE) & (runs["metric"] == "sampled")]
+    if own.empty:
+        return ""
     family = claimed_family(own)
     roles = own[own["family"] == family].drop_duplicates("suite")["role"]
     return (
@@ -228,7 +239,8 @@ def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[st
         shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO less"])
         seeds = runs["seed"].nunique()
         columns[f"{size} ({seeds} seeds)"] = shown[ROLES["ALL"]]
-    return pd.DataFrame(columns).dropna().reset_index()
+    order = next(iter(columns.values())).index
+    return pd.DataFrame(columns).reindex(order).dropna().reset_index()
 
 
 def disagreement_findings(differences: pd.DataFrame) -> str:
@@ -269,11 +281,11 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
     count = pd.concat([runs["key"] for runs in computed.values()]).nunique()  # studies share runs
-    opening = [f"{outcome_text(comparison)}\n"] if len(comparison) else []
+    opening = [f"{text}\n"] if (text := outcome_text(comparison)) else []
     parts = [
         *opening,
         markdown_table(verdict_matrix(known, links=True)),
-        "\n".join([*filter(None, sentences), f"- The verdict rests on {count:,} runs.\n"]),
+        "\n".join([*filter(None, sentences), f"- The studies hold {count:,} runs so far.\n"]),
     ]
     if len(own):
         parts.append(markdown_table(recommendation_table(recommended_methods(own))))

@@ -84,12 +84,22 @@ def beyond_id_pairs(runs: pd.DataFrame, own: str, rival: str, role: str) -> pd.D
     return (far - near).dropna().rename("difference").reset_index()
 
 
+def above_chance(runs: pd.DataFrame, own: str, rival: str, metric: str, chance: float) -> pd.DataFrame:
+    """The metric of `own` less its value by chance, in the pairs of `run_pairs`."""
+    pairs = role_pairs(runs, own, rival, metric=metric)
+    return pairs.assign(difference=pairs["own"] - chance)
+
+
 OVERALL = {"": role_pairs}  # the measure of most claims
+AUC = {  # of the first wrong step
+    "AUC": partial(role_pairs, metric="error_auc"),
+    "AUC less chance": partial(above_chance, metric="error_auc", chance=0.5),
+}
 
 
-def _lead_beyond_id(role: str, where: str) -> dict[str, Pairs]:
+def _lead_beyond_id(role: str) -> dict[str, Pairs]:
     """A lead on other test sets that is larger than in distribution: without a lead there it is none."""
-    return {f"{where} less ID": partial(beyond_id_pairs, role=role), where: partial(role_pairs, role=role)}
+    return {f"{role} less ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
 
 
 def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
@@ -126,13 +136,9 @@ CLAIMS = (
     *_with_equal_rates("DVPO is better than GRPO", "grpo", OVERALL),
     Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), OVERALL),
     Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), OVERALL),
+    *_with_equal_rates("DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", _lead_beyond_id("OOD")),
     *_with_equal_rates(
-        "DVPO leads PPO on longer problems (OOD), by more than ID", "ppo", _lead_beyond_id("OOD", "longer problems")
-    ),
-    *_with_equal_rates(
-        "DVPO leads PPO on other families (transfer), by more than ID",
-        "ppo",
-        _lead_beyond_id("transfer", "other families"),
+        "DVPO leads PPO on other families (transfer), and by more than ID", "ppo", _lead_beyond_id("transfer")
     ),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), OVERALL) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
@@ -155,11 +161,11 @@ CLAIMS = (
         OVERALL,
     ),
     Claim(
-        "DVPO's advantages find a wrong step better than those of PPO and robust Bellman PPO",
+        "DVPO's advantages find a wrong step, and better than those of PPO and robust Bellman PPO",
         "wrong_steps",
         "dvpo",
         _only("ppo", "robust_ppo"),
-        {"AUC of the first wrong step": partial(role_pairs, metric="error_auc")},
+        AUC,
     ),
 )
 
@@ -172,10 +178,11 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         claims: The claims.
 
     Returns:
-        Columns VERDICT_COLUMNS. `rival` and `measure` decide: the hardest ones, or those that refute; `difference` is
-        the mean difference to it, and `detectable` the smallest one that these pairs would show against this rival
-        after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone, `corrected` for
-        all claims of the study under the noise. `repeats` is as of the claim. All runs are of `claimed_family`.
+        Columns VERDICT_COLUMNS. `rival` and `measure` decide: those with the largest p-value, or those that refute;
+        `difference` is the mean difference to it, and `detectable` the smallest one that these pairs would show in this
+        comparison after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone,
+        `corrected` for all claims of the study under the noise. `repeats` is as of the claim. All runs are of
+        `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     for claim in claims:
@@ -189,13 +196,13 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
             if rivals:
                 rows.append(_label(claim, noise) | _judge(claim, own, rivals, level))
-    table = pd.DataFrame(rows).reindex(columns=[c for c in VERDICT_COLUMNS if c not in ("corrected", "verdict")])
+    known = [column for column in VERDICT_COLUMNS if column not in ("corrected", "verdict")]
+    table = pd.DataFrame(rows).reindex(columns=[*known, "lost"])
     table["corrected"] = np.nan
     for (study, _), group in table.dropna(subset="p").groupby(["figure", "noise"], sort=False):
         table.loc[group.index, "corrected"] = holm_correction(group["p"], planned[study])
-    table["verdict"] = [
-        claim_verdict(d, p, int(n)) for d, p, n in zip(table["difference"], table["corrected"], table["n"], strict=True)
-    ]
+    table["lost"] = table.get("lost", pd.Series(0.0, table.index)).fillna(0)
+    table["verdict"] = [claim_verdict(r.difference, r.corrected, int(r.n), int(r.lost)) for r in table.itertuples()]
     return table[VERDICT_COLUMNS]
 
 
@@ -204,22 +211,20 @@ def _label(claim: Claim, noise: str) -> dict:
 
 
 def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
-    """The row of a claim under a noise; a rival with too few pairs leaves it undecided."""
-    found = []
+    """The row of a claim under a noise; a rival with too few pairs, or one that diverged, leaves it undecided."""
+    found, seeds = [], runs.groupby("method")["seed"].agg(set)
     for rival, (measure, pairs_of) in product(rivals, claim.measures.items()):
         pairs = pairs_of(runs, claim.own, rival)
         found.append((dict(rival=rival, measure=measure), pairs["difference"].to_numpy(), pairs["seed"].nunique()))
     fewest = min(n for *_, n in found)
     if fewest < FEWEST_SEEDS:
-        return dict(n=fewest)
-    level = level / len(found)
-    tested = [
-        row | dict(difference=d.mean(), detectable=detectable_difference(d, level), p=sign_flip_test(d))
-        for row, d, _ in found
-    ]
+        ran = min(len(seeds.get(claim.own, set()) & seeds[rival]) for rival in rivals)
+        return dict(n=fewest, lost=ran - fewest if ran >= FEWEST_SEEDS else 0)
+    tested = [row | dict(difference=d.mean(), p=sign_flip_test(d), d=d) for row, d, _ in found]
     better = [row for row in tested if row["difference"] <= 0]
     if better:
-        worst = min(better, key=lambda row: (row["p"], row["difference"]))
-        return {**worst, "n": fewest, "p": min(1.0, len(tested) * worst["p"])}
-    hardest = min(tested, key=lambda row: row["difference"])
-    return {**hardest, "n": fewest, "p": max(row["p"] for row in tested)}
+        row = min(better, key=lambda row: (row["p"], row["difference"]))
+        row["p"], level = min(1.0, len(tested) * row["p"]), level / len(tested)
+    else:
+        row = max(tested, key=lambda row: (row["p"], -row["difference"]))
+    return row | dict(n=fewest, detectable=detectable_difference(row["d"], level))

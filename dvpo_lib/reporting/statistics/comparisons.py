@@ -82,7 +82,10 @@ def detectable_difference(differences, level: float = SIGNIFICANCE, power: float
         of sign to reach the level.
     """
     x = np.asarray(differences, dtype=float)
-    return float("nan") if len(x) < 2 else float(x.std(ddof=1) * _detectable_effect(len(x), level, power))
+    if len(x) < 2:
+        return float("nan")
+    effect = _detectable_effect(len(x), level, power)
+    return effect if np.isinf(effect) else float(x.std(ddof=1) * effect)
 
 
 @functools.cache
@@ -105,17 +108,18 @@ def _detectable_effect(n: int, level: float, power: float) -> float:
     return float(optimize.bisect(lambda mean: shown(mean) - power, 0.0, 20.0, xtol=1e-3))
 
 
-def equal_methods(runs: pd.DataFrame, noise: str) -> list[tuple[str, str]]:
-    """Pairs of methods whose scores are equal in every run under a noise: one does nothing that the other does not.
+def equal_methods(runs: pd.DataFrame, noise: str, metric: str = "sampled") -> list[tuple[str, str]]:
+    """Pairs of methods with equal scores in every run under a noise: one does nothing that the other does not.
 
     Args:
         runs: As in `run_scores`.
         noise: A noise of these.
+        metric: The metric.
     """
-    keys = ["family", "seed", "suite", "metric"]
-    wide = runs[runs["noise"] == noise].pivot_table(index=keys, columns="method", values="value", sort=False)
-    pairs = itertools.combinations(dict.fromkeys(runs["method"]), 2)
-    return [(a, b) for a, b in pairs if {a, b} <= {*wide} and wide[a].notna().any() and wide[a].equals(wide[b])]
+    keys, own = ["family", "seed", "suite"], runs[(runs["noise"] == noise) & (runs["metric"] == metric)]
+    wide = own.pivot_table(index=keys, columns="method", values="value", sort=False)
+    pairs = itertools.combinations([method for method in own["method"].unique() if method in wide], 2)
+    return [(a, b) for a, b in pairs if wide[a].equals(wide[b])]
 
 
 def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sampled") -> pd.DataFrame:
@@ -138,8 +142,17 @@ def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sa
     return both.assign(difference=both["own"] - both["base"])
 
 
-def claim_verdict(difference: float, p: float, n: int) -> str:
-    """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 seeds."""
+def claim_verdict(difference: float, p: float, n: int, lost: int = 0) -> str:
+    """The verdict on "the method scores higher": confirmed, refuted, not confirmed, or no claim below 10 seeds.
+
+    Args:
+        difference: Mean over pairs.
+        p: Corrected p-value.
+        n: Pairs.
+        lost: Further pairs in which a run diverged: it has no score, and without it the rest would be a selection.
+    """
+    if lost:
+        return f"no claim: {lost} of {n + lost} lost"
     if n < FEWEST_SEEDS or np.isnan(p):
         return f"no claim: {n} of {FEWEST_SEEDS} seeds"
     if p >= SIGNIFICANCE:
