@@ -93,8 +93,8 @@ Claims of the paper, judged by runs of many seeds. In brackets: the difference t
 points.
 
 {verdict}
-The [report](notebooks/{REPORT}/notebook.html) has the settings and where each comes from. Each notebook's page is one file
-that can be mailed.
+The [report](notebooks/{REPORT}/notebook.html) has the settings and their sources. Each notebook's page is one file that can
+be mailed.
 
 ## Start
 

@@ -121,9 +121,7 @@ def verdict_limits(table: pd.DataFrame) -> str:
         scores = open_rows[~open_rows["measure"].isin(AUC)]["detectable"]
         if len(scores):
             points = number_text(100 * scores.median(), 1)
-            text += (
-                f" In half of them a difference below {points} points would go unnoticed more than once in five times."
-            )
+            text += f" Half of them would often miss a difference below {points} points (power below 80 %)."
         lines.append(text)
     if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
         lines.append(
