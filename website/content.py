@@ -90,11 +90,11 @@ def start_page(root: Path = ROOT) -> str:
 [![Sampled score after training, by method and noise](assets/main_figure.png)](assets/main_figure.png)
 
 Claims of the paper, judged by runs of many seeds. In brackets: the difference to the rival that decides, in percentage
-points.
+points or as an AUC.
 
 {verdict}
-The [report](notebooks/{REPORT}/notebook.html) has the settings and their sources. Each notebook's page is one file that can
-be mailed.
+The [report](notebooks/{REPORT}/notebook.html) has the settings and their sources. Each notebook's page is one file that
+can be mailed.
 
 ## Start
 
