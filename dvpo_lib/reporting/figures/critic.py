@@ -174,7 +174,7 @@ CRITIC_PANELS = {  # metric of `prediction_metrics`: its label
     "auc_true": "AUC of right answers",
     "explained_true": "explained variance, true reward",
     "calibration_error": "calibration error, received reward",
-    "covered_80": "received rewards in the 80 % interval",
+    "covered_80": "coverage of the 80 % interval",
 }
 
 
