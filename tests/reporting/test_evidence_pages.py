@@ -197,6 +197,13 @@ def test_profiles_have_a_panel_for_each_noise_and_a_line_for_each_method():
         assert share[0] == 1 and share[-1] == 0 and (share[1:] <= share[:-1]).all()
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_names_of_settings_stay_apart_in_figures_and_tables(study):
+    """Long names are cut there."""
+    names = [*dict.fromkeys(study_rows.as_methods(runs_of_study(study, seeds=1))["method"])]
+    assert len({figures.look_of(name, names).name for name in names}) == len(names)
+
+
 OWN_LABELS = {"comparison", "breakdown", "denoised", "denoised_rates", "calibration", "wrong_steps"}  # of their figures
 
 

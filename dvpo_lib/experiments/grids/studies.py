@@ -179,8 +179,8 @@ def _targets(params) -> Iterator[Cell]:
     for noise in NOISY:
         for target, lam in product(("comonotone", "mixture"), (0.8, 0.95)):
             changes = {"target": target, "lam_critic": lam}
-            yield Cell("dvpo", noise, params.families[0], f"{target}, lambda of the critic {lam:g}", changes)
-        yield Cell("dvpo", noise, params.families[0], "either, lambda of the critic 1", {"lam_critic": 1.0})
+            yield Cell("dvpo", noise, params.families[0], f"{target}, lambda {lam:g}", changes)
+        yield Cell("dvpo", noise, params.families[0], "either, lambda 1", {"lam_critic": 1.0})
 
 
 def _readouts(params) -> Iterator[Cell]:
@@ -235,7 +235,7 @@ def _denoised_rates(params) -> Iterator[Cell]:
 
 
 def _denoised_critics(params) -> Iterator[Cell]:
-    changes = {f"pretraining rollouts {n}": {"pretrain_rollouts": n} for n in (512, 1024, 2048)}
+    changes = {f"pretraining {n}": {"pretrain_rollouts": n} for n in (512, 1024, 2048)}
     changes |= {f"layers {n}": {"layers": n} for n in range(1, params.policy.num_hidden_layers + 1)}
     for noise, weight, (name, change) in product(("flip", "spikes"), (0.0, 1.0), changes.items()):
         own = _denoised_cell(params, noise, "quantile", weight)
