@@ -265,7 +265,9 @@ def test_the_readme_gets_verdict_and_figure_of_the_files(tmp_path):
             role=suite.removeprefix("math_").upper(),
             metric="sampled",
             value=0.5 + 0.1 * (method == "dvpo"),
+            diverged=np.nan,
             key="k",
+            critic="",
             machine="m",
         )
         for method in ("dvpo", "ppo", BASE)

@@ -62,6 +62,22 @@ def runs(toy):
     return Path(toy.log).read_text().split() if Path(toy.log).exists() else []
 
 
+def test_a_hash_follows_a_file_whose_size_and_time_are_set_back(tmp_path):
+    """As a copy does that keeps times: hashes of files that have not changed are not computed again."""
+    file = tmp_path / "inputs" / "weights"
+    file.parent.mkdir()
+    file.write_bytes(b"a")
+    hashes, state = {store.file_hash(file), store.file_hash(file.parent)}, file.stat()
+    time.sleep(0.05)  # clocks of file systems tick
+    file.write_bytes(b"b")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    hashes |= {store.file_hash(file), store.file_hash(file.parent)}
+    (tmp_path / "other").write_bytes(b"a")
+    os.utime(tmp_path / "other", ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.replace(tmp_path / "other", file)
+    assert len(hashes) == 4 and {store.file_hash(file), store.file_hash(file.parent)} < hashes
+
+
 def test_a_run_is_done_once_and_results_keep_their_order(toy):
     specs = [replace(toy, number=n) for n in (3, 1, 2)]
     folders = store.execute_specs(specs, 1, progress=None)

@@ -37,6 +37,7 @@ MACHINES = "machines.csv"
 RUN_COLUMNS = ["study", *RUN_LABELS]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "critic", "machine"]
 CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
+SHORT = 8  # characters of that result's key in column `critic`
 
 
 class EvidenceError(ValueError):
@@ -83,8 +84,7 @@ def read_evidence(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
     table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "diverged": [""]})
-    table = table.assign(machine=table["machine"].replace(_machine_names(path)))
-    return (table if "critic" in table else table.assign(critic="")).reindex(columns=COLUMNS)
+    return table.assign(machine=table["machine"].replace(_machine_names(path)))
 
 
 def read_studies(folder: Path) -> dict[str, pd.DataFrame]:
@@ -107,7 +107,7 @@ def write_evidence(path: Path, table: pd.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".new")
     numbers = {"value": float, "diverged": float}  # those of a column of objects would not be rounded
-    table = table.reindex(columns=COLUMNS).astype(numbers)
+    table = table[COLUMNS].astype(numbers)
     hashes = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in table["machine"].unique()}
     known = _machine_names(path) | {short: name for name, short in hashes.items()}
     names = pd.DataFrame(sorted(known.items()), columns=["machine", "name"])
@@ -121,12 +121,6 @@ def missing_runs(params, study: str, table: pd.DataFrame) -> list[PlannedRun]:
     """The runs of a study that its file does not have, in order."""
     there = set(table[RUN_COLUMNS].drop_duplicates().itertuples(index=False, name=None))
     return [run for run in planned_runs(params, study) if tuple(run.labels.values()) not in there]
-
-
-def critic_key(params, run: PlannedRun) -> str:
-    """The first characters of the key of the pretraining that a run starts from; "" for none."""
-    spec = pretraining_of(params, run.cell, run.seed)
-    return "" if spec is None else spec_key(spec)[:8]
 
 
 def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
@@ -143,13 +137,22 @@ def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
     planned = {tuple(run.labels.values()): run for run in planned_runs(params, study)}
     for *labels, key, critic in table[[*RUN_COLUMNS, "key", "critic"]].drop_duplicates().itertuples(index=False):
         run = planned.get(tuple(labels))
-        if run is None or critic != critic_key(params, run):
+        if run is None:
             return key
-        pretraining = pretraining_of(params, run.cell, run.seed)
-        file = None if pretraining is None else store_folder() / spec_key(pretraining) / CRITIC_FILE
+        pretraining, file = critic_key(params, run), None
+        if pretraining[:SHORT] != critic:
+            return key
+        if pretraining:
+            file = store_folder() / pretraining / CRITIC_FILE
         if (file is None or file.is_file()) and spec_key(run_of(params, run.cell, run.seed, file)) != key:
             return key
     return None
+
+
+def critic_key(params, run: PlannedRun) -> str:
+    """The key of the pretraining that a run starts from; "" for none."""
+    spec = pretraining_of(params, run.cell, run.seed)
+    return "" if spec is None else spec_key(spec)
 
 
 def critic_files(params, runs: Sequence[PlannedRun]) -> list[Path | None]:
@@ -171,8 +174,21 @@ def _rows(params, run: PlannedRun, folder: Path) -> pd.DataFrame:
     table = collect_run_tables([folder], "final")
     if (folder / "curves.csv").is_file():
         table = pd.concat([table, training_rows(folder)], ignore_index=True)
-    made = dict(key=folder.name, critic=critic_key(params, run), machine=machine_of(folder))
-    return table.assign(**run.labels, **made).reindex(columns=COLUMNS)
+    return evidence_rows(table, run, folder, critic_key(params, run))
+
+
+def evidence_rows(scores: pd.DataFrame, run: PlannedRun, folder: Path, critic: str) -> pd.DataFrame:
+    """Rows of COLUMNS of one run.
+
+    Args:
+        scores: Columns suite, role, metric, value, and diverged if the run did.
+        run: The run.
+        folder: Its result in the run store.
+        critic: The key of the pretraining that it starts from; "" for none.
+    """
+    made = dict(key=folder.name, critic=critic[:SHORT], machine=machine_of(folder))
+    diverged = scores["diverged"] if "diverged" in scores else np.nan
+    return scores.assign(**run.labels, **made, diverged=diverged)[COLUMNS]
 
 
 def training_rows(folder: Path) -> pd.DataFrame:

@@ -16,8 +16,15 @@ import pandas as pd
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, training_of
-from dvpo_lib.experiments.grids.evidence import COLUMNS, RUN_COLUMNS, PlannedRun, read_evidence, write_evidence
-from dvpo_lib.experiments.run_store import execute_specs, machine_of
+from dvpo_lib.experiments.grids.evidence import (
+    CRITIC_FILE,
+    RUN_COLUMNS,
+    PlannedRun,
+    evidence_rows,
+    read_evidence,
+    write_evidence,
+)
+from dvpo_lib.experiments.run_store import execute_specs
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
 from dvpo_lib.experiments.specs.reward_model import reward_model_spec
@@ -85,6 +92,7 @@ def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
     [base] = execute_specs([base_policy_spec(params)], 1, "base policy")
     places: dict[str, str | None] = {"base": str(base / "base"), "suites": str(scratch / "suites")}
     save_suites(build_suites(params.tasks, params.real.dir, params.policy.name_or_path), places["suites"])
+    critic = ""
     if cell.method == BASE:
         spec = base_test_spec(params, cell.family, **places)
     else:
@@ -92,14 +100,14 @@ def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
         fitting, file = pretraining_of(params, cell, run.seed), None
         if fitting is not None:
             [fitted] = execute_specs([replace(fitting, **places)], params.runtime, "critic pretraining")
-            file = fitted / "critic.safetensors"
+            critic, file = fitted.name, fitted / CRITIC_FILE
         spec = replace(training_of(params, cell, run.seed, file), **places)
     [folder] = execute_specs([spec], params.runtime, "training")
     final, answers = (pd.read_csv(folder / f"{name}.csv") for name in ("final", "answers"))
     kinds = answers.groupby(["suite", "role", "kind"], sort=False)["reward"].mean().reset_index(name="value")
     kinds["metric"] = BY_KIND + kinds.pop("kind")
     table = pd.concat([final, kinds], ignore_index=True)
-    return table.assign(**run.labels, key=folder.name, machine=machine_of(folder)).reindex(columns=COLUMNS)
+    return evidence_rows(table, run, folder, critic)
 
 
 def _proxies(params, cell: Cell, places, scratch: Path) -> str | None:

@@ -19,15 +19,21 @@ from dvpo_lib.experiments.import_graph import reachable_files
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
 
-    The hash is kept while sizes and times of change stay the same: hundreds of runs share their inputs.
+    The hash is kept while no file is changed, replaced or added: hundreds of runs share their inputs.
     """
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return _hash_of_files(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    return _hash_of_files(path, tuple((p, *_state_of(p)) for p in files))
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Changes with every write to a file, also if its size and its time of change are set back, as copies do."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=4096)
-def _hash_of_files(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+def _hash_of_files(path: Path, files: tuple[tuple, ...]) -> str:
     digest = hashlib.sha256()
     for p, *_ in files:
         digest.update(p.relative_to(path).as_posix().encode() + b"\0" + p.read_bytes())

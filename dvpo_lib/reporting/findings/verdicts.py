@@ -201,7 +201,7 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
     table["corrected"] = np.nan
     for (study, _), group in table.dropna(subset="p").groupby(["figure", "noise"], sort=False):
         table.loc[group.index, "corrected"] = holm_correction(group["p"], planned[study])
-    table["lost"] = table.get("lost", pd.Series(0.0, table.index)).fillna(0)
+    table["lost"] = table["lost"].fillna(0)
     table["verdict"] = [claim_verdict(r.difference, r.corrected, int(r.n), int(r.lost)) for r in table.itertuples()]
     return table[VERDICT_COLUMNS]
 
