@@ -1,4 +1,6 @@
-"""Speed and memory on a GPU, without network: `make gpu-bench`, or `python -m benchmarks.gpu`; writes gpu.json.
+"""Speed and memory on a GPU, without network: `make gpu-bench`, or `python -m benchmarks.gpu`.
+
+It writes gpu.json, and a table of it into docs/guide/scale.md.
 
 A Qwen3-architecture model with random weights, the largest whose plan fits the card, trains by ppo, grpo and dvpo. A
 small model samples the same prompts on the card and on the CPU, in float32: the tokens should be equal. The whole takes
@@ -23,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen3Config
 
+from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.experiments.launch.network_outlines import make_fake
 from dvpo_lib.experiments.launch.run_plans import RunOutline
 from dvpo_lib.rl.sampling.rollouts import sample_answers
@@ -31,6 +34,8 @@ from .iterations import TimedTrainer
 from .memory import parity_of_twos, word_tokenizer
 
 RESULT = Path(__file__).parent / "gpu.json"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "scale.md"
+MARKS = "<!-- GPU: written by `make gpu-bench` -->\n", "<!-- end of GPU -->"
 GIB = 2**30
 ROUNDS, WARM_UP = 3, 1  # iterations of each method
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # bf16, dense, by the data sheets
@@ -217,6 +222,29 @@ def measure_methods(size: str, device: str, memory_gb: float, work: dict[str, in
     return found
 
 
+def gpu_table(found: dict[str, Any]) -> str:
+    """The passage of docs/guide/scale.md that a result of `measure` says.
+
+    Args:
+        found: The content of gpu.json.
+    """
+    work, equal = found["work"], found["sampling_equal_to_cpu"]
+    lines = [
+        f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {found['model']}, bf16,",
+        f"{work['rows']} rows of {work['prompt']} + {work['length']} tokens in micro-batches of {work['micro_batch']}. In",
+        f"float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
+        "",
+        "| method | iteration | of it sampling | sampled tokens / s | trained tokens / s | peak | planned |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, own in found["methods"].items():
+        sampling = own["seconds_by_part"]["sample"] / own["seconds"]
+        rates = f"{own['sampled_tokens_per_second']:,.0f} | {own['trained_tokens_per_second']:,.0f}"
+        memory = f"{own['peak_gb']:.1f} GB | {own['planned_gb']:.1f} GB"
+        lines.append(f"| `{method}` | {own['seconds']:.1f} s | {sampling:.0%} | {rates} | {memory} |")
+    return "\n".join(lines) + "\n"
+
+
 def _free(device: str) -> None:
     gc.collect()
     if device == "cuda":
@@ -238,10 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: torch sees no CUDA device here; --device cpu tries the program at a tiny size", file=sys.stderr)
         return 2
     out = chosen.out or (RESULT if chosen.device == "cuda" else None)
-    text = json.dumps(_rounded(measure(chosen.device, chosen.minutes)), indent=1)
-    print(text)
+    found = _rounded(measure(chosen.device, chosen.minutes))
+    print(text := json.dumps(found, indent=1))
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
+    if out == RESULT:
+        insert_between_marks(GUIDE, *MARKS, gpu_table(found))
     return 0
 
 

@@ -18,6 +18,7 @@ from dvpo_lib.rl.config import DVPOConfig
 from dvpo_lib.rl.estimators import Experience
 from dvpo_lib.rl.training_settings import TrainingSettings, trainer_config
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare float32 numbers on the CPU; on a GPU the trainer takes bf16
 ROOT = Path(__file__).resolve().parents[1]
 
 
