@@ -230,9 +230,9 @@ def gpu_table(found: dict[str, Any]) -> str:
     """
     work, equal = found["work"], found["sampling_equal_to_cpu"]
     lines = [
-        f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {found['model']}, bf16,",
-        f"{work['rows']} rows of {work['prompt']} + {work['length']} tokens in micro-batches of {work['micro_batch']}. In",
-        f"float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
+        f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {found['model']},",
+        f"bf16, {work['rows']} rows of {work['prompt']} + {work['length']} tokens, micro-batches of {work['micro_batch']}.",
+        f"In float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
         "",
         "| method | iteration | of it sampling | sampled tokens / s | trained tokens / s | peak | planned |",
         "|---|---|---|---|---|---|---|",
