@@ -228,9 +228,9 @@ def gpu_table(found: dict[str, Any]) -> str:
     Args:
         found: The content of gpu.json.
     """
-    work, equal = found["work"], found["sampling_equal_to_cpu"]
+    work, equal, size = found["work"], found["sampling_equal_to_cpu"], found["model"]
     lines = [
-        f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {found['model']},",
+        f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {size},",
         f"bf16, {work['rows']} rows of {work['prompt']} + {work['length']} tokens, micro-batches of {work['micro_batch']}.",
         f"In float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
         "",
