@@ -229,9 +229,10 @@ def gpu_table(found: dict[str, Any]) -> str:
         found: The content of gpu.json.
     """
     work, equal, size = found["work"], found["sampling_equal_to_cpu"], found["model"]
+    batch = work["micro_batch"]
     lines = [
         f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {size},",
-        f"bf16, {work['rows']} rows of {work['prompt']} + {work['length']} tokens, micro-batches of {work['micro_batch']}.",
+        f"bf16, {work['rows']} rows of {work['prompt']} + {work['length']} tokens, micro-batches of {batch}.",
         f"In float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
         "",
         "| method | iteration | of it sampling | sampled tokens / s | trained tokens / s | peak | planned |",
