@@ -1,5 +1,6 @@
 """The evidence: a study's file grows piece by piece, and any of its runs can be made again byte for byte."""
 
+import dataclasses
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from PIL import Image
 from dvpo_lib.chain.commands import evidence as command
 from dvpo_lib.chain.params import RuntimeSettings, load_params
 from dvpo_lib.common.durable_files import folder_digests
-from dvpo_lib.experiments.grids import evidence
+from dvpo_lib.experiments.grids import evidence, planned_runs
 from dvpo_lib.experiments.grids.cells import Cell, cell_critic, changed_critic, pretraining_of, run_of, training_of
 from dvpo_lib.experiments.grids.evidence import EvidenceError
 from dvpo_lib.experiments.grids.studies import BASE, NOISES, STUDIES, Study
@@ -74,7 +75,7 @@ def toy(world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("DVPO_STORE", str(world / "store"))
     monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells))
-    monkeypatch.setattr(evidence, "SHOWN", 2)
+    monkeypatch.setattr(planned_runs, "SHOWN", 2)
     return world / "toy.csv"
 
 
@@ -226,8 +227,36 @@ def test_outdated_rows_are_not_extended(toy, monkeypatch):
     assert toy.read_bytes() == before
 
 
+def test_a_run_of_another_study_is_copied_and_not_made_again(toy, tmp_path, monkeypatch):
+    next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=6), None)
+    shutil.copy(toy, tmp_path), shutil.copy(toy.with_name("machines.csv"), tmp_path)
+
+    def cells(params):  # the kinds of cell in toy_cells by other names, then one that no study has
+        yield from (dataclasses.replace(cell, variant=f"again {i}") for i, cell in enumerate(toy_cells(params)))
+        yield Cell("grpo", "spikes", "math")
+
+    monkeypatch.setitem(STUDIES, "again", Study("Is it copied?", cells))
+    monkeypatch.setattr(planned_runs, "SHOWN", 1)
+    path, computed = tmp_path / "again.csv", []
+    monkeypatch.setattr(evidence, "compute_runs", lambda params, runs: computed.extend(runs) or pd.DataFrame())
+    next(evidence.extend_evidence(PARAMS, "again", path, minutes=10))
+    table = evidence.read_evidence(path)
+    first = evidence.read_evidence(toy).query("seed == 0")
+    assert table["variant"].nunique() == 6 and not computed
+    values = ["suite", "role", "metric", "value", "key", "critic", "machine"]
+    pd.testing.assert_frame_equal(*(t[values].sort_values(values, ignore_index=True) for t in (table, first)))
+    assert list(evidence.extend_evidence(PARAMS, "again", path, minutes=0)) == [] and not computed
+    list(evidence.extend_evidence(PARAMS, "again", path, minutes=10))
+    assert [run.cell.labels["method"] for run in computed] == ["grpo"]
+    path.unlink()
+    changed = SimpleNamespace(**{**vars(PARAMS), "training": TrainingSettings(generation_batch_size=8)})
+    list(evidence.extend_evidence(changed, "again", path, minutes=10))
+    copied = [run.cell.test for run in planned_runs.planned_runs(changed, "again") if run not in computed]
+    assert copied == ["critic"], "that test alone does not depend on settings of training"
+
+
 def test_the_step_at_which_a_run_diverged_becomes_part_of_its_rows(toy, tmp_path):
-    run = next(evidence.planned_runs(PARAMS, "toy"))
+    run = next(planned_runs.planned_runs(PARAMS, "toy"))
     folder = tmp_path / "key"
     folder.mkdir()
     untested_policy({"math": {}}, "math", step=7)[0].to_csv(folder / "final.csv", index=False)
@@ -248,7 +277,7 @@ def test_the_larger_policy_has_about_2_million_parameters_and_the_usual_one_0_14
 
 def test_cells_that_claims_rest_on_have_ten_seeds_and_come_first():
     params = load_params(ROOT / "params.yaml", overlaid=ROOT / "profiles" / "full.yaml")
-    runs = list(evidence.planned_runs(params, "comparison"))
+    runs = list(planned_runs.planned_runs(params, "comparison"))
     first = [run for run in runs if run.cell.family == params.families[0]]
     assert runs[: len(first)] == first and [run.cell.noise for run in first] == sorted(
         (run.cell.noise for run in first), key=NOISES.index
@@ -256,7 +285,7 @@ def test_cells_that_claims_rest_on_have_ten_seeds_and_come_first():
     seeds = Counter(tuple(run.cell.labels.values()) for run in runs)
     assert {count for (*_, family), count in seeds.items() if family == params.families[0]} == {10}
     assert {count for (*_, family), count in seeds.items() if family != params.families[0]} == {5}
-    shown = Counter(tuple(run.cell.labels.values()) for run in evidence.planned_runs(params, "heads"))
+    shown = Counter(tuple(run.cell.labels.values()) for run in planned_runs.planned_runs(params, "heads"))
     assert set(shown.values()) == {5}
 
 

@@ -25,15 +25,8 @@ from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import atomic_folder, folder_digests, locked_file, write_durably
 from dvpo_lib.common.marked_text import insert_between_marks
-from dvpo_lib.experiments.grids.evidence import (
-    RUN_COLUMNS,
-    EvidenceError,
-    extend_evidence,
-    planned_runs,
-    read_evidence,
-    read_studies,
-    rerun,
-)
+from dvpo_lib.experiments.grids.evidence import EvidenceError, extend_evidence, read_evidence, read_studies, rerun
+from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, planned_runs
 from dvpo_lib.experiments.grids.studies import NOISES, STUDIES
 from dvpo_lib.experiments.run_store import code_hash
 from dvpo_lib.reporting.figures import save_figure, scores_by_noise

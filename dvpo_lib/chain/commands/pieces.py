@@ -21,7 +21,7 @@ from dvpo_lib.chain.exports import findings_of, insert_findings
 from dvpo_lib.chain.params import Params, load_params
 from dvpo_lib.chain.stages import project_root
 from dvpo_lib.common.durable_files import locked_file
-from dvpo_lib.experiments.grids.evidence import PlannedRun
+from dvpo_lib.experiments.grids.planned_runs import PlannedRun
 from dvpo_lib.experiments.real.base_model import MODEL_FOLDER, bring_base_model
 from dvpo_lib.experiments.real.pieces import add_rows, all_pieces, find_piece, missing_pieces, run_piece
 from dvpo_lib.experiments.run_store import RunsFailed

@@ -73,7 +73,8 @@ def run_of(params, cell: Cell, seed: int, critic_file: Path | None) -> TrainingS
     if cell.test == "critic":
         noise, critic = cell.source or params.noises[cell.noise], cell_critic(params, cell)
         proxies = proxies_folder(noise, cell.family)
-        return CriticTestSpec(critic, str(critic_file), noise, cell.family, seed, params.evaluation, proxies=proxies)
+        file = None if critic_file is None else str(critic_file)
+        return CriticTestSpec(critic, file, noise, cell.family, seed, params.evaluation, proxies=proxies)
     spec = training_of(params, cell, seed, critic_file)
     return AdvantageTestSpec(**vars(spec), tasks=params.tasks) if cell.test == "advantages" else spec
 

@@ -11,15 +11,15 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dvpo_lib.common.durable_files import write_durably
-from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, run_of
-from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN, STUDIES
+from dvpo_lib.experiments.grids.cells import pretraining_of, run_of
+from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun, critic_key, planned_runs, run_identity
+from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.experiments.run_store import (
     collect_run_tables,
     execute_once,
@@ -29,12 +29,11 @@ from dvpo_lib.experiments.run_store import (
     store_folder,
 )
 from dvpo_lib.reporting.names import TAIL_COLUMNS
-from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, in_display_order
+from dvpo_lib.reporting.statistics.study_rows import in_display_order
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
-RUN_COLUMNS = ["study", *RUN_LABELS]
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "critic", "machine"]
 CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
 SHORT = 8  # characters of that result's key in column `critic`
@@ -42,41 +41,6 @@ SHORT = 8  # characters of that result's key in column `critic`
 
 class EvidenceError(ValueError):
     """A run of the evidence cannot be made again, or a study cannot be extended; the message says why."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a study."""
-
-    study: str
-    cell: Cell
-    seed: int
-
-    @property
-    def labels(self) -> dict:
-        """The columns that identify the run."""
-        return dict(study=self.study, **self.cell.labels, seed=self.seed)
-
-
-def planned_runs(params, study: str) -> Iterator[PlannedRun]:
-    """The runs of a study in the order in which they are computed.
-
-    Cells that claims rest on come first, one noise after the other, so that an unfinished study decides something; then
-    all others, seed by seed.
-
-    Args:
-        params: The settings, with all rows that the study's cells name.
-        study: A key of STUDIES.
-    """
-    claimed: list[Cell] = []
-    shown: list[Cell] = []
-    for cell in STUDIES[study].cells(params):
-        (claimed if STUDIES[study].decides(cell) and cell.family == params.families[0] else shown).append(cell)
-    for noise in dict.fromkeys(cell.noise for cell in claimed):
-        for seed in range(params.seed, params.seed + CLAIMED):
-            yield from (PlannedRun(study, cell, seed) for cell in claimed if cell.noise == noise)
-    for seed in range(params.seed, params.seed + SHOWN):
-        yield from (PlannedRun(study, cell, seed) for cell in shown)
 
 
 def read_evidence(path: Path) -> pd.DataFrame:
@@ -137,22 +101,45 @@ def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
     planned = {tuple(run.labels.values()): run for run in planned_runs(params, study)}
     for *labels, key, critic in table[[*RUN_COLUMNS, "key", "critic"]].drop_duplicates().itertuples(index=False):
         run = planned.get(tuple(labels))
-        if run is None:
-            return key
-        pretraining, file = critic_key(params, run), None
-        if pretraining[:SHORT] != critic:
-            return key
-        if pretraining:
-            file = store_folder() / pretraining / CRITIC_FILE
-        if (file is None or file.is_file()) and spec_key(run_of(params, run.cell, run.seed, file)) != key:
+        if run is None or not _is_current(params, run, key, critic):
             return key
     return None
 
 
-def critic_key(params, run: PlannedRun) -> str:
-    """The key of the pretraining that a run starts from; "" for none."""
-    spec = pretraining_of(params, run.cell, run.seed)
-    return "" if spec is None else spec_key(spec)
+def _is_current(params, run: PlannedRun, key: str, critic: str) -> bool:
+    pretraining, file = critic_key(params, run), None
+    if pretraining[:SHORT] != critic:
+        return False
+    if pretraining:
+        file = store_folder() / pretraining / CRITIC_FILE
+    return (file is not None and not file.is_file()) or spec_key(run_of(params, run.cell, run.seed, file)) == key
+
+
+def rows_of_other_studies(params, study: str, runs: Sequence[PlannedRun], folder: Path) -> pd.DataFrame:
+    """Rows of runs that the file of another study has: the same settings, code and inputs, there under other labels.
+
+    Args:
+        params: The settings.
+        study: The key of the runs in STUDIES; studies of other profiles have other settings.
+        runs: The runs.
+        folder: The folder of the files.
+    """
+    wanted: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        wanted.setdefault(run_identity(params, run), []).append(run)
+    found = [pd.DataFrame(columns=COLUMNS)]
+    for other in STUDIES.keys() - {study}:
+        table = read_evidence(folder / f"{other}.csv")
+        if table.empty or STUDIES[other].profile != STUDIES[study].profile:
+            continue
+        there = dict(list(table.groupby(RUN_COLUMNS)))
+        for twin in planned_runs(params, other):
+            rows = there.get(tuple(twin.labels.values()))
+            if rows is None or (identity := run_identity(params, twin)) not in wanted:
+                continue
+            if _is_current(params, twin, rows["key"].iloc[0], rows["critic"].iloc[0]):
+                found += [rows.assign(**run.labels) for run in wanted.pop(identity)]
+    return pd.concat(found, ignore_index=True)
 
 
 def critic_files(params, runs: Sequence[PlannedRun]) -> list[Path | None]:
@@ -213,6 +200,8 @@ def training_rows(folder: Path) -> pd.DataFrame:
 def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 24) -> Iterator[tuple[int, int]]:
     """Computes missing runs of a study until the time is over, and writes its file after every few of them.
 
+    A run that another study has, in a file of the same folder, is copied from there.
+
     Args:
         params: The settings.
         study: A key of STUDIES.
@@ -232,13 +221,22 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
             f"{path}: run {key} would have another key now, since settings, code, base policy or libraries have "
             "changed, or its study has it no more. Delete its rows to compute them anew, or go back to what made them"
         )
-    left, total = missing_runs(params, study, table), sum(1 for _ in planned_runs(params, study))
-    for start in range(0, len(left), batch):
-        if time.monotonic() > end:
-            return
-        table = pd.concat([table, compute_runs(params, left[start : start + batch])], ignore_index=True)
+    total = sum(1 for _ in planned_runs(params, study))
+    new_rows = _new_rows(params, study, missing_runs(params, study, table), path.parent, batch)
+    while time.monotonic() < end and (rows := next(new_rows, None)) is not None:
+        table = pd.concat([table, rows], ignore_index=True)
         write_evidence(path, table)
         yield len(table[RUN_COLUMNS].drop_duplicates()), total
+
+
+def _new_rows(params, study: str, left: Sequence[PlannedRun], folder: Path, batch: int) -> Iterator[pd.DataFrame]:
+    copied = rows_of_other_studies(params, study, left, folder)
+    if len(copied):
+        yield copied
+    there = set(copied[RUN_COLUMNS].itertuples(index=False, name=None))
+    left = [run for run in left if tuple(run.labels.values()) not in there]
+    for start in range(0, len(left), batch):
+        yield compute_runs(params, left[start : start + batch])
 
 
 def rerun(params, path: Path, key: str) -> pd.DataFrame:

@@ -16,14 +16,8 @@ import pandas as pd
 from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, training_of
-from dvpo_lib.experiments.grids.evidence import (
-    CRITIC_FILE,
-    RUN_COLUMNS,
-    PlannedRun,
-    evidence_rows,
-    read_evidence,
-    write_evidence,
-)
+from dvpo_lib.experiments.grids.evidence import CRITIC_FILE, evidence_rows, read_evidence, write_evidence
+from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun
 from dvpo_lib.experiments.run_store import execute_specs
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
