@@ -10,7 +10,10 @@ import torch
 
 from dvpo_lib.experiments.specs.training import build_trainer
 from dvpo_lib.models.tokens import encode_completions
+from dvpo_lib.rl.estimators import actor_lambda
 from dvpo_lib.tasks.suites import World
+
+ROUNDED = 6  # decimals of TD errors in units of the batch's spread: what remains is rounding, and counts as a tie
 
 
 def first_training_batch(spec) -> pd.DataFrame:
@@ -20,8 +23,9 @@ def first_training_batch(spec) -> pd.DataFrame:
         spec: A `TrainingSpec`. With equal seeds, methods without groups get the same responses.
 
     Returns:
-        One row per response: prompt, completion, tokens (list of words), advantages (list, one per token), reward (as
-        received), reward_true, and record (a mapping, the problem's columns).
+        One row per response: prompt, completion, tokens (list of words), advantages (list, one per token), discount
+        (gamma times lambda of the advantages), reward (as received), reward_true, and record (a mapping, the problem's
+        columns).
     """
     trainer = build_trainer(spec)
     rollouts, columns = trainer.sample()  # before any update the base policy's, offline methods' too
@@ -30,6 +34,7 @@ def first_training_batch(spec) -> pd.DataFrame:
     experience = trainer.build_experience(rollouts, scores)
     with torch.no_grad():
         advantages, _ = trainer.method.advantage(experience, trainer.args)
+    discounts = trainer.args.gamma * actor_lambda(experience, trainer.args) * torch.ones(len(advantages))
     ids = rollouts.tokens.input_ids[:, -rollouts.tokens.completion_length :]
     rows = []
     for i in experience.known.nonzero().squeeze(-1).tolist():  # without those whose reward is missing
@@ -40,6 +45,7 @@ def first_training_batch(spec) -> pd.DataFrame:
                 "completion": rollouts.completions[i],
                 "tokens": token_texts(ids[i, mask].tolist(), trainer.processing_class),
                 "advantages": advantages[i, mask].tolist(),
+                "discount": float(discounts[i]),
                 "reward": float(scores.rewards[i]),
                 "reward_true": float(true[i]),
                 "record": {"prompt": rollouts.prompts[i], **{name: own[i] for name, own in columns.items()}},
@@ -128,7 +134,10 @@ def first_wrong_tokens(batch: pd.DataFrame, world: World, tokenizer) -> list[int
 
 
 def error_auc(batch: pd.DataFrame, world: World, tokenizer) -> dict[str, float]:
-    """How well advantages tell the token of the first wrong word from the tokens before it.
+    """How well a method tells the token of the first wrong word from the tokens before it.
+
+    A critic whose value is constant finds nothing. Its TD errors are equal before the end of a response: their AUC is
+    0.5. Its advantages fall along a wrong response if lambda is below 1: their AUC is 1.
 
     Args:
         batch: Table of `first_training_batch`.
@@ -137,14 +146,30 @@ def error_auc(batch: pd.DataFrame, world: World, tokenizer) -> dict[str, float]:
 
     Returns:
         `auc`, the mean over wrong responses of the share of earlier tokens with a higher advantage (ties count one
-        half): 1 if the wrong token always has the lowest, 0.5 by chance; `count`, the number of responses.
+        half): 1 if the wrong token always has the lowest; `td_auc`, the same of the TD errors A_t - gamma lambda
+        A_(t+1), over the responses that go on after the wrong token, since the reward stands in the last token's;
+        `count` and `td_count`, the numbers of responses.
     """
-    shares = []
-    for where, values in zip(first_wrong_tokens(batch, world, tokenizer), batch["advantages"], strict=True):
-        if where:  # at the first token there is nothing to tell it from
-            before = np.asarray(values[:where])
-            shares.append(np.mean((before > values[where]) + 0.5 * (before == values[where])))
-    return {"auc": float(np.mean(shares)) if shares else float("nan"), "count": len(shares)}
+    shares, td_shares = [], []
+    rows = zip(first_wrong_tokens(batch, world, tokenizer), batch["advantages"], batch["discount"], strict=True)
+    for where, own, discount in rows:
+        if not where:  # at the first token there is nothing to tell it from
+            continue
+        own = np.asarray(own)
+        shares.append(_share_above(own, where))
+        if where + 1 < len(own):
+            td_errors = np.round(own[:-1] - discount * own[1:], ROUNDED)
+            td_shares.append(_share_above(td_errors, where))
+    return {"auc": _mean(shares), "count": len(shares), "td_auc": _mean(td_shares), "td_count": len(td_shares)}
+
+
+def _share_above(values: np.ndarray, where: int) -> float:
+    before, own = values[:where], values[where]
+    return float(np.mean((before > own) + 0.5 * (before == own)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def error_maps(batches: Mapping[str, pd.DataFrame], world: World, tokenizer) -> list[dict]:

@@ -192,11 +192,18 @@ def critic_table(scores: pd.DataFrame, at: str = "last") -> pd.DataFrame:
 
 
 def error_auc_table(found: pd.DataFrame) -> pd.DataFrame:
-    """AUCs (method, noise, seed, auc) as text: a row for each method, a column for each noise."""
+    """AUCs of the first wrong step as text: rows method and of (advantages, TD errors), a column for each noise.
+
+    Args:
+        found: Columns method, noise, seed, auc and td_auc.
+    """
     named = found.assign(**{name: found[name].map(display_name) for name in ("method", "noise")})
-    cells = named.groupby(["method", "noise"], sort=False)["auc"]
+    long = named.rename(columns={"auc": "advantages", "td_auc": "TD errors"}).melt(
+        ["method", "noise", "seed"], ["advantages", "TD errors"], var_name="of", value_name="auc"
+    )
+    cells = long.groupby(["of", "method", "noise"], sort=False)["auc"]
     shown = cells.agg(lambda own: f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})")
-    return shown.unstack(sort=False).reset_index() if len(shown) else pd.DataFrame(columns=["method"])
+    return shown.unstack(sort=False).reset_index() if len(shown) else pd.DataFrame(columns=["of", "method"])
 
 
 def critic_metrics(scores: pd.DataFrame) -> dict:

@@ -18,9 +18,10 @@ from dvpo_lib.experiments.grids import evidence, planned_runs
 from dvpo_lib.experiments.grids.cells import Cell, cell_critic, changed_critic, pretraining_of, run_of, training_of
 from dvpo_lib.experiments.grids.evidence import EvidenceError
 from dvpo_lib.experiments.grids.studies import BASE, NOISES, STUDIES, Study
+from dvpo_lib.experiments.responses import first_training_batch
 from dvpo_lib.experiments.run_store.keys import machine_name
 from dvpo_lib.experiments.specs.base_policy import BasePolicySpec
-from dvpo_lib.experiments.specs.training import untested_policy
+from dvpo_lib.experiments.specs.training import build_trainer, untested_policy
 from dvpo_lib.models.critic import CriticSettings
 from dvpo_lib.models.policy import PolicySettings, build_policy
 from dvpo_lib.noise.sources import NoiseSettings
@@ -111,6 +112,26 @@ def test_a_file_grows_until_it_is_whole_and_every_run_can_be_made_again(toy):
     assert toy.read_bytes() == before
 
 
+@pytest.mark.parametrize("method", ["dvpo", "ppo", "robust_ppo"])
+def test_td_errors_from_advantages_are_those_of_the_critic(toy, method):
+    """Differences of the values along a response, up to the batch's whitening."""
+    critics = {"none": None, "quantile": QUANTILE, "scalar": dataclasses.replace(QUANTILE, kind="scalar", loss={})}
+    kinds = {"dvpo": "quantile", "ppo": "scalar", "robust_ppo": "quantile"}
+    methods = {name: MethodSettings(kind) for name, kind in kinds.items()}
+    params = SimpleNamespace(**{**vars(PARAMS), "critics": critics, "methods": methods})
+    spec = training_of(params, Cell(method, "none", "math"), 0, None)
+    batch, trainer = first_training_batch(spec), build_trainer(spec)
+    rollouts, columns = trainer.sample()
+    experience = trainer.build_experience(rollouts, trainer.score(rollouts, columns))
+    heads = experience.values.mean(-1)
+    values = heads.amin(-1) if method == "robust_ppo" else heads.mean(-1)
+    derived, expected = [], []
+    for i, row in enumerate(batch.itertuples()):
+        derived += (np.array(row.advantages[:-1]) - row.discount * np.array(row.advantages[1:])).tolist()
+        expected += values[i, experience.tokens.mask[i]].diff().tolist()
+    assert np.corrcoef(derived, expected)[0, 1] == pytest.approx(1, abs=1e-4)
+
+
 def test_a_run_that_cannot_be_made_again_says_why(toy):
     if not toy.is_file():
         next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=1))
@@ -129,8 +150,8 @@ def test_a_run_that_cannot_be_made_again_says_why(toy):
 
 KINDS_OF_RUN = {
     "base policy": lambda runs: runs["method"] == BASE,
-    "without a critic": lambda runs: (runs["method"] != BASE) & (runs["critic"] == ""),
-    "with a critic": lambda runs: runs["critic"] != "",
+    "without a critic": lambda runs: runs["method"].isin(["grpo", "dr_grpo", "reinforce_pp"]),
+    "with a critic": lambda runs: runs["method"].isin(["ppo", "dvpo"]),
 }
 
 
@@ -215,7 +236,7 @@ def test_outdated_rows_are_not_extended(toy, monkeypatch):
         "noise": {"noises": {**PARAMS.noises, "spikes": NoiseSettings("spikes", rate=0.4, scale=5.0)}},
     }
     for changed in settings.values():
-        with pytest.raises(EvidenceError, match="would have another key now.*Delete its rows"):
+        with pytest.raises(EvidenceError, match="would be another one now.*Delete its rows"):
             next(evidence.extend_evidence(SimpleNamespace(**{**vars(PARAMS), **changed}), "toy", toy, minutes=10))
     monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", lambda params: list(toy_cells(params))[1:]))
     assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)), "a cell that the study has no more"
@@ -243,7 +264,7 @@ def test_a_run_of_another_study_is_copied_and_not_made_again(toy, tmp_path, monk
     table = evidence.read_evidence(path)
     first = evidence.read_evidence(toy).query("seed == 0")
     assert table["variant"].nunique() == 6 and not computed
-    values = ["suite", "role", "metric", "value", "key", "critic", "machine"]
+    values = ["suite", "role", "metric", "value", "key", "plan", "machine"]
     pd.testing.assert_frame_equal(*(t[values].sort_values(values, ignore_index=True) for t in (table, first)))
     assert list(evidence.extend_evidence(PARAMS, "again", path, minutes=0)) == [] and not computed
     list(evidence.extend_evidence(PARAMS, "again", path, minutes=10))

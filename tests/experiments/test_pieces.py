@@ -89,8 +89,8 @@ def test_pieces_are_computed_once_and_become_rows(params, tmp_path, monkeypatch)
         "several slots",
         "no preference",
     }
-    [critic] = found[found["method"] == "dvpo"]["critic"].unique()
-    assert len(list((tmp_path / "store").glob(f"{critic}*/critic.safetensors"))) == 1
+    assert found.groupby("method")["plan"].nunique().eq(1).all() and found["plan"].nunique() == found["key"].nunique()
+    assert len(list((tmp_path / "store").glob("*/critic.safetensors"))) == 1
     [folder] = (tmp_path / "store").glob(found[found["method"] == "dvpo"]["key"].iloc[0])
     assert sorted(file.name for file in folder.iterdir()) == ["answers.csv", "curves.csv", "final.csv"], "no weights"
     before, stored = table.read_bytes(), {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.csv")}
@@ -114,7 +114,7 @@ def test_pieces_that_are_missing_are_computed_until_the_time_is_over(params, tmp
     def made_up_rows(params, run, scratch):
         made.append(run.labels)
         score = dict(suite="slots_id", role="ID", metric="sampled", value=0.5, diverged=None)
-        return pd.DataFrame([run.labels | score | dict(key="k", critic="", machine="m")])
+        return pd.DataFrame([run.labels | score | dict(key="k", plan="", machine="m")])
 
     monkeypatch.chdir(root)  # the command goes there; the directory of other tests is theirs again afterwards
     monkeypatch.setattr(commands, "project_root", lambda: root)

@@ -294,3 +294,14 @@ def test_the_table_of_studies_counts_settings_and_seeds():
     runs = runs[runs["noise"].isin(["none", "flip"]) & runs["method"].isin(["dvpo", "ppo", "grpo"])]
     shown = recommended.recommendation_table(recommended.recommended_methods(runs))
     assert shown["noise"].tolist() == ["no noise", "flipped labels"]
+
+
+def test_metrics_of_a_run_become_columns_in_the_order_of_its_rows():
+    rows = [("ppo", "auc", 0.5), ("dvpo", "auc", 0.6), ("dvpo", "td", 0.7), ("ppo", "other", 1.0), ("ppo", "td", 0.4)]
+    runs = pd.DataFrame(rows, columns=["method", "metric", "value"]).assign(
+        variant="", noise="none", family="m", seed=0
+    )
+    wide = study_rows.metric_columns(runs, {"td": "second", "auc": "first"})
+    assert wide[["method", "second", "first"]].values.tolist() == [["ppo", 0.4, 0.5], ["dvpo", 0.7, 0.6]]
+    assert list(wide) == [*study_rows.RUN_LABELS, "second", "first"]
+    assert list(study_rows.metric_columns(runs.head(0), {"td": "second"})) == [*study_rows.RUN_LABELS, "second"]

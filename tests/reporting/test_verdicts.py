@@ -16,7 +16,7 @@ from dvpo_lib.reporting.statistics.study_rows import as_methods
 
 LONGER = "DVPO leads PPO on longer problems (OOD), and by more than ID"
 OTHERS = "DVPO leads PPO on other families (transfer), and by more than ID"
-STEPS = "DVPO's advantages find a wrong step, and better than those of PPO and robust Bellman PPO"
+STEPS = "DVPO's TD errors find a wrong step, and better than those of PPO and robust Bellman PPO"
 SUITES = {"math_id": "ID", "math_ood": "OOD", "science_id": "transfer"}
 
 
@@ -42,7 +42,7 @@ def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.0
 def made_up_steps(means):
     """Runs of the study of wrong steps, with the AUC of each method."""
     rows = made_up_runs(means, study="wrong_steps").query("role == 'ID'")
-    return rows.assign(metric="error_auc", role="advantages", suite="first batch")
+    return rows.assign(metric="error_td_auc", role="advantages", suite="first batch")
 
 
 def made_up_rates(means):
@@ -85,7 +85,7 @@ def test_gains_out_of_distribution_are_compared_inside_a_run():
     table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": dvpo, "ppo": 0.6})})
     row = verdict_of(table, LONGER)
     assert row["verdict"] == "refuted" and row["difference"] == pytest.approx(-0.1, abs=0.01)
-    assert row["measure"] == "OOD less ID"
+    assert row["measure"] == "OOD minus ID"
     row = verdict_of(table, OTHERS)
     assert row["verdict"] == "confirmed" and row["difference"] == pytest.approx(0.1, abs=0.01)
 
@@ -238,7 +238,7 @@ def test_differences_by_test_set_and_where_they_disagree():
     shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO less")
     assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families (transfer)"].startswith("+")
     [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
-    assert "DVPO less PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
+    assert "DVPO minus PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
 
 
 def test_test_sets_disagree_only_after_correction():
@@ -274,17 +274,17 @@ def test_the_measure_that_decides_is_shown_with_its_own_p_value():
     runs.loc[wide, "value"] += np.where(runs.loc[wide, "seed"] % 2, 0.3, -0.3) - 0.1  # a doubtful, larger difference
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), LONGER)
     d = verdicts.beyond_id_pairs(runs, "dvpo", "ppo", "OOD")["difference"]
-    assert (row["measure"], row["p"]) == ("OOD less ID", pytest.approx(sign_flip_test(d))) and row["p"] > 0.002
+    assert (row["measure"], row["p"]) == ("OOD minus ID", pytest.approx(sign_flip_test(d))) and row["p"] > 0.002
     assert row["difference"] == pytest.approx(d.mean()) and row["difference"] > 0.25
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6)), "to confirm, all have to be shown"
     table = verdicts.verdict_table({"comparison": runs})
-    assert "OOD less ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[0]
+    assert "OOD minus ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[0]
 
 
 def test_advantages_below_chance_find_nothing():
     worse = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.42, "ppo": 0.35, "robust_ppo": 0.35})})
     row = verdict_of(worse, STEPS)
-    assert row["verdict"] == "refuted" and row["measure"] == "AUC less chance"
+    assert row["verdict"] == "refuted" and row["measure"] == "AUC minus chance"
     assert row["difference"] == pytest.approx(-0.08, abs=0.05)
     better = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5})})
     assert verdict_of(better, STEPS)["verdict"] == "confirmed"

@@ -18,25 +18,17 @@ import pandas as pd
 
 from dvpo_lib.common.durable_files import write_durably
 from dvpo_lib.experiments.grids.cells import pretraining_of, run_of
-from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun, critic_key, planned_runs, run_identity
+from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun, planned_runs, run_identity
 from dvpo_lib.experiments.grids.studies import STUDIES
-from dvpo_lib.experiments.run_store import (
-    collect_run_tables,
-    execute_once,
-    execute_specs,
-    machine_of,
-    spec_key,
-    store_folder,
-)
+from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
 from dvpo_lib.reporting.names import TAIL_COLUMNS
 from dvpo_lib.reporting.statistics.study_rows import in_display_order
 
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
-COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "critic", "machine"]
+COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "plan", "machine"]
 CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
-SHORT = 8  # characters of that result's key in column `critic`
 
 
 class EvidenceError(ValueError):
@@ -88,10 +80,7 @@ def missing_runs(params, study: str, table: pd.DataFrame) -> list[PlannedRun]:
 
 
 def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
-    """The key of a run that its study has no more, or that would have another key today; None if there is none.
-
-    The key of a critic's pretraining is compared everywhere. That of a run needs the critic's weights, so it is
-    compared if the run has no critic, or if the run store has it.
+    """The key of a run that its study has no more, or that would have another plan today; None if there is none.
 
     Args:
         params: The settings.
@@ -99,46 +88,30 @@ def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
         table: Rows of its file.
     """
     planned = {tuple(run.labels.values()): run for run in planned_runs(params, study)}
-    for *labels, key, critic in table[[*RUN_COLUMNS, "key", "critic"]].drop_duplicates().itertuples(index=False):
+    for *labels, key, plan in table[[*RUN_COLUMNS, "key", "plan"]].drop_duplicates().itertuples(index=False):
         run = planned.get(tuple(labels))
-        if run is None or not _is_current(params, run, key, critic):
+        if run is None or run_identity(params, run) != plan:
             return key
     return None
 
 
-def _is_current(params, run: PlannedRun, key: str, critic: str) -> bool:
-    pretraining, file = critic_key(params, run), None
-    if pretraining[:SHORT] != critic:
-        return False
-    if pretraining:
-        file = store_folder() / pretraining / CRITIC_FILE
-    return (file is not None and not file.is_file()) or spec_key(run_of(params, run.cell, run.seed, file)) == key
-
-
-def rows_of_other_studies(params, study: str, runs: Sequence[PlannedRun], folder: Path) -> pd.DataFrame:
-    """Rows of runs that the file of another study has: the same settings, code and inputs, there under other labels.
+def rows_of_known_runs(params, runs: Sequence[PlannedRun], folder: Path) -> pd.DataFrame:
+    """Rows of runs that the file of some study has: the same settings, code and inputs, there under other labels.
 
     Args:
         params: The settings.
-        study: The key of the runs in STUDIES; studies of other profiles have other settings.
         runs: The runs.
         folder: The folder of the files.
     """
-    wanted: dict[tuple[str, str], list[PlannedRun]] = {}
+    wanted: dict[str, list[PlannedRun]] = {}
     for run in runs:
         wanted.setdefault(run_identity(params, run), []).append(run)
     found = [pd.DataFrame(columns=COLUMNS)]
-    for other in STUDIES.keys() - {study}:
-        table = read_evidence(folder / f"{other}.csv")
-        if table.empty or STUDIES[other].profile != STUDIES[study].profile:
-            continue
-        there = dict(list(table.groupby(RUN_COLUMNS)))
-        for twin in planned_runs(params, other):
-            rows = there.get(tuple(twin.labels.values()))
-            if rows is None or (identity := run_identity(params, twin)) not in wanted:
-                continue
-            if _is_current(params, twin, rows["key"].iloc[0], rows["critic"].iloc[0]):
-                found += [rows.assign(**run.labels) for run in wanted.pop(identity)]
+    for study in STUDIES:
+        table = read_evidence(folder / f"{study}.csv")
+        for plan, rows in table[table["plan"].isin(wanted)].groupby("plan"):
+            once = rows[(rows[RUN_COLUMNS] == rows[RUN_COLUMNS].iloc[0]).all(axis=1)]  # some cells of a study are equal
+            found += [once.assign(**run.labels) for run in wanted.pop(plan)]
     return pd.concat(found, ignore_index=True)
 
 
@@ -161,19 +134,19 @@ def _rows(params, run: PlannedRun, folder: Path) -> pd.DataFrame:
     table = collect_run_tables([folder], "final")
     if (folder / "curves.csv").is_file():
         table = pd.concat([table, training_rows(folder)], ignore_index=True)
-    return evidence_rows(table, run, folder, critic_key(params, run))
+    return evidence_rows(table, run, folder, run_identity(params, run))
 
 
-def evidence_rows(scores: pd.DataFrame, run: PlannedRun, folder: Path, critic: str) -> pd.DataFrame:
+def evidence_rows(scores: pd.DataFrame, run: PlannedRun, folder: Path, plan: str) -> pd.DataFrame:
     """Rows of COLUMNS of one run.
 
     Args:
         scores: Columns suite, role, metric, value, and diverged if the run did.
         run: The run.
         folder: Its result in the run store.
-        critic: The key of the pretraining that it starts from; "" for none.
+        plan: Its `plan_key`.
     """
-    made = dict(key=folder.name, critic=critic[:SHORT], machine=machine_of(folder))
+    made = dict(key=folder.name, plan=plan, machine=machine_of(folder))
     diverged = scores["diverged"] if "diverged" in scores else np.nan
     return scores.assign(**run.labels, **made, diverged=diverged)[COLUMNS]
 
@@ -200,7 +173,7 @@ def training_rows(folder: Path) -> pd.DataFrame:
 def extend_evidence(params, study: str, path: Path, minutes: float, batch: int = 24) -> Iterator[tuple[int, int]]:
     """Computes missing runs of a study until the time is over, and writes its file after every few of them.
 
-    A run that another study has, in a file of the same folder, is copied from there.
+    A run that a file of the same folder has under other labels is copied from there.
 
     Args:
         params: The settings.
@@ -218,19 +191,19 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
     end, table = time.monotonic() + 60 * minutes, read_evidence(path)
     if (key := outdated_run(params, study, table)) is not None:
         raise EvidenceError(
-            f"{path}: run {key} would have another key now, since settings, code, base policy or libraries have "
+            f"{path}: run {key} would be another one now, since settings, code, base policy or libraries have "
             "changed, or its study has it no more. Delete its rows to compute them anew, or go back to what made them"
         )
     total = sum(1 for _ in planned_runs(params, study))
-    new_rows = _new_rows(params, study, missing_runs(params, study, table), path.parent, batch)
+    new_rows = _new_rows(params, missing_runs(params, study, table), path.parent, batch)
     while time.monotonic() < end and (rows := next(new_rows, None)) is not None:
         table = pd.concat([table, rows], ignore_index=True)
         write_evidence(path, table)
         yield len(table[RUN_COLUMNS].drop_duplicates()), total
 
 
-def _new_rows(params, study: str, left: Sequence[PlannedRun], folder: Path, batch: int) -> Iterator[pd.DataFrame]:
-    copied = rows_of_other_studies(params, study, left, folder)
+def _new_rows(params, left: Sequence[PlannedRun], folder: Path, batch: int) -> Iterator[pd.DataFrame]:
+    copied = rows_of_known_runs(params, left, folder)
     if len(copied):
         yield copied
     there = set(copied[RUN_COLUMNS].itertuples(index=False, name=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from dvpo_lib.experiments.run_store import spec_key
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS
 
 RUN_COLUMNS = ["study", *RUN_LABELS]
+SHORT = 12  # characters of a plan's key
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,21 @@ def planned_runs(params, study: str) -> Iterator[PlannedRun]:
         yield from (PlannedRun(study, cell, seed) for cell in shown)
 
 
-def critic_key(params, run: PlannedRun) -> str:
-    """The key of the pretraining that a run starts from; "" for none."""
-    spec = pretraining_of(params, run.cell, run.seed)
-    return "" if spec is None else spec_key(spec)
-
-
-def run_identity(params, run: PlannedRun) -> tuple[str, str]:
-    """(key of the run without its critic's weights, key of the critic's pretraining): equal for equal runs.
+def run_identity(params, run: PlannedRun) -> str:
+    """`plan_key` of a planned run: equal for the runs of two studies that are one and the same.
 
     Example:
         "M = 200" of the study of quantile counts is the run that other studies call by the default's name.
     """
-    return spec_key(run_of(params, run.cell, run.seed, None)), critic_key(params, run)
+    pretraining = pretraining_of(params, run.cell, run.seed)
+    return plan_key(run_of(params, run.cell, run.seed, None), "" if pretraining is None else spec_key(pretraining))
+
+
+def plan_key(spec, pretraining: str) -> str:
+    """A short hash of all that is planned for a run, equal on every machine. Pretrained weights are not.
+
+    Args:
+        spec: The run's spec without the file of its critic.
+        pretraining: The key of the critic's pretraining; "" for none.
+    """
+    return hashlib.sha256(f"{spec_key(spec)} {pretraining}".encode()).hexdigest()[:SHORT]

@@ -17,7 +17,7 @@ from dvpo_lib.common.settings_tree import ConfigError, did_you_mean
 from dvpo_lib.experiments.grids.ablation import ablation_rows
 from dvpo_lib.experiments.grids.cells import Cell, pretraining_of, training_of
 from dvpo_lib.experiments.grids.evidence import CRITIC_FILE, evidence_rows, read_evidence, write_evidence
-from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun
+from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun, plan_key
 from dvpo_lib.experiments.run_store import execute_specs
 from dvpo_lib.experiments.specs.base_policy import base_policy_spec
 from dvpo_lib.experiments.specs.base_test import base_test_spec
@@ -86,22 +86,22 @@ def run_piece(params, run: PlannedRun, scratch: Path) -> pd.DataFrame:
     [base] = execute_specs([base_policy_spec(params)], 1, "base policy")
     places: dict[str, str | None] = {"base": str(base / "base"), "suites": str(scratch / "suites")}
     save_suites(build_suites(params.tasks, params.real.dir, params.policy.name_or_path), places["suites"])
-    critic = ""
+    pretraining = ""
     if cell.method == BASE:
-        spec = base_test_spec(params, cell.family, **places)
+        spec = planned = base_test_spec(params, cell.family, **places)
     else:
         places["proxies"] = _proxies(params, cell, places, scratch)
         fitting, file = pretraining_of(params, cell, run.seed), None
         if fitting is not None:
             [fitted] = execute_specs([replace(fitting, **places)], params.runtime, "critic pretraining")
-            critic, file = fitted.name, fitted / CRITIC_FILE
-        spec = replace(training_of(params, cell, run.seed, file), **places)
+            pretraining, file = fitted.name, fitted / CRITIC_FILE
+        spec, planned = (replace(training_of(params, cell, run.seed, own), **places) for own in (file, None))
     [folder] = execute_specs([spec], params.runtime, "training")
     final, answers = (pd.read_csv(folder / f"{name}.csv") for name in ("final", "answers"))
     kinds = answers.groupby(["suite", "role", "kind"], sort=False)["reward"].mean().reset_index(name="value")
     kinds["metric"] = BY_KIND + kinds.pop("kind")
     table = pd.concat([final, kinds], ignore_index=True)
-    return evidence_rows(table, run, folder, critic)
+    return evidence_rows(table, run, folder, plan_key(planned, pretraining))
 
 
 def _proxies(params, cell: Cell, places, scratch: Path) -> str | None:

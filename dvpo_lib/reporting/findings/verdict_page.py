@@ -191,7 +191,7 @@ def outcome_text(runs: pd.DataFrame) -> str:
 
 
 def role_differences(runs: pd.DataFrame, rivals: Iterable[str], metric: str = "sampled") -> pd.DataFrame:
-    """DVPO's score less that of each rival, on each kind of test set, with 95 % intervals over seeds.
+    """DVPO's score minus that of each rival, on each kind of test set, with 95 % intervals over seeds.
 
     Args:
         runs: Rows of the comparison, of one family.
@@ -225,7 +225,7 @@ def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[str]) -> pd.DataFrame:
-    """DVPO's score less that of each rival over all test sets, a column for each size of the policy.
+    """DVPO's score minus that of each rival over all test sets, a column for each size of the policy.
 
     Args:
         sizes: {size: rows of runs with a policy of that size, of one family}.
@@ -256,7 +256,7 @@ def disagreement_findings(differences: pd.DataFrame) -> str:
                 each = [f"{100 * r.difference:+.1f} points ({ROLES[r.role]})" for r in clear.itertuples()]
                 told.append(f"{noise_phrase(noise)} {join_words(each)}")
         if told:
-            lines.append(f"- **Test sets disagree** on DVPO less {display_name(rival)}: {'; '.join(told)}.")
+            lines.append(f"- **Test sets disagree** on DVPO minus {display_name(rival)}: {'; '.join(told)}.")
     return "\n".join(lines)
 
 

@@ -78,28 +78,28 @@ def role_pairs(runs: pd.DataFrame, own: str, rival: str, role: str = "ALL", metr
 
 
 def beyond_id_pairs(runs: pd.DataFrame, own: str, rival: str, role: str) -> pd.DataFrame:
-    """Paired differences on test sets of another role, less those in distribution of the same runs."""
+    """Paired differences on test sets of another role, minus those in distribution of the same runs."""
     keys = ["noise", "family", "seed"]
     far, near = (role_pairs(runs, own, rival, r).set_index(keys)["difference"] for r in (role, "ID"))
     return (far - near).dropna().rename("difference").reset_index()
 
 
 def above_chance(runs: pd.DataFrame, own: str, rival: str, metric: str, chance: float) -> pd.DataFrame:
-    """The metric of `own` less its value by chance, in the pairs of `run_pairs`."""
+    """The metric of `own` minus its value by chance, in the pairs of `run_pairs`."""
     pairs = role_pairs(runs, own, rival, metric=metric)
     return pairs.assign(difference=pairs["own"] - chance)
 
 
 OVERALL = {"": role_pairs}  # the measure of most claims
-AUC = {  # of the first wrong step
-    "AUC": partial(role_pairs, metric="error_auc"),
-    "AUC less chance": partial(above_chance, metric="error_auc", chance=0.5),
+AUC = {  # with which TD errors find the first wrong step; that of advantages depends on lambda
+    "AUC": partial(role_pairs, metric="error_td_auc"),
+    "AUC minus chance": partial(above_chance, metric="error_td_auc", chance=0.5),
 }
 
 
 def _lead_beyond_id(role: str) -> dict[str, Pairs]:
     """A lead on other test sets that is larger than in distribution: without a lead there it is none."""
-    return {f"{role} less ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
+    return {f"{role} minus ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
 
 
 def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
@@ -161,7 +161,7 @@ CLAIMS = (
         OVERALL,
     ),
     Claim(
-        "DVPO's advantages find a wrong step, and better than those of PPO and robust Bellman PPO",
+        "DVPO's TD errors find a wrong step, and better than those of PPO and robust Bellman PPO",
         "wrong_steps",
         "dvpo",
         _only("ppo", "robust_ppo"),

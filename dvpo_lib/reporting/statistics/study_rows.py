@@ -83,6 +83,19 @@ def base_scores(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["method"] == BASE].groupby(["suite", "metric"])["value"].mean().reset_index()
 
 
+def metric_columns(runs: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """One row per run with some of its metrics as columns.
+
+    Args:
+        runs: Rows of a study's file in which a run has each of the metrics at most once.
+        names: {metric: name of its column}.
+    """
+    own = runs[runs["metric"].isin(names)]
+    order = own[RUN_LABELS].drop_duplicates()
+    wide = own.pivot(index=RUN_LABELS, columns="metric", values="value").rename(columns=names).reset_index()
+    return order.merge(wide, on=RUN_LABELS).reindex(columns=[*RUN_LABELS, *names.values()])
+
+
 def run_count(runs: pd.DataFrame) -> int:
     """The number of runs in rows of a study."""
     return len(runs[RUN_LABELS].drop_duplicates())
