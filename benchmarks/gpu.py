@@ -229,20 +229,21 @@ def gpu_table(found: dict[str, Any]) -> str:
         found: The content of gpu.json.
     """
     work, equal, size = found["work"], found["sampling_equal_to_cpu"], found["model"]
-    batch = work["micro_batch"]
+    batch, rounds = work["micro_batch"], max(own["iterations"] for own in found["methods"].values())
     lines = [
         f"Measured on one {found['device']} with PyTorch {found['torch']}: a random Qwen3 model of {size},",
         f"bf16, {work['rows']} rows of {work['prompt']} + {work['length']} tokens, micro-batches of {batch}.",
         f"In float32, {equal['equal_rows']} of {equal['rows']} rows have the tokens that a CPU samples.",
+        f"Times are means of {rounds} iterations. All methods sample equally much: differences there are chance.",
         "",
-        "| method | iteration | of it sampling | sampled tokens / s | trained tokens / s | peak | planned |",
+        "| method | iteration | sampling | policy update | critic update | peak | planned |",
         "|---|---|---|---|---|---|---|",
     ]
     for method, own in found["methods"].items():
-        sampling = own["seconds_by_part"]["sample"] / own["seconds"]
-        rates = f"{own['sampled_tokens_per_second']:,.0f} | {own['trained_tokens_per_second']:,.0f}"
+        parts = [own["seconds_by_part"].get(part) for part in ("sample", "update_policy", "update_critic")]
+        times = " | ".join("" if part is None else f"{part:.1f} s" for part in [own["seconds"], *parts])
         memory = f"{own['peak_gb']:.1f} GB | {own['planned_gb']:.1f} GB"
-        lines.append(f"| `{method}` | {own['seconds']:.1f} s | {sampling:.0%} | {rates} | {memory} |")
+        lines.append(f"| `{method}` | {times} | {memory} |")
     return "\n".join(lines) + "\n"
 
 

@@ -27,7 +27,6 @@ SETTING_SECTIONS = {  # place in params.yaml -> settings class
 }
 PAPER_SUMMARIES = "DVPO (summaries)"
 MEASURED_HERE = "measured here"  # in a notebook of this chain
-MEASURED_IN_PROTOTYPE = "measured in a prototype"
 CHOSEN_HERE = "chosen here"
 SETTING_SOURCES = {
     "training": {
@@ -37,7 +36,7 @@ SETTING_SOURCES = {
         "num_mini_batches": CHOSEN_HERE,
         "gradient_accumulation_steps": "neutral",
         "temperature": "neutral",
-        "learning_rate": "measured in a prototype, where 3e-4 destroyed the policy; `make tune`",
+        "learning_rate": f"{CHOSEN_HERE}; by method, `make tune`",
         "lr_scheduler_type": CHOSEN_HERE,
         "warmup_steps": CHOSEN_HERE,
         "beta": "between Shao et al. 2024 (0.04) and 0",
@@ -55,7 +54,7 @@ SETTING_SOURCES = {
         "readout": PAPER_SUMMARIES,
         "worst_case": "literal minimum over estimates, neutral at one head",
         "missing_rewards": CHOSEN_HERE,
-        "reward_clip": MEASURED_IN_PROTOTYPE,
+        "reward_clip": CHOSEN_HERE,
         "extraction": CHOSEN_HERE,
         "awr_temperature": CHOSEN_HERE,
         "perturbation": CHOSEN_HERE,
@@ -68,11 +67,11 @@ SETTING_SOURCES = {
         "strength": "neutral",
         "alpha": PAPER_SUMMARIES,
         "beta": PAPER_SUMMARIES,
-        "level_low": MEASURED_IN_PROTOTYPE,
-        "level_up": MEASURED_IN_PROTOTYPE,
+        "level_low": CHOSEN_HERE,
+        "level_up": CHOSEN_HERE,
         "centre": CHOSEN_HERE,
         "trim": CHOSEN_HERE,
-        "weight": MEASURED_IN_PROTOTYPE,
+        "weight": CHOSEN_HERE,
     },
     "critics.*": {
         "kind": PAPER_SUMMARIES,
@@ -99,7 +98,7 @@ SETTING_SOURCES = {
     "critics.*.loss": {
         "kappa": f"{MEASURED_HERE}: expectiles otherwise",
         "rho": "neutral",
-        "head_consistency": f"{PAPER_SUMMARIES}: interval weight",
+        "head_consistency": f"{CHOSEN_HERE}, one reading of the paper's risk interval weight",
         "tail_calibration": CHOSEN_HERE,
         "tail_calibration_form": f"{MEASURED_HERE}: the literal form is biased",
         "mean_shift": CHOSEN_HERE,

@@ -148,7 +148,10 @@ def scalar_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 
 
 def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
-    """GAE in quantile space, read out by `args.readout` and whitened; targets are distributional lambda-returns."""
+    """GAE for each quantile; the advantage is their mean, or another read-out, whitened.
+
+    Targets are distributional lambda-returns.
+    """
     rewards, zbar = token_rewards(x, args), x.values.mean(-2)
     denoised = token_rewards(denoised_experience(x, args), args)
     advantages = adv.actor_advantages(denoised, zbar, x.mask, args.gamma, actor_lambda(x, args), args.readout)
@@ -158,7 +161,10 @@ def distributional_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]
 
 
 def winsorised_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
-    """`distributional_gae` with the winsorised read-out, whatever `args.readout.kind` says; its levels count."""
+    """As DVPO, with the last token's reward and value clipped to the band of the critic's own quantiles.
+
+    It is `distributional_gae` with `args.readout` of kind `winsorised`, whatever its kind is; its levels count.
+    """
     return distributional_gae(x, changed_settings(args, readout=replace(args.readout, kind="winsorised")))
 
 
@@ -179,7 +185,10 @@ def worst_case_gae(x: Experience, args: DVPOConfig) -> tuple[Tensor, Tensor]:
 
 
 def group_relative_advantages(x: Experience, args: DVPOConfig) -> tuple[Tensor, None]:
-    """(R - group mean) / (group std + 1e-4), the same at every token; `scale_rewards` may choose another deviation."""
+    """(R - group mean) / (group standard deviation + 1e-4), the same at every token.
+
+    `scale_rewards` may choose another deviation.
+    """
     return _by_group(x, args, args.scale_rewards or "group")
 
 

@@ -243,8 +243,9 @@ def test_outdated_rows_are_not_extended(toy, monkeypatch):
     monkeypatch.setitem(STUDIES, "toy", Study("Does it run?", toy_cells))
     monkeypatch.setenv("DVPO_STORE", str(toy.parent / "empty store"))  # as in a fresh clone
     assert evidence.outdated_run(PARAMS, "toy", evidence.read_evidence(toy)) is None
-    other = SimpleNamespace(**{**vars(PARAMS), **settings["critics, which have to be pretrained again"]})
-    assert evidence.outdated_run(other, "toy", evidence.read_evidence(toy))
+    for changed in settings.values():
+        other = SimpleNamespace(**{**vars(PARAMS), **changed})
+        assert evidence.outdated_run(other, "toy", evidence.read_evidence(toy))
     assert toy.read_bytes() == before
 
 
@@ -260,20 +261,42 @@ def test_a_run_of_another_study_is_copied_and_not_made_again(toy, tmp_path, monk
     monkeypatch.setattr(planned_runs, "SHOWN", 1)
     path, computed = tmp_path / "again.csv", []
     monkeypatch.setattr(evidence, "compute_runs", lambda params, runs: computed.extend(runs) or pd.DataFrame())
-    next(evidence.extend_evidence(PARAMS, "again", path, minutes=10))
-    table = evidence.read_evidence(path)
-    first = evidence.read_evidence(toy).query("seed == 0")
-    assert table["variant"].nunique() == 6 and not computed
-    values = ["suite", "role", "metric", "value", "key", "plan", "machine"]
-    pd.testing.assert_frame_equal(*(t[values].sort_values(values, ignore_index=True) for t in (table, first)))
     assert list(evidence.extend_evidence(PARAMS, "again", path, minutes=0)) == [] and not computed
     list(evidence.extend_evidence(PARAMS, "again", path, minutes=10))
     assert [run.cell.labels["method"] for run in computed] == ["grpo"]
+    table = evidence.read_evidence(path)
+    first = evidence.read_evidence(toy).query("seed == 0")
+    assert table["variant"].nunique() == 6
+    values = ["suite", "role", "metric", "value", "key", "plan", "machine"]
+    pd.testing.assert_frame_equal(*(t[values].sort_values(values, ignore_index=True) for t in (table, first)))
     path.unlink()
     changed = SimpleNamespace(**{**vars(PARAMS), "training": TrainingSettings(generation_batch_size=8)})
     list(evidence.extend_evidence(changed, "again", path, minutes=10))
     copied = [run.cell.test for run in planned_runs.planned_runs(changed, "again") if run not in computed]
     assert copied == ["critic"], "that test alone does not depend on settings of training"
+    path.unlink()
+    elsewhere = evidence.read_evidence(tmp_path / "toy.csv").assign(machine="another processor")
+    evidence.write_evidence(tmp_path / "toy.csv", elsewhere)
+    computed.clear()
+    list(evidence.extend_evidence(PARAMS, "again", path, minutes=10))
+    assert len(computed) == 7, "in pairs, rounding would be a difference"
+
+
+def test_settings_of_a_study_get_their_seeds_together_copies_among_them(toy, tmp_path, monkeypatch):
+    """A setting with more seeds than the others would be compared with too few of theirs."""
+    next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=12), None)
+    shutil.copy(toy, tmp_path), shutil.copy(toy.with_name("machines.csv"), tmp_path)
+    cells = [Cell("grpo", "none", "math", "known"), Cell("grpo", "spikes", "math", "new")]
+    monkeypatch.setitem(STUDIES, "again", Study("Is it in order?", lambda params: iter(cells)))
+    monkeypatch.setattr(evidence, "compute_runs", lambda params, runs: made_up_rows(runs))
+    next(evidence.extend_evidence(PARAMS, "again", tmp_path / "again.csv", minutes=10, batch=2))
+    table = evidence.read_evidence(tmp_path / "again.csv")
+    assert table.groupby("variant")["seed"].unique().map(list).to_dict() == {"known": [0], "new": [0]}
+
+
+def made_up_rows(runs):
+    known = dict(suite="math_id", role="ID", metric="sampled", value=0.5, key="k", plan="p", machine="m", diverged=None)
+    return pd.DataFrame([run.labels | known for run in runs])
 
 
 def test_the_step_at_which_a_run_diverged_becomes_part_of_its_rows(toy, tmp_path):

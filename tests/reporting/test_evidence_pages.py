@@ -227,7 +227,7 @@ def test_a_study_of_variants_is_drawn():
 def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     few, some, many = (runs_of_study("heads", seeds) for seeds in (SHOWN - 1, SHOWN, CLAIMED))
     [text] = study_section("heads", few)
-    assert "Not computed yet" in text.data
+    assert "A figure needs 5 seeds" in text.data
     assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure", "Styler"]
     figure, scores, table = study_section("heads", many, paper={"3 heads": "best"})
     assert "highest mean score" in table.to_html() and len(study_section("heads", many, numbers=False)) == 1
@@ -237,8 +237,8 @@ def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     mixed = pd.concat([many[many["variant"] == "3 heads"], some[some["variant"] != "3 heads"]])
     assert set(zip(*[study_section("heads", mixed)[1].data[c] for c in ("seeds",)], strict=True)) == {("10",), ("5",)}
     base = runs_of_study("comparison", CLAIMED).query("method == 'ppo'").assign(method=BASE)
-    assert "Not computed yet" in study_section("comparison", base)[0].data, "the base policy is no method"
-    assert "Not computed yet" in study_section("heads", few.head(0))[0].data
+    assert "A figure needs 5 seeds" in study_section("comparison", base)[0].data, "the base policy is no method"
+    assert "A figure needs 5 seeds" in study_section("heads", few.head(0))[0].data
 
 
 def test_what_scores_are_means_of_is_counted():

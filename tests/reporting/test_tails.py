@@ -70,3 +70,13 @@ def test_quarters_of_the_evidence_are_drawn_as_curves():
     shown = figures.tail_panels(frame, x="quarter").axes
     assert len(shown) == 4 and all(len(ax.get_lines()) == 2 for ax in shown)
     assert list(shown[0].get_lines()[0].get_xdata()) == [1, 2, 3, 4]
+
+
+def test_the_trend_counts_noises_under_which_a_tail_became_narrower():
+    rows = [("none", "dvpo", 0.2, 0.1, 0.1, 0.2), ("spikes", "dvpo", 0.2, 0.3, 0.1, 0.3), ("flip", "ppo", 0.9, 0, 1, 0)]
+    sides = [f"{side} {when}" for side in ("lower tail", "upper tail") for when in ("at first", "at the end")]
+    widths = pd.DataFrame(rows, columns=["noise", "method", *sides])
+    assert during_training.tail_trend(widths) == (
+        "DVPO under 2 kinds of reward: its lower tail under 1 and its upper tail under 0 became narrower."
+    )
+    assert during_training.tail_trend(widths[widths["method"] == "ppo"]) == ""

@@ -11,6 +11,7 @@ from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
 from dvpo_lib.reporting.findings import recommended, verdict_page, verdicts
 from dvpo_lib.reporting.names import BASE
+from dvpo_lib.reporting.statistics import comparisons
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 from dvpo_lib.reporting.statistics.study_rows import as_methods
 
@@ -34,7 +35,7 @@ def made_up_runs(means, seeds=10, noise="spikes", study="comparison", spread=0.0
                 rows.append(
                     labels
                     | dict(suite=suite, role=role, metric="sampled", value=level + shared + own)
-                    | dict(key=f"{name} {noise} {seed}")
+                    | dict(plan=f"{name} {noise} {seed}")
                 )
     return pd.DataFrame(rows)
 
@@ -213,7 +214,7 @@ def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_ver
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
     pairs = verdicts.role_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
-    [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "Depends on the learning rate" in x]
+    [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "between learning rates" in x]
     assert f"{text}, under heavy-tailed spikes: as tuned confirmed (+10" in line and "2e-4 not confirmed" in line
     rows = list(verdict_page.verdict_matrix(table)["claim"])
     assert rows[rows.index(text) + 1] == "the same, both at learning rate 1e-4"
@@ -227,7 +228,7 @@ def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_ver
 def test_differences_by_test_set_and_where_they_disagree():
     dvpo = {"ID": 0.7, "OOD": 0.7, "transfer": 0.9}
     runs = made_up_runs({"dvpo": dvpo, "ppo": 0.8, "grpo": 0.6})
-    table = verdict_page.role_differences(runs, ["ppo", "grpo"]).set_index(["method", "role"])
+    table = comparisons.role_differences(runs, "dvpo", ["ppo", "grpo"]).set_index(["method", "role"])
     for role in ("ID", "OOD", "transfer"):
         for rival, level in (("ppo", 0.8), ("grpo", 0.6)):
             d = verdicts.run_pairs(runs, "dvpo", rival)
@@ -235,7 +236,7 @@ def test_differences_by_test_set_and_where_they_disagree():
             row = table.loc[(rival, role)]
             assert row["difference"] == pytest.approx(d.mean()) and row["low"] < d.mean() < row["high"]
             assert row["difference"] == pytest.approx(dvpo[role] - level, abs=0.02)
-    shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO less")
+    shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO minus")
     assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families (transfer)"].startswith("+")
     [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
     assert "DVPO minus PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
@@ -249,7 +250,7 @@ def test_test_sets_disagree_only_after_correction():
     clear, doubtful = (pd.DataFrame(rows).assign(corrected=p) for p in (0.01, 0.2))
     assert "disagree" in verdict_page.disagreement_findings(clear)
     assert verdict_page.disagreement_findings(doubtful) == "", "intervals alone are not corrected"
-    table = verdict_page.role_differences(made_up_runs({"dvpo": 0.8, "ppo": 0.7}), ["ppo"]).set_index("role")
+    table = comparisons.role_differences(made_up_runs({"dvpo": 0.8, "ppo": 0.7}), "dvpo", ["ppo"]).set_index("role")
     assert np.isnan(table.loc["ALL", "corrected"]) and table.loc["ID", "corrected"] == pytest.approx(3 * 2 / 2**10)
 
 
@@ -311,7 +312,8 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     assert lines[0].startswith(
         "For the claims, policies were trained on `math`. A score is the mean over 3 test sets, 1 of them"
     )
-    assert lines[2].startswith("| claim | heavy-tailed spikes |") and lines[3].startswith("| --- |")
+    assert "*Refuted*" in lines[0] and lines[2].startswith("- **Confirmed**: DVPO is better than PPO")
+    assert lines[4].startswith("| claim | heavy-tailed spikes |") and lines[5].startswith("| --- |")
     assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
     again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
     more = verdict_page.verdict_page({"comparison": runs, "heads": again})
@@ -330,7 +332,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdict_page.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
-    assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
+    assert "**Refuted**: DVPO is better than GRPO" in text and "no verdict under at least one noise" in text
 
 
 def test_methods_that_cannot_be_told_from_the_best_are_named():
@@ -375,7 +377,7 @@ def test_runs_that_many_claims_share_are_counted():
         "none of DVPO"
     )
     half = runs[(runs["method"] == "dvpo") & (runs["seed"] < 5)].assign(variant=verdicts.FULL)
-    more = {"comparison": runs, "ablation": pd.concat([half, half.assign(variant="without mean shift", key="other")])}
+    more = {"comparison": runs, "ablation": pd.concat([half, half.assign(variant="without mean shift", plan="other")])}
     assert "up to 5 claims" in verdict_page.shared_run_findings(more), "a study that has some of the runs counts"
 
 
@@ -398,8 +400,8 @@ def test_differences_stand_side_by_side_for_both_sizes_of_the_policy():
     large = [made_up_runs({"dvpo": 0.7, "ppo": 0.7, "grpo": 0.6}, seeds=5, noise=n) for n in ("none", "spikes")]
     sizes = {"small": pd.concat(small), "large": pd.concat(large)}
     table = verdict_page.size_difference_table(sizes, ["ppo", "grpo"])
-    assert list(table) == ["noise", "DVPO less", "small (10 seeds)", "large (5 seeds)"]
-    assert list(zip(table["noise"], table["DVPO less"], strict=True)) == [
+    assert list(table) == ["noise", "DVPO minus", "small (10 seeds)", "large (5 seeds)"]
+    assert list(zip(table["noise"], table["DVPO minus"], strict=True)) == [
         (noise, rival) for noise in ("no noise", "heavy-tailed spikes") for rival in ("PPO", "GRPO")
     ], "noises of both, in the order of the runs"
     assert table.iloc[0]["small (10 seeds)"].startswith("+10")

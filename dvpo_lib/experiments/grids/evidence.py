@@ -21,6 +21,7 @@ from dvpo_lib.experiments.grids.cells import pretraining_of, run_of
 from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, PlannedRun, planned_runs, run_identity
 from dvpo_lib.experiments.grids.studies import STUDIES
 from dvpo_lib.experiments.run_store import collect_run_tables, execute_once, execute_specs, machine_of, spec_key
+from dvpo_lib.experiments.run_store.keys import machine_name
 from dvpo_lib.reporting.names import TAIL_COLUMNS
 from dvpo_lib.reporting.statistics.study_rows import in_display_order
 
@@ -98,6 +99,8 @@ def outdated_run(params, study: str, table: pd.DataFrame) -> str | None:
 def rows_of_known_runs(params, runs: Sequence[PlannedRun], folder: Path) -> pd.DataFrame:
     """Rows of runs that the file of some study has: the same settings, code and inputs, there under other labels.
 
+    Only runs of this kind of machine count: elsewhere sums round differently, and runs are compared in pairs.
+
     Args:
         params: The settings.
         runs: The runs.
@@ -109,7 +112,8 @@ def rows_of_known_runs(params, runs: Sequence[PlannedRun], folder: Path) -> pd.D
     found = [pd.DataFrame(columns=COLUMNS)]
     for study in STUDIES:
         table = read_evidence(folder / f"{study}.csv")
-        for plan, rows in table[table["plan"].isin(wanted)].groupby("plan"):
+        known = table["plan"].isin(wanted) & (table["machine"] == machine_name())
+        for plan, rows in table[known].groupby("plan"):
             once = rows[(rows[RUN_COLUMNS] == rows[RUN_COLUMNS].iloc[0]).all(axis=1)]  # some cells of a study are equal
             found += [once.assign(**run.labels) for run in wanted.pop(plan)]
     return pd.concat(found, ignore_index=True)
@@ -204,12 +208,12 @@ def extend_evidence(params, study: str, path: Path, minutes: float, batch: int =
 
 def _new_rows(params, left: Sequence[PlannedRun], folder: Path, batch: int) -> Iterator[pd.DataFrame]:
     copied = rows_of_known_runs(params, left, folder)
-    if len(copied):
-        yield copied
-    there = set(copied[RUN_COLUMNS].itertuples(index=False, name=None))
-    left = [run for run in left if tuple(run.labels.values()) not in there]
-    for start in range(0, len(left), batch):
-        yield compute_runs(params, left[start : start + batch])
+    there = dict(list(copied.groupby(RUN_COLUMNS)))
+    for start in range(0, len(left), batch):  # in order: all settings of a study have equally many seeds
+        part = [(run, there.get(tuple(run.labels.values()))) for run in left[start : start + batch]]
+        new = [run for run, rows in part if rows is None]
+        known = [rows for _, rows in part if rows is not None]
+        yield pd.concat([*known, compute_runs(params, new)] if new else known, ignore_index=True)
 
 
 def rerun(params, path: Path, key: str) -> pd.DataFrame:
@@ -232,10 +236,18 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
         raise EvidenceError(f"{path}: {len(keys)} runs have a key that begins with {key!r}")
     stored = table[table["key"] == keys[0]]
     labels = stored[RUN_COLUMNS].iloc[0].to_dict()
+    stored = stored[(stored[RUN_COLUMNS] == pd.Series(labels)).all(axis=1)]  # some cells of a study are equal
     found = [run for run in planned_runs(params, labels["study"]) if run.labels == labels]
     if not found:
         raise EvidenceError(f"{path}: study {labels['study']} has no such run any more: {labels}")
     [run] = found
+    if (now := run_identity(params, run)) != stored["plan"].iloc[0]:
+        raise EvidenceError(
+            f"{path}: the plan of this run was {stored['plan'].iloc[0]} and is {now} now: settings, "
+            "code, base policy or libraries are others than those that made it"
+        )
+    then = stored["machine"].iloc[0]
+    where = "" if then == machine_name() else f" (then on {then}, now on {machine_name()}: sums round differently)"
     with tempfile.TemporaryDirectory() as folder:
         root, file = Path(folder), None
         if (pretraining := pretraining_of(params, run.cell, run.seed)) is not None:
@@ -244,8 +256,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
         spec = run_of(params, run.cell, run.seed, file)
         if (now := spec_key(spec)) != keys[0]:
             raise EvidenceError(
-                f"{path}: the key of this run was {keys[0]} and is {now} now: settings, code, base policy or libraries "
-                "are others than those that made it"
+                f"{path}: the critic's pretraining gave other weights than those of run {keys[0]}{where}"
             )
         execute_once(spec, keys[0], root)
         again = _rows(params, run, root / keys[0])
@@ -255,7 +266,5 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
             write_evidence(Path(folder) / "rows.csv", rows.assign(machine="any"))
             texts.append((Path(folder) / "rows.csv").read_text(encoding="utf-8"))
     if texts[0] != texts[1]:
-        then, now = stored["machine"].iloc[0], again["machine"].iloc[0]
-        where = "" if then == now else f" (then on {then}, now on {now}: sums round differently)"
         raise EvidenceError(f"{path}: run {keys[0]} gave other numbers{where}:\n{texts[1]}")
     return again

@@ -12,7 +12,7 @@ from dvpo_lib.reporting import figures, tables
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import show_text
-from dvpo_lib.reporting.statistics.study_rows import as_methods, covered_cells
+from dvpo_lib.reporting.statistics.study_rows import as_methods, covered_cells, run_count
 
 
 def variant_figure(runs: pd.DataFrame) -> Figure:
@@ -45,7 +45,7 @@ def study_section(
     """
     shown = covered_cells(runs[runs["method"] != BASE], SHOWN)
     if shown.empty:
-        return [show_text(f"Not computed yet: a figure needs {SHOWN} seeds of every setting.")]
+        return [show_text(f"A figure needs {SHOWN} seeds of every setting. So far there are {run_count(runs)} runs.")]
     section, judged = [draw(shown)], covered_cells(shown, CLAIMED)
     if numbers:
         caption = f"{display_name(study)}: score over all test sets in per cent, interquartile mean and 95 % interval"

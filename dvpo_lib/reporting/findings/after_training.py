@@ -273,7 +273,7 @@ def budget_findings(curves: pd.DataFrame, final: pd.DataFrame) -> str:
 
 
 def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str = "ppo") -> str:
-    """Strength of each noise: the baseline should lose one to two thirds of its noise-free gain."""
+    """How much of its noise-free gain (ID) each noise costs the baseline."""
     s = statistics.summarise_scores(final[final["method"] == baseline]).set_index(["noise", "role"])["iqm"]
     if ("none", "ID") not in s.index:
         return ""
@@ -285,9 +285,6 @@ def noise_strength(final: pd.DataFrame, base: Mapping[str, float], baseline: str
         if gain <= 0.02:
             return f"{display_name(baseline)} gains nothing without noise, so no strength of noise can be judged."
         lost = 1 - (s[noise, "ID"] - base["ID"]) / gain
-        verdict = "as intended" if 1 / 3 <= lost <= 2 / 3 else "too weak" if lost < 1 / 3 else "too strong"
-        lines.append(
-            f"{display_name(noise)} cost {display_name(baseline)} {percent_text(lost)} of its noise-free gain "
-            f"({verdict})"
-        )
-    return f"**Strength of the noise** (a third to two thirds separates best): {join_words(lines)}." if lines else ""
+        lines.append(f"{display_name(noise)} {percent_text(lost)}")
+    start = f"**Strength of the noise**, as the share of its noise-free gain that {display_name(baseline)} loses (ID)"
+    return f"{start}: {join_words(lines)}." if lines else ""

@@ -23,10 +23,7 @@ def greedy_findings(base: pd.DataFrame) -> str:
     sampled, greedy = wide["sampled"].mean(skipna=False), wide["greedy"].mean(skipna=False)
     text = f"Decoded greedily, it gets {percent_text(greedy)} of the possible reward, sampled {percent_text(sampled)}. "
     if greedy > sampled + 0.1:
-        text += (
-            "The likeliest word is mostly a right one even where most of the probability lies on wrong ones: the "
-            "knowledge is there, and what has to be learned is to use it."
-        )
+        text += "Sampling chooses wrong words that are not the likeliest: training can teach the policy to avoid them."
     return text
 
 

@@ -49,6 +49,20 @@ def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame
     return pd.DataFrame(table).reset_index()
 
 
+def tail_trend(widths: pd.DataFrame, method: str = "dvpo") -> str:
+    """Under how many noises a method's tails became narrower, as a sentence.
+
+    Args:
+        widths: Of `tail_change_table`.
+        method: The method.
+    """
+    own = widths[widths["method"] == method]
+    if own.empty:
+        return ""
+    counts = [f"its {s} under {(own[f'{s} at the end'] < own[f'{s} at first']).sum()}" for s in SIDES.values()]
+    return f"{display_name(method)} under {len(own)} kinds of reward: {' and '.join(counts)} became narrower."
+
+
 def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts") -> str:
     """A sentence for each noise: how wide the tails of two rows are at the end of training.
 

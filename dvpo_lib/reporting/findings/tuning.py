@@ -19,8 +19,8 @@ def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
                 "tuned beside the learning rate": setting_name(w.setting),
                 "winner": f"{setting_text(w.learning_rate)}, {setting_text(w.value)}",
                 "its score": percent_text(w.score, 1),
-                "stood": f"{setting_text(w.stood_learning_rate)}, {setting_text(w.stood_value)}",
-                "score of what stood": "not on the grid" if pd.isna(w.stood) else percent_text(w.stood, 1),
+                "previous setting": f"{setting_text(w.stood_learning_rate)}, {setting_text(w.stood_value)}",
+                "score of the previous one": "not on the grid" if pd.isna(w.stood) else percent_text(w.stood, 1),
                 "changed": "yes" if w.changed else "no",
             }
             for w in winners.itertuples()
@@ -64,7 +64,7 @@ def tuning_findings(table: pd.DataFrame, winners: pd.DataFrame, margin: float) -
     changed = [display_name(m) for m in winners.loc[winners["changed"], "method"]]
     text = f"- **Changed**: {len(changed)} of {len(winners)} methods" + (f" ({'; '.join(changed)})" if changed else "")
     if len(changed) < len(winners):
-        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the one that stood by {in_points(margin)}"
+        text += f". {'Elsewhere no' if changed else 'No'} point is ahead of the previous setting by {in_points(margin)}"
     lines = [f"{text}."]
     cells = table.groupby(["method", "learning_rate", "value"])["score"]
     means = complete_mean(cells).groupby("method")

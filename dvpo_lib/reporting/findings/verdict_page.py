@@ -8,18 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
 from dvpo_lib.reporting.findings.verdicts import AUC, CLAIMS, Claim, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
-from dvpo_lib.reporting.statistics.comparisons import (
-    FEWEST_SEEDS,
-    SIGNIFICANCE,
-    holm_correction,
-    run_pairs,
-    sign_flip_test,
-)
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, SIGNIFICANCE, role_differences
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family, claimed_runs
 
 NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
@@ -35,6 +28,11 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
     "denoised": "When does it pay to learn from the critic's view of a reward?",
     "wrong_steps": "Whose advantages find the step that is wrong?",
 }
+LEGEND = (
+    "*Confirmed*: DVPO, or the setting that the claim names, is better than each rival "
+    f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is better, likewise. *Not confirmed*: neither. "
+    "In brackets: the mean difference that decides, to a rival's score in percentage points if nothing else is named."
+)
 PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
 
@@ -85,7 +83,7 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
         {
             "claim": judged["claim"],
             "noise": judged["noise"].map(display_name),
-            "rival": [display_name(r.rival) + (f" ({r.measure})" if r.measure else "") for r in judged.itertuples()],
+            "rival": [_rival_text(r.rival, r.measure) for r in judged.itertuples()],
             "difference": [_difference_text(row) for _, row in judged.iterrows()],
             "detectable": [number_text(k * d, 1 + (k == 1)) for k, d in zip(scale, judged["detectable"], strict=True)],
             "p": [number_text(p, 4) for p in judged["p"]],
@@ -95,8 +93,17 @@ def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _rival_text(rival: str, measure: str) -> str:
+    return f"{display_name(rival)} ({measure})" if rival and measure else display_name(rival) if rival else measure
+
+
 def verdict_findings(table: pd.DataFrame) -> str:
-    """The verdicts in sentences: which claims hold under which noise, which are refuted, and `verdict_limits`."""
+    """`settled_findings` and `verdict_limits`."""
+    return "\n".join(filter(None, [settled_findings(table), verdict_limits(table)]))
+
+
+def settled_findings(table: pd.DataFrame) -> str:
+    """Which claims are confirmed, and which are refuted, under which noise."""
     lines, judged = [], table[~table["verdict"].str.startswith(NO_CLAIM)]
     first = judged[judged["repeats"] == ""]
     for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
@@ -108,7 +115,7 @@ def verdict_findings(table: pd.DataFrame) -> str:
                 unit = row.measure if row.measure in AUC else f"points {row.measure}".strip()
                 where.append(f"{noise_phrase(row.noise)} ({_difference_text(row._asdict())} {unit}{held})")
             lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
-    return "\n".join(filter(None, [*lines, verdict_limits(table)]))
+    return "\n".join(lines)
 
 
 def verdict_limits(table: pd.DataFrame) -> str:
@@ -121,18 +128,21 @@ def verdict_limits(table: pd.DataFrame) -> str:
         scores = open_rows[~open_rows["measure"].isin(AUC)]["detectable"]
         if len(scores):
             points = number_text(100 * scores.median(), 1)
-            text += f" Half of them would often miss a difference below {points} points (power below 80 %)."
+            text += f" In half of them, a difference has to exceed {points} points to be found four times out of five."
         lines.append(text)
     if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
         lines.append(
-            f"- {few} claim{'s have' if few > 1 else ' has'} fewer than {FEWEST_SEEDS} seeds under at least one noise, "
-            "and no verdict there."
+            f"- {few} claim{'s have' if few > 1 else ' has'} no verdict under at least one noise: fewer than "
+            f"{FEWEST_SEEDS} seeds, or lost runs."
         )
     return "\n".join(lines)
 
 
 def _repeated_findings(judged: pd.DataFrame) -> list[str]:
-    """A line for each claim whose verdict changes under some noise if DVPO and its rival learn at one rate."""
+    """A line for each claim whose verdict changes under some noise if DVPO and its rival learn at one rate.
+
+    Verdicts may differ where differences do not: their spread over seeds decides, too.
+    """
     lines = []
     for claim, repeated in judged[judged["repeats"] != ""].groupby("repeats", sort=False):
         told = []
@@ -143,7 +153,7 @@ def _repeated_findings(judged: pd.DataFrame) -> list[str]:
                 each = ", ".join(f"{h} {_cell_text(row)}" for h, (_, row) in zip(how, rows.iterrows(), strict=True))
                 told.append(f"{noise_phrase(noise)}: {each}")
         if told:
-            lines.append(f"- **Depends on the learning rate**: {claim}, {'; '.join(told)}.")
+            lines.append(f"- **Verdicts differ between learning rates**: {claim}, {'; '.join(told)}.")
     return lines
 
 
@@ -154,7 +164,7 @@ def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[C
         evidence: {study: rows}, as of `read_studies`.
         claims: The claims.
     """
-    used: Counter[tuple[str, str]] = Counter()  # (noise, key of a run): claims that it is on the own side of
+    used: Counter[tuple[str, str]] = Counter()  # (noise, plan of a run): claims that it is on the own side of
     for claim in claims:
         runs = evidence.get(claim.study)
         if claim.repeats or runs is None or runs.empty:
@@ -162,7 +172,7 @@ def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[C
         runs = as_methods(runs[runs["family"] == claimed_family(runs)])
         for noise, there in runs.groupby("noise", sort=False):
             if claim.rivals(list(there["method"].unique())):
-                used.update((noise, key) for key in there.loc[there["method"] == claim.own, "key"].unique())
+                used.update((noise, plan) for plan in there.loc[there["method"] == claim.own, "plan"].unique())
     most = max(used.values(), default=0)
     if most < 2:
         return ""
@@ -190,33 +200,12 @@ def outcome_text(runs: pd.DataFrame) -> str:
     )
 
 
-def role_differences(runs: pd.DataFrame, rivals: Iterable[str], metric: str = "sampled") -> pd.DataFrame:
-    """DVPO's score minus that of each rival, on each kind of test set, with 95 % intervals over seeds.
-
-    Args:
-        runs: Rows of the comparison, of one family.
-        rivals: The methods to compare with.
-        metric: The metric to compare.
-
-    Returns:
-        Columns noise, method, role, difference, low, high (shares) and n, as of `statistics.paired_differences`, and
-        corrected, the p-value of a difference on one kind of test sets (Holm over all of them, of one rival).
-    """
-    table = statistics.paired_differences(runs[runs["method"].isin([OWN, *rivals])], OWN, metric, overall=True)
-    table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"], corrected=np.nan)
-    for rival, own in table[table["role"] != "ALL"].dropna(subset="difference").groupby("method", sort=False):
-        pairs = run_pairs(runs, OWN, rival, metric).groupby(["noise", "role"])["difference"]
-        p = [sign_flip_test(pairs.get_group((r.noise, r.role))) if r.n > 1 else 1.0 for r in own.itertuples()]
-        table.loc[own.index, "corrected"] = holm_correction(p)
-    return table
-
-
 def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
     """Rows of `role_differences` as they are shown: a row for each noise and rival, a column for each role."""
     rows = []
     for (noise, rival), own in differences.groupby(["noise", "method"], sort=False):
         own = own.set_index("role")
-        row = {"noise": display_name(noise), "DVPO less": display_name(rival)}
+        row = {"noise": display_name(noise), "DVPO minus": display_name(rival)}
         for role in (role for role in ROLES if role in own.index):
             d, low, high = 100 * own.loc[role, ["difference", "low", "high"]].astype(float)
             row[ROLES[role]] = MISSING if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -233,8 +222,8 @@ def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[st
     """
     columns = {}
     for size, runs in sizes.items():
-        own = role_differences(runs, rivals)
-        shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO less"])
+        own = role_differences(runs, OWN, rivals)
+        shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO minus"])
         seeds = runs["seed"].nunique()
         columns[f"{size} ({seeds} seeds)"] = shown[ROLES["ALL"]]
     order = next(iter(columns.values())).index
@@ -277,11 +266,11 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     own = claimed_runs(comparison, FEWEST_SEEDS)
     sentences = [verdict_limits(known), shared_run_findings(computed)]
     if len(own):
-        sentences.append(disagreement_findings(role_differences(own, ["ppo", "grpo"])))
-    count = pd.concat([runs["key"] for runs in computed.values()]).nunique()  # studies share runs
-    opening = [f"{text}\n"] if (text := outcome_text(comparison)) else []
+        sentences.append(disagreement_findings(role_differences(own, OWN, ["ppo", "grpo"])))
+    count = pd.concat([runs["plan"] for runs in computed.values()]).nunique()  # studies share runs
     parts = [
-        *opening,
+        f"{' '.join(filter(None, [outcome_text(comparison), LEGEND]))}\n",
+        f"{settled_findings(known)}\n",
         markdown_table(verdict_matrix(known, links=True)),
         "\n".join([*filter(None, sentences), f"- The studies hold {count:,} runs so far.\n"]),
     ]

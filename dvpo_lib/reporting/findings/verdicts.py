@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
@@ -60,6 +60,7 @@ class Claim:
         own: The method or variant that is claimed to be better.
         rivals: (methods or variants of the study) -> those that it has to beat.
         measures: {name: (runs, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
+        alone: {name: (runs, own) -> columns seed and difference}; each difference has to be above 0, without a rival.
         repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
     """
 
@@ -68,6 +69,7 @@ class Claim:
     own: str
     rivals: Callable[[Sequence[str]], Sequence[str]]
     measures: Mapping[str, Pairs]
+    alone: Mapping[str, Callable[[pd.DataFrame, str], pd.DataFrame]] = field(default_factory=dict)
     repeats: str = ""
 
 
@@ -84,17 +86,15 @@ def beyond_id_pairs(runs: pd.DataFrame, own: str, rival: str, role: str) -> pd.D
     return (far - near).dropna().rename("difference").reset_index()
 
 
-def above_chance(runs: pd.DataFrame, own: str, rival: str, metric: str, chance: float) -> pd.DataFrame:
-    """The metric of `own` minus its value by chance, in the pairs of `run_pairs`."""
-    pairs = role_pairs(runs, own, rival, metric=metric)
-    return pairs.assign(difference=pairs["own"] - chance)
+def above_chance(runs: pd.DataFrame, own: str, metric: str, chance: float) -> pd.DataFrame:
+    """The metric of `own` minus its value by chance, for each run."""
+    rows = runs[(runs["method"] == own) & (runs["metric"] == metric)]
+    return rows.assign(difference=rows["value"] - chance).dropna(subset="difference")
 
 
 OVERALL = {"": role_pairs}  # the measure of most claims
-AUC = {  # with which TD errors find the first wrong step; that of advantages depends on lambda
-    "AUC": partial(role_pairs, metric="error_td_auc"),
-    "AUC minus chance": partial(above_chance, metric="error_td_auc", chance=0.5),
-}
+TD_AUC = "error_td_auc"  # with which TD errors find the first wrong step; that of advantages depends on lambda
+AUC = ("AUC", "AUC minus chance")  # measures that are no shares of a score
 
 
 def _lead_beyond_id(role: str) -> dict[str, Pairs]:
@@ -165,7 +165,8 @@ CLAIMS = (
         "wrong_steps",
         "dvpo",
         _only("ppo", "robust_ppo"),
-        AUC,
+        {"AUC": partial(role_pairs, metric=TD_AUC)},
+        {"AUC minus chance": partial(above_chance, metric=TD_AUC, chance=0.5)},
     ),
 )
 
@@ -216,6 +217,9 @@ def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float
     for rival, (measure, pairs_of) in product(rivals, claim.measures.items()):
         pairs = pairs_of(runs, claim.own, rival)
         found.append((dict(rival=rival, measure=measure), pairs["difference"].to_numpy(), pairs["seed"].nunique()))
+    for measure, runs_of in claim.alone.items():
+        own = runs_of(runs, claim.own)
+        found.append((dict(rival="", measure=measure), own["difference"].to_numpy(), own["seed"].nunique()))
     fewest = min(n for *_, n in found)
     if fewest < FEWEST_SEEDS:
         ran = min(len(seeds.get(claim.own, set()) & seeds[rival]) for rival in rivals)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from dvpo_lib.reporting.statistics.runs import run_scores
+from dvpo_lib.reporting.statistics.runs import paired_differences, run_scores
 
 FEWEST_SEEDS = 10  # below which no claim is made
 SIGNIFICANCE = 0.05  # of a family of comparisons, after correction
@@ -140,6 +140,28 @@ def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sa
     both = own.merge(base, on=keys, suffixes=("_own", "_base")).dropna()
     both = both.rename(columns={"value_own": "own", "value_base": "base"})
     return both.assign(difference=both["own"] - both["base"])
+
+
+def role_differences(runs: pd.DataFrame, own: str, rivals: Iterable[str], metric: str = "sampled") -> pd.DataFrame:
+    """The score of `own` minus that of each rival, on each kind of test set, with 95 % intervals over seeds.
+
+    Args:
+        runs: Rows of the comparison, of one family.
+        own: The method.
+        rivals: The methods to compare it with.
+        metric: The metric to compare.
+
+    Returns:
+        Columns noise, method, role, difference, low, high (shares) and n, as of `paired_differences`, and
+        corrected, the p-value of a difference on one kind of test sets (Holm over all of them, of one rival).
+    """
+    table = paired_differences(runs[runs["method"].isin([own, *rivals])], own, metric, overall=True)
+    table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"], corrected=np.nan)
+    for rival, rows in table[table["role"] != "ALL"].dropna(subset="difference").groupby("method", sort=False):
+        pairs = run_pairs(runs, own, rival, metric).groupby(["noise", "role"])["difference"]
+        p = [sign_flip_test(pairs.get_group((r.noise, r.role))) if r.n > 1 else 1.0 for r in rows.itertuples()]
+        table.loc[rows.index, "corrected"] = holm_correction(p)
+    return table
 
 
 def claim_verdict(difference: float, p: float, n: int, lost: int = 0) -> str:
