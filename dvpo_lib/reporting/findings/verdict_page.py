@@ -98,8 +98,8 @@ def _rival_text(rival: str, measure: str) -> str:
 
 
 def verdict_findings(table: pd.DataFrame) -> str:
-    """`settled_findings` and `verdict_limits`."""
-    return "\n".join(filter(None, [settled_findings(table), verdict_limits(table)]))
+    """What is settled, which verdicts differ between learning rates, and what limits the verdicts."""
+    return "\n".join(filter(None, [settled_findings(table), repeated_findings(table), verdict_limits(table)]))
 
 
 def settled_findings(table: pd.DataFrame) -> str:
@@ -119,9 +119,8 @@ def settled_findings(table: pd.DataFrame) -> str:
 
 
 def verdict_limits(table: pd.DataFrame) -> str:
-    """What limits the verdicts: learning rates, the differences that these runs can show, and too few seeds."""
-    judged = table[~table["verdict"].str.startswith(NO_CLAIM)]
-    lines = _repeated_findings(judged)
+    """What limits the verdicts: the differences that these runs can show, and too few seeds."""
+    judged, lines = table[~table["verdict"].str.startswith(NO_CLAIM)], []
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
         text = f"- **Not confirmed**: {len(open_rows)} of {len(judged)} pairs of a claim and a noise."
@@ -138,12 +137,12 @@ def verdict_limits(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _repeated_findings(judged: pd.DataFrame) -> list[str]:
+def repeated_findings(table: pd.DataFrame) -> str:
     """A line for each claim whose verdict changes under some noise if DVPO and its rival learn at one rate.
 
     Verdicts may differ where differences do not: their spread over seeds decides, too.
     """
-    lines = []
+    judged, lines = table[~table["verdict"].str.startswith(NO_CLAIM)], []
     for claim, repeated in judged[judged["repeats"] != ""].groupby("repeats", sort=False):
         told = []
         for noise, again in repeated.groupby("noise", sort=False):
@@ -154,7 +153,7 @@ def _repeated_findings(judged: pd.DataFrame) -> list[str]:
                 told.append(f"{noise_phrase(noise)}: {each}")
         if told:
             lines.append(f"- **Verdicts differ between learning rates**: {claim}, {'; '.join(told)}.")
-    return lines
+    return "\n".join(lines)
 
 
 def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> str:
