@@ -129,8 +129,8 @@ def test_a_crash_ends_the_launch_with_its_own_error(together, folder):
     assert ended - float((folder / "crash").read_text()) < 60
 
 
-def test_the_readme_example_runs_in_two_processes(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_guides_example_runs_in_two_processes(tmp_path):
+    text = (ROOT / "docs" / "guide" / "scale.md").read_text(encoding="utf-8")
     assert "torchrun --nproc_per_node 2 examples/train_small.py" in text
     done = launch(2, ROOT / "examples" / "train_small.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
