@@ -90,7 +90,7 @@ def findings_of(folder: Path) -> str:
         embedded = covered_cells(in_display_order(embedded[embedded["method"] != BASE]), FEWEST_SEEDS)
         if len(embedded):
             own = runs[(runs["variant"] == "") & runs["method"].isin(embedded["method"])]
-            question = "Are methods in the same order as in the embedded world (here: the comparison of the evidence)?"
+            question = "Are methods in the same order as on the generated problems (the comparison of the evidence)?"
             text += f"\n{question}\n\n{order_findings(embedded, own)}\n"
         return text
     return (folder / FINDINGS).read_text(encoding="utf-8")

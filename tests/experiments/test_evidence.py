@@ -346,7 +346,7 @@ def test_the_readme_gets_verdict_and_figure_of_the_files(tmp_path):
             value=0.5 + 0.1 * (method == "dvpo"),
             diverged=np.nan,
             key="k",
-            critic="",
+            plan="p",
             machine="m",
         )
         for method in ("dvpo", "ppo", BASE)

@@ -48,7 +48,8 @@ def runs(scores: dict[str, float], seeds: int = 2) -> pd.DataFrame:
 def test_the_order_of_methods_in_two_worlds():
     here = runs({"dvpo": 0.9, "ppo": 0.8, "grpo": 0.7})
     text = order_findings(here, runs({"dvpo": 0.6, "ppo": 0.5, "grpo": 0.55}, seeds=1))
-    assert "here DVPO 90, PPO 80 and GRPO 70" in text and "language model DVPO 60, GRPO 55 and PPO 50" in text
+    assert "on generated problems DVPO 90, PPO 80 and GRPO 70" in text
+    assert "on the language model DVPO 60, GRPO 55 and PPO 50" in text
     assert "2 of 3 pairs are in the same order" in text and "one seed on the language model" in text
     assert "Too few runs" in order_findings(here, here.head(0))
 

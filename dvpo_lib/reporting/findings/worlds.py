@@ -59,8 +59,8 @@ def order_findings(here: pd.DataFrame, there: pd.DataFrame, role: str = "ID", me
     """Whether methods come in the same order in two worlds, under each noise that both have.
 
     Args:
-        here: Runs of this world, as in `statistics.run_scores`.
-        there: Runs of the other world.
+        here: Runs on generated problems, as in `statistics.run_scores`.
+        there: Runs on a published language model.
         role: The role of the test sets.
         metric: The metric to compare.
     """
@@ -81,12 +81,12 @@ def order_findings(here: pd.DataFrame, there: pd.DataFrame, role: str = "ID", me
             for order, own in zip(orders, scores, strict=True)
         ]
         lines.append(
-            f"- **{noise_phrase(noise, capital=True)}**, from best to worst: here {names[0]}; on the language model "
-            f"{names[1]}. {alike} of {len(pairs)} pairs are in the same order (by chance: half of them)."
+            f"- **{noise_phrase(noise, capital=True)}**, from best to worst: on generated problems {names[0]}; on the "
+            f"language model {names[1]}. {alike} of {len(pairs)} pairs are in the same order (by chance: half of them)."
         )
     counts = [own["seed"].nunique() for own in (here, there)]
     ours, theirs = ("one seed" if count == 1 else f"at most {count} seeds" for count in counts)
-    seeds = f"{ours} here, {theirs} on the language model"
+    seeds = f"{ours} on generated problems, {theirs} on the language model"
     lines += [f"- Scores in per cent (ID), interquartile means; {seeds}."] * bool(lines)
     return "\n".join(lines) or "Too few runs have been computed to compare an order."
 
