@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(text := json.dumps(found, indent=1))
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
-    if out == RESULT:
+    if out is RESULT:  # the default, which only a GPU has
         insert_between_marks(GUIDE, *MARKS, gpu_table(found))
     return 0
 

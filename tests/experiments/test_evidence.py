@@ -148,6 +148,27 @@ def test_a_run_that_cannot_be_made_again_says_why(toy):
         evidence.rerun(PARAMS, toy, key)
 
 
+def test_a_rerun_tells_other_weights_of_a_critic_from_other_settings(toy, tmp_path):
+    """On another processor, the same pretraining gives other weights, and the run another key; the plan is the same."""
+    next(evidence.extend_evidence(PARAMS, "toy", toy, minutes=10, batch=6), None)
+    table = evidence.read_evidence(toy)
+    own = table[(table["noise"] == "spikes") & (table["seed"] == 0)].assign(key="f" * 24)
+    for machine, where in ((machine_name(), "$"), ("a processor", "then on a processor, now on .*round differently")):
+        evidence.write_evidence(tmp_path / "toy.csv", own.assign(machine=machine))
+        with pytest.raises(EvidenceError, match=f"other weights than those of run f+.*{where}"):
+            evidence.rerun(PARAMS, tmp_path / "toy.csv", "f")
+
+
+def test_a_run_that_several_cells_of_a_study_share_can_be_made_again(toy, tmp_path, monkeypatch):
+    cells = [Cell("grpo", "none", "math", name) for name in ("first", "second")]
+    monkeypatch.setitem(STUDIES, "toy", Study("Are they one run?", lambda params: iter(cells)))
+    next(evidence.extend_evidence(PARAMS, "toy", tmp_path / "toy.csv", minutes=10, batch=2))
+    table = evidence.read_evidence(tmp_path / "toy.csv")
+    assert table["variant"].nunique() == 2
+    [key] = table["key"].unique()
+    assert set(evidence.rerun(PARAMS, tmp_path / "toy.csv", key)["variant"]) == {"first"}
+
+
 KINDS_OF_RUN = {
     "base policy": lambda runs: runs["method"] == BASE,
     "without a critic": lambda runs: runs["method"].isin(["grpo", "dr_grpo", "reinforce_pp"]),

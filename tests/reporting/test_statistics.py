@@ -84,6 +84,15 @@ def test_cover_of_the_intervals_in_simulations():
     assert 0.88 < better_hits / 300 < 0.99
 
 
+def test_intervals_of_the_mean_of_ten_pairs_are_somewhat_short():
+    """The evidence page says so of its differences (binomial error of 600 simulations: 0.012)."""
+    rng, hits = np.random.default_rng(0), 0
+    for i in range(600):
+        e = statistics.bootstrap_interval([rng.normal(0.5, 1, 10)], statistic=np.mean, resamples=300, seed=i)
+        hits += e.low <= 0.5 <= e.high
+    assert 0.85 < hits / 600 < 0.94
+
+
 def test_suites_of_a_role_are_averaged_inside_the_run_before_the_interval():
     suites = (("math_id", "ID"), ("math_ood", "OOD"), ("science_ood", "OOD"))
     frame = final_frame({"ppo": {0: [0.8, 0.2, 0.4], 1: [0.6, 0.0, 0.2]}}, suites)

@@ -77,6 +77,7 @@ def test_the_trend_counts_noises_under_which_a_tail_became_narrower():
     sides = [f"{side} {when}" for side in ("lower tail", "upper tail") for when in ("at first", "at the end")]
     widths = pd.DataFrame(rows, columns=["noise", "method", *sides])
     assert during_training.tail_trend(widths) == (
-        "DVPO under 2 kinds of reward: its lower tail under 1 and its upper tail under 0 became narrower."
+        "From the first to the last quarter, the lower tail of DVPO became narrower under 1 of 2 kinds of reward, and "
+        "its upper tail under 0."
     )
     assert during_training.tail_trend(widths[widths["method"] == "ppo"]) == ""

@@ -298,6 +298,8 @@ def test_a_claim_with_a_lost_run_has_no_verdict_and_says_why():
     runs.loc[(runs["method"] == "ppo") & (runs["seed"] < 2), "value"] = np.nan
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
     assert row["verdict"] == "no claim: 2 of 11 lost", "nine pairs of eleven are no matter of seeds"
+    text = verdict_page.verdict_limits(pd.DataFrame([row]))
+    assert text == "- 1 claim has runs that diverged under at least one noise, and no verdict there."
 
 
 def test_no_runs_of_the_base_policy_alone_are_described():
@@ -332,7 +334,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdict_page.verdict_findings(table)
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
-    assert "**Refuted**: DVPO is better than GRPO" in text and "no verdict under at least one noise" in text
+    assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
 
 
 def test_methods_that_cannot_be_told_from_the_best_are_named():

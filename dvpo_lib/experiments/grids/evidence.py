@@ -254,7 +254,7 @@ def rerun(params, path: Path, key: str) -> pd.DataFrame:
             execute_once(pretraining, "critic", root)
             file = root / "critic" / CRITIC_FILE
         spec = run_of(params, run.cell, run.seed, file)
-        if (now := spec_key(spec)) != keys[0]:
+        if spec_key(spec) != keys[0]:
             raise EvidenceError(
                 f"{path}: the critic's pretraining gave other weights than those of run {keys[0]}{where}"
             )

@@ -59,8 +59,11 @@ def tail_trend(widths: pd.DataFrame, method: str = "dvpo") -> str:
     own = widths[widths["method"] == method]
     if own.empty:
         return ""
-    counts = [f"its {s} under {(own[f'{s} at the end'] < own[f'{s} at first']).sum()}" for s in SIDES.values()]
-    return f"{display_name(method)} under {len(own)} kinds of reward: {' and '.join(counts)} became narrower."
+    lower, upper = ((own[f"{side} at the end"] < own[f"{side} at first"]).sum() for side in SIDES.values())
+    return (
+        f"From the first to the last quarter, the lower tail of {display_name(method)} became narrower under {lower} "
+        f"of {len(own)} kinds of reward, and its upper tail under {upper}."
+    )
 
 
 def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts") -> str:

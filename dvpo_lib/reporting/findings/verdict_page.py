@@ -31,7 +31,8 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
 LEGEND = (
     "*Confirmed*: DVPO, or the setting that the claim names, is better than each rival "
     f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is better, likewise. *Not confirmed*: neither. "
-    "In brackets: the mean difference that decides, to a rival's score in percentage points if nothing else is named."
+    "In brackets: the mean difference to the rival that decides, in percentage points of the score if no other measure "
+    "is named."
 )
 PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
@@ -129,11 +130,11 @@ def verdict_limits(table: pd.DataFrame) -> str:
             points = number_text(100 * scores.median(), 1)
             text += f" In half of them, a difference has to exceed {points} points to be found four times out of five."
         lines.append(text)
-    if few := table[table["verdict"].str.startswith(NO_CLAIM)]["claim"].nunique():
-        lines.append(
-            f"- {few} claim{'s have' if few > 1 else ' has'} no verdict under at least one noise: fewer than "
-            f"{FEWEST_SEEDS} seeds, or lost runs."
-        )
+    unjudged, lost = table["verdict"].str.startswith(NO_CLAIM), table["verdict"].str.endswith("lost")
+    for rows, why in ((unjudged & ~lost, f"fewer than {FEWEST_SEEDS} seeds"), (lost, "runs that diverged")):
+        if count := table[rows]["claim"].nunique():
+            has = "claims have" if count > 1 else "claim has"
+            lines.append(f"- {count} {has} {why} under at least one noise, and no verdict there.")
     return "\n".join(lines)
 
 
