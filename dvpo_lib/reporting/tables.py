@@ -12,6 +12,7 @@ from dvpo_lib.reporting import statistics
 from dvpo_lib.reporting.figures.style import look_of
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import MISSING, diverged_cells, interval_text, number_text, percent_text
+from dvpo_lib.reporting.statistics.comparisons import role_differences
 
 PAGE_FOLDERS = {
     "The method and its mathematics": "00_method",
@@ -20,6 +21,7 @@ PAGE_FOLDERS = {
     "Tail-shaping ablations": "04_tail_shaping_ablations",
 }
 
+ROLES = {"ID": "ID", "OOD": "longer problems (OOD)", "transfer": "other families (transfer)", "ALL": "all test sets"}
 
 UNBROKEN = 20  # characters: of an interval with signs; longer texts may break at every space
 
@@ -31,7 +33,13 @@ def _unbroken(cell):
     return re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell))
 
 
-def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | None = None, first: str = "0"):
+def show_table(
+    frame: pd.DataFrame,
+    caption: str,
+    formats: Mapping[str, str] | None = None,
+    first: str = "0",
+    marks: Mapping[str, str] | None = None,
+):
     """A styled table with a caption and without the index; equal input gives equal HTML.
 
     Args:
@@ -39,6 +47,7 @@ def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | N
         caption: Text above the table.
         formats: Format strings by column, such as {"rate": "{:.0%}"}.
         first: Least width of the first column, such as "15em", for a table of many columns.
+        marks: {first word of a cell: its style}, such as {"refuted": "background-color: #fadcc8"}.
     """
     uuid = "t" + "".join(c for c in caption.lower() if c.isalnum())[:40]
     styles = [
@@ -50,6 +59,8 @@ def show_table(frame: pd.DataFrame, caption: str, formats: Mapping[str, str] | N
     formats = {c: f for c, f in (formats or {}).items() if c in frame}
     styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, not a tag
     styler = styler.set_uuid(uuid).hide(axis="index").set_caption(caption).set_table_styles(styles)
+    if marks:
+        styler = styler.map(lambda cell: marks.get(re.split(r"\s", str(cell), maxsplit=1)[0], ""))
     return styler.relabel_index([display_name(str(c)) for c in frame.columns], axis="columns")
 
 
@@ -121,6 +132,36 @@ def setting_table(runs: pd.DataFrame, paper: Mapping[str, str] | None = None) ->
     if paper is not None:
         wide.insert(1, "paper", wide["setting"].map(paper).fillna(""))
     return wide.assign(seeds=counts)
+
+
+def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `role_differences` as they are shown: a row for each noise and rival, a column for each role."""
+    rows = []
+    for (noise, rival), own in differences.groupby(["noise", "method"], sort=False):
+        own = own.set_index("role")
+        row = {"noise": display_name(noise), "DVPO minus": display_name(rival)}
+        for role in (role for role in ROLES if role in own.index):
+            d, low, high = 100 * own.loc[role, ["difference", "low", "high"]].astype(float)
+            row[ROLES[role]] = MISSING if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[str]) -> pd.DataFrame:
+    """DVPO's score minus that of each rival over all test sets, a column for each size of the policy.
+
+    Args:
+        sizes: {size: rows of runs with a policy of that size, of one family}.
+        rivals: The methods to compare with.
+    """
+    columns = {}
+    for size, runs in sizes.items():
+        own = role_differences(runs, "dvpo", rivals)
+        shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO minus"])
+        seeds = runs["seed"].nunique()
+        columns[f"{size} ({seeds} seeds)"] = shown[ROLES["ALL"]]
+    order = next(iter(columns.values())).index
+    return pd.DataFrame(columns).reindex(order).dropna().reset_index()
 
 
 def points_text(share: float) -> str:

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
+from dvpo_lib.reporting import tables
 from dvpo_lib.reporting.findings import recommended, verdict_page, verdicts
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics import comparisons
@@ -203,26 +204,79 @@ def test_a_difference_that_these_runs_would_show_is_one_after_correction():
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 12)), "two rivals, six claims"
 
 
-def test_a_claim_is_repeated_at_equal_learning_rates_and_the_page_says_where_verdicts_part():
+def test_a_claim_is_repeated_at_equal_learning_rates():
     """Tuning gave DVPO and PPO different rates: what looked like the method's may be the rate's."""
     tuned = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6})
     equal = made_up_rates({rate: {"dvpo": 0.8, "ppo": 0.8, "grpo": 0.6} for rate in verdicts.RATES})
-    table = verdicts.verdict_table({"comparison": tuned, "learning_rates": equal})
+    evidence = {"comparison": tuned, "learning_rates": equal}
+    table = verdicts.verdict_table(evidence)
     text = "DVPO is better than PPO"
     again = table[table["repeats"] == text]
     assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in verdicts.RATES]
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
     pairs = verdicts.role_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
-    [line] = [x for x in verdict_page.verdict_findings(table).splitlines() if "between learning rates" in x]
-    assert f"{text}, under heavy-tailed spikes: as tuned confirmed (+10" in line and "2e-4 not confirmed" in line
+    told = verdict_page.verdict_findings(table, verdicts.repeat_differences(evidence))
+    assert (
+        f"{text}, under heavy-tailed spikes (+10" in told and "points; not confirmed at equal learning rates)" in told
+    )
+    assert "better than GRPO, under heavy-tailed spikes (+20" in told and "points; at equal learning rates too)" in told
     rows = list(verdict_page.verdict_matrix(table)["claim"])
     assert rows[rows.index(text) + 1] == "the same, both at learning rate 1e-4"
-    held = verdicts.verdict_table(
-        {"comparison": tuned, "learning_rates": made_up_rates({"1e-4": dict(dvpo=0.8, ppo=0.7)})}
+    half = {"1e-4": dict(dvpo=0.8, ppo=0.7), "2e-4": dict(dvpo=0.8, ppo=0.8)}
+    table = verdicts.verdict_table({"comparison": tuned, "learning_rates": made_up_rates(half)})
+    assert "points; at 1 of 2 equal learning rates too)" in verdict_page.settled_findings(table)
+
+
+def test_a_difference_that_depends_on_the_learning_rate_is_tested_in_pairs():
+    tuned = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6})
+    rates = {"1e-4": {"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6}, "2e-4": {"dvpo": 0.8, "ppo": 0.85, "grpo": 0.6}}
+    equal = made_up_rates(rates)
+    changes = verdicts.repeat_differences({"comparison": tuned, "learning_rates": equal})
+    assert len(changes) == 2 * (1 + 1 + 2 + 2) and set(changes["n"]) == {10}, "two rates; four claims, six measures"
+    [row] = changes[(changes["again"] == "DVPO is better than PPO, both at learning rate 2e-4")].itertuples()
+    first = verdicts.role_pairs(tuned, "dvpo", "ppo").set_index("seed")["difference"]
+    own = equal[equal["variant"] == "learning rate 2e-4"]
+    second = verdicts.role_pairs(own, "dvpo", "ppo").set_index("seed")["difference"]
+    assert row.first == pytest.approx(first.mean()) and row.second == pytest.approx(second.mean())
+    assert row.p == sign_flip_test((second - first).sort_index())
+    assert changes["corrected"].tolist() == comparisons.holm_correction(changes["p"]).tolist()
+    lines = verdict_page.repeated_findings(changes).splitlines()
+    assert {line.split(", both at learning rate ")[1][:4] for line in lines} == {"2e-4"}, "nothing changes at 1e-4"
+    assert f"{100 * row.second:+.1f} points, {100 * row.first:+.1f} as tuned" in lines[0]
+    equal = made_up_rates({rate: rates["1e-4"] for rate in verdicts.RATES})
+    none = verdicts.repeat_differences({"comparison": tuned, "learning_rates": equal})
+    assert verdict_page.repeated_findings(none) == (
+        "- **Learning rates**: none of 12 differences changes if both methods learn at one rate."
     )
-    text = verdict_page.verdict_findings(held)
-    assert "Depends on" not in text and "points; at equal learning rates too)" in text, "the verdicts agree"
+    few = verdicts.repeat_differences({"comparison": tuned[tuned["seed"] < 9], "learning_rates": equal})
+    assert few.empty and verdict_page.repeated_findings(few) == "", "nine pairs decide nothing"
+    assert verdicts.repeat_differences({"comparison": tuned}).empty, "the study has not been computed"
+
+
+def test_claims_name_whose_they_are():
+    """The paper's other test set is of another family; longer problems, bins, denoised rewards and steps are ours."""
+    own = [claim.text for claim in verdicts.CLAIMS if not claim.paper]
+    words = ("longer problems", "bins", "view of a reward", "wrong step")
+    assert all(any(word in text for word in words) for text in own) and len(own) == 3 + 1 + 2 + 1
+    table = verdicts.verdict_table({"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7})})
+    shown = verdict_page.verdict_matrix(table).set_index("claim")["source"]
+    assert shown["DVPO is better than PPO"] == shown[OTHERS] == "paper" and shown[LONGER] == "project"
+
+
+def test_what_is_settled_stands_out():
+    table = verdicts.verdict_table(
+        {"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.8, "robust_ppo": 0.9})}
+    )
+    table = table[table["n"] > 0]
+    cells = verdict_page.verdict_matrix(table).set_index("claim")["heavy-tailed spikes"]
+    assert cells["DVPO is better than PPO"].startswith("confirmed +")
+    assert cells["DVPO is better than GRPO"][0] in "+-", "a number alone is not confirmed"
+    bold = verdict_page.verdict_matrix(table, links=True).set_index("claim")["heavy-tailed spikes"]
+    assert bold["DVPO is better than robust Bellman PPO"].startswith("**refuted** -")
+    html = tables.show_table(verdict_page.verdict_matrix(table), "Claims", marks=verdict_page.SETTLED).to_html()
+    assert html.count(verdict_page.SETTLED["confirmed"]) == 1 and html.count(verdict_page.SETTLED["refuted"]) == 1
+    assert {"confirmed", "refuted"} == set(verdict_page.SETTLED), "the verdicts of claim_verdict that decide"
 
 
 def test_differences_by_test_set_and_where_they_disagree():
@@ -236,7 +290,7 @@ def test_differences_by_test_set_and_where_they_disagree():
             row = table.loc[(rival, role)]
             assert row["difference"] == pytest.approx(d.mean()) and row["low"] < d.mean() < row["high"]
             assert row["difference"] == pytest.approx(dvpo[role] - level, abs=0.02)
-    shown = verdict_page.role_difference_table(table.reset_index()).set_index("DVPO minus")
+    shown = tables.role_difference_table(table.reset_index()).set_index("DVPO minus")
     assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families (transfer)"].startswith("+")
     [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
     assert "DVPO minus PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
@@ -279,7 +333,7 @@ def test_the_measure_that_decides_is_shown_with_its_own_p_value():
     assert row["difference"] == pytest.approx(d.mean()) and row["difference"] > 0.25
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6)), "to confirm, all have to be shown"
     table = verdicts.verdict_table({"comparison": runs})
-    assert "OOD minus ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[0]
+    assert "OOD minus ID" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[1]
 
 
 def test_advantages_below_chance_find_nothing():
@@ -290,7 +344,7 @@ def test_advantages_below_chance_find_nothing():
     better = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5})})
     assert verdict_of(better, STEPS)["verdict"] == "confirmed"
     cell = verdict_page.verdict_matrix(better[better["n"] > 0]).iloc[0]["heavy-tailed spikes"]
-    assert cell.startswith("confirmed (+0.4") and "AUC" in cell, "no percentage points"
+    assert cell.startswith("confirmed +0.4") and "AUC" in cell, "no percentage points"
 
 
 def test_a_claim_with_a_lost_run_has_no_verdict_and_says_why():
@@ -315,8 +369,8 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
         "For the claims, policies were trained on `math`. A score is the mean over 3 test sets, 1 of them"
     )
     assert "*Refuted*" in lines[0] and lines[2].startswith("- **Confirmed**: DVPO is better than PPO")
-    assert lines[4].startswith("| claim | heavy-tailed spikes |") and lines[5].startswith("| --- |")
-    assert "| DVPO is better than PPO | confirmed (+10.0) |" in page and "GRPO" not in page
+    assert lines[4].startswith("| claim | source | heavy-tailed spikes |") and lines[5].startswith("| --- |")
+    assert "| DVPO is better than PPO | paper | **confirmed** +10.0 |" in page and "GRPO" not in page
     again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
     more = verdict_page.verdict_page({"comparison": runs, "heads": again})
     assert "30 runs" in more, "a run that studies share is one run"
@@ -329,10 +383,10 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     )
     table = verdicts.verdict_table({"comparison": runs})
     shown = verdict_page.verdict_matrix(table).set_index("claim")
-    assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
+    assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed +")
     assert shown.loc["DVPO is better than PPO", "no noise"] == "4 of 10 seeds"
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
-    text = verdict_page.verdict_findings(table)
+    text = verdict_page.verdict_findings(table, verdicts.repeat_differences({}))
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
     assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
 
@@ -401,7 +455,7 @@ def test_differences_stand_side_by_side_for_both_sizes_of_the_policy():
     small = [made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.6}, noise=n) for n in ("none", "flip", "spikes")]
     large = [made_up_runs({"dvpo": 0.7, "ppo": 0.7, "grpo": 0.6}, seeds=5, noise=n) for n in ("none", "spikes")]
     sizes = {"small": pd.concat(small), "large": pd.concat(large)}
-    table = verdict_page.size_difference_table(sizes, ["ppo", "grpo"])
+    table = tables.size_difference_table(sizes, ["ppo", "grpo"])
     assert list(table) == ["noise", "DVPO minus", "small (10 seeds)", "large (5 seeds)"]
     assert list(zip(table["noise"], table["DVPO minus"], strict=True)) == [
         (noise, rival) for noise in ("no noise", "heavy-tailed spikes") for rival in ("PPO", "GRPO")

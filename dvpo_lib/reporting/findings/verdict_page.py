@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
-from dvpo_lib.reporting.findings.verdicts import AUC, CLAIMS, Claim, verdict_table
+from dvpo_lib.reporting.findings.verdicts import AUC, CLAIMS, Claim, repeat_differences, runs_of_claim, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
-from dvpo_lib.reporting.prose import MISSING, join_words, markdown_table, noise_phrase, number_text
+from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, SIGNIFICANCE, role_differences
-from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family, claimed_runs
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs
+from dvpo_lib.reporting.tables import ROLES
 
 NO_CLAIM = "no claim"  # how verdicts on too few seeds begin
 OWN = "dvpo"  # the method that differences are of
-ROLES = {"ID": "ID", "OOD": "longer problems (OOD)", "transfer": "other families (transfer)", "ALL": "all test sets"}
 SECTIONS = {  # study that decides claims: its heading in notebook 06
     "comparison": "The comparison",
     "learning_rates": "Is it the learning rate?",
@@ -30,10 +30,14 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
 }
 LEGEND = (
     "*Confirmed*: DVPO, or the setting that the claim names, is better than each rival "
-    f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is better, likewise. *Not confirmed*: neither. "
-    "In brackets: the mean difference to the rival that decides, in percentage points of the score if no other measure "
-    "is named."
+    f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is better, likewise. *A number alone*: not "
+    "confirmed. The number is the mean difference to the rival that decides, in percentage points of the score if no "
+    "other measure is named."
 )
+SETTLED = {
+    "confirmed": "background-color: #d4e6f4",
+    "refuted": "background-color: #fadcc8",
+}  # {verdict: style of cells}
 PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
 
@@ -44,27 +48,31 @@ def verdict_matrix(table: pd.DataFrame, links: bool = False) -> pd.DataFrame:
 
     Args:
         table: Of `verdict_table`.
-        links: Whether the last column, the study with the claim's figure, links to its section from README.
+        links: Whether it is Markdown for README: what is settled is bold, and the last column, the study with the
+            claim's figure, links to its section.
     """
     noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
     rows = []
     for claim, own in table.groupby("claim", sort=False):
-        cells = own.set_index("noise")
-        repeats = own["repeats"].iloc[0]
-        row = {"claim": f"the same{claim.removeprefix(repeats)}" if repeats else claim}
+        cells, first = own.set_index("noise"), own.iloc[0]
+        row = {"claim": f"the same{claim.removeprefix(first['repeats'])}" if first["repeats"] else claim}
+        row["source"] = "paper" if first["paper"] else "project"
         for noise in noises:
-            row[display_name(noise)] = _cell_text(cells.loc[noise]) if noise in cells.index else ""
-        study = own["figure"].iloc[0]
+            row[display_name(noise)] = _cell_text(cells.loc[noise], links) if noise in cells.index else ""
+        study = first["figure"]
         address = f"{PAGE}#{SECTIONS[study].replace(' ', '-').replace(chr(39), '%27')}"
         rows.append({**row, "figure": f"[{display_name(study)}]({address})" if links else display_name(study)})
     return pd.DataFrame(rows)
 
 
-def _cell_text(row: pd.Series) -> str:
-    """A verdict with its difference; a claim that is not judged shows none, but its seeds."""
+def _cell_text(row: pd.Series, bold: bool = False) -> str:
+    """A settled verdict with its difference, or the difference alone; a claim without a verdict shows its seeds."""
     if row["verdict"].startswith(NO_CLAIM) or np.isnan(row["difference"]):
         return row["verdict"].removeprefix(f"{NO_CLAIM}: ")
-    return f"{row['verdict']} ({' '.join(filter(None, [_difference_text(row), row['measure']]))})"
+    number = " ".join(filter(None, [_difference_text(row), row["measure"]]))
+    if row["verdict"] not in SETTLED:
+        return number
+    return f"**{row['verdict']}** {number}" if bold else f"{row['verdict']} {number}"
 
 
 def _difference_text(row: pd.Series) -> str:
@@ -98,9 +106,14 @@ def _rival_text(rival: str, measure: str) -> str:
     return f"{display_name(rival)} ({measure})" if rival and measure else display_name(rival) if rival else measure
 
 
-def verdict_findings(table: pd.DataFrame) -> str:
-    """What is settled, which verdicts differ between learning rates, and what limits the verdicts."""
-    return "\n".join(filter(None, [settled_findings(table), repeated_findings(table), verdict_limits(table)]))
+def verdict_findings(table: pd.DataFrame, changes: pd.DataFrame) -> str:
+    """What is settled, which differences depend on the learning rate, and what limits the verdicts.
+
+    Args:
+        table: Of `verdict_table`.
+        changes: Of `repeat_differences`.
+    """
+    return "\n".join(filter(None, [settled_findings(table), repeated_findings(changes), verdict_limits(table)]))
 
 
 def settled_findings(table: pd.DataFrame) -> str:
@@ -112,15 +125,25 @@ def settled_findings(table: pd.DataFrame) -> str:
             where = []
             for row in rows.itertuples():
                 again = judged[(judged["repeats"] == claim) & (judged["noise"] == row.noise)]["verdict"]
-                held = "; at equal learning rates too" if len(again) and (again == verdict).all() else ""
+                held = _held_text(verdict, int((again == verdict).sum()), len(again))
                 unit = row.measure if row.measure in AUC else f"points {row.measure}".strip()
                 where.append(f"{noise_phrase(row.noise)} ({_difference_text(row._asdict())} {unit}{held})")
             lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
     return "\n".join(lines)
 
 
+def _held_text(verdict: str, held: int, rates: int) -> str:
+    """Whether a verdict is repeated at the same learning rate for both methods."""
+    if not rates:
+        return ""
+    if not held:
+        return f"; not {verdict} at equal learning rates"
+    return "; at equal learning rates too" if held == rates else f"; at {held} of {rates} equal learning rates too"
+
+
 def verdict_limits(table: pd.DataFrame) -> str:
-    """What limits the verdicts: the differences that these runs can show, and too few seeds."""
+    """What limits the verdicts: the differences that these runs can show, and too few seeds; repeated claims aside."""
+    table = table[table["repeats"] == ""]
     judged, lines = table[~table["verdict"].str.startswith(NO_CLAIM)], []
     open_rows = judged[judged["verdict"] == "not confirmed"]
     if len(open_rows):
@@ -138,22 +161,26 @@ def verdict_limits(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def repeated_findings(table: pd.DataFrame) -> str:
-    """A line for each claim whose verdict changes under some noise if DVPO and its rival learn at one rate.
+def repeated_findings(changes: pd.DataFrame) -> str:
+    """Which differences change if DVPO and its rival learn at one rate, after correction; the clearest of its measures.
 
-    Verdicts may differ where differences do not: their spread over seeds decides, too.
+    Args:
+        changes: Of `repeat_differences`.
     """
-    judged, lines = table[~table["verdict"].str.startswith(NO_CLAIM)], []
-    for claim, repeated in judged[judged["repeats"] != ""].groupby("repeats", sort=False):
-        told = []
-        for noise, again in repeated.groupby("noise", sort=False):
-            rows = pd.concat([judged[(judged["claim"] == claim) & (judged["noise"] == noise)], again])
-            if rows["verdict"].nunique() > 1:
-                how = [name.removeprefix(claim).removeprefix(", ") or "as tuned" for name in rows["claim"]]
-                each = ", ".join(f"{h} {_cell_text(row)}" for h, (_, row) in zip(how, rows.iterrows(), strict=True))
-                told.append(f"{noise_phrase(noise)}: {each}")
-        if told:
-            lines.append(f"- **Verdicts differ between learning rates**: {claim}, {'; '.join(told)}.")
+    if changes.empty:
+        return ""
+    clear = changes[changes["corrected"] < SIGNIFICANCE]
+    if clear.empty:
+        return f"- **Learning rates**: none of {len(changes)} differences changes if both methods learn at one rate."
+    clear = clear.loc[clear.groupby(["again", "noise"], sort=False)["corrected"].idxmin()]
+    lines = []
+    for again, rows in clear.groupby("again", sort=False):
+        told = [
+            f"{noise_phrase(row.noise)} {' '.join(filter(None, [f'{100 * row.second:+.1f} points', row.measure]))}, "
+            f"{100 * row.first:+.1f} as tuned"
+            for row in rows.itertuples()
+        ]
+        lines.append(f"- **Depends on the learning rate**: {again}: {'; '.join(told)}.")
     return "\n".join(lines)
 
 
@@ -166,11 +193,9 @@ def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[C
     """
     used: Counter[tuple[str, str]] = Counter()  # (noise, plan of a run): claims that it is on the own side of
     for claim in claims:
-        runs = evidence.get(claim.study)
-        if claim.repeats or runs is None or runs.empty:
+        if claim.repeats:
             continue
-        runs = as_methods(runs[runs["family"] == claimed_family(runs)])
-        for noise, there in runs.groupby("noise", sort=False):
+        for noise, there in runs_of_claim(evidence, claim).groupby("noise", sort=False):
             if claim.rivals(list(there["method"].unique())):
                 used.update((noise, plan) for plan in there.loc[there["method"] == claim.own, "plan"].unique())
     most = max(used.values(), default=0)
@@ -198,36 +223,6 @@ def outcome_text(runs: pd.DataFrame) -> str:
         f"For the claims, policies were trained on `{family}`. A score is the mean over {len(roles)} test sets, "
         f"{(roles == 'transfer').sum()} of them of families that the policy was not trained on."
     )
-
-
-def role_difference_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `role_differences` as they are shown: a row for each noise and rival, a column for each role."""
-    rows = []
-    for (noise, rival), own in differences.groupby(["noise", "method"], sort=False):
-        own = own.set_index("role")
-        row = {"noise": display_name(noise), "DVPO minus": display_name(rival)}
-        for role in (role for role in ROLES if role in own.index):
-            d, low, high = 100 * own.loc[role, ["difference", "low", "high"]].astype(float)
-            row[ROLES[role]] = MISSING if np.isnan(d) else f"{d:+.1f} [{low:+.1f}, {high:+.1f}]"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def size_difference_table(sizes: Mapping[str, pd.DataFrame], rivals: Iterable[str]) -> pd.DataFrame:
-    """DVPO's score minus that of each rival over all test sets, a column for each size of the policy.
-
-    Args:
-        sizes: {size: rows of runs with a policy of that size, of one family}.
-        rivals: The methods to compare with.
-    """
-    columns = {}
-    for size, runs in sizes.items():
-        own = role_differences(runs, OWN, rivals)
-        shown = role_difference_table(own[own["role"] == "ALL"]).set_index(["noise", "DVPO minus"])
-        seeds = runs["seed"].nunique()
-        columns[f"{size} ({seeds} seeds)"] = shown[ROLES["ALL"]]
-    order = next(iter(columns.values())).index
-    return pd.DataFrame(columns).reindex(order).dropna().reset_index()
 
 
 def disagreement_findings(differences: pd.DataFrame) -> str:
@@ -264,14 +259,14 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     known = table[table["n"] > 0]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN_LABELS))
     own = claimed_runs(comparison, FEWEST_SEEDS)
-    sentences = [verdict_limits(known), shared_run_findings(computed)]
+    sentences = [repeated_findings(repeat_differences(computed)), verdict_limits(known), shared_run_findings(computed)]
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, OWN, ["ppo", "grpo"])))
     count = pd.concat([runs["plan"] for runs in computed.values()]).nunique()  # studies share runs
     parts = [
         f"{' '.join(filter(None, [outcome_text(comparison), LEGEND]))}\n",
         f"{settled_findings(known)}\n",
-        markdown_table(verdict_matrix(known, links=True)),
+        markdown_table(verdict_matrix(known[known["repeats"] == ""], links=True)),
         "\n".join([*filter(None, sentences), f"- The studies hold {count:,} runs so far.\n"]),
     ]
     if len(own):

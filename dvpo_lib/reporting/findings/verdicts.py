@@ -1,4 +1,4 @@
-"""The verdict: what DVPO's paper claims, and whether the studies of the evidence confirm it at this scale.
+"""The verdict: claims of DVPO's paper and of this project, and whether the evidence confirms them at this scale.
 
 A claim says that one setting scores higher than each of its rivals, in pairs of runs with equal noise, family and
 seed; a claim may compare several measures. It is confirmed if every rival is beaten in every measure, so the largest of
@@ -29,7 +29,7 @@ from dvpo_lib.reporting.statistics.comparisons import (
     run_pairs,
     sign_flip_test,
 )
-from dvpo_lib.reporting.statistics.study_rows import as_methods, claimed_family
+from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family
 
 Pairs = Callable[[pd.DataFrame, str, str], pd.DataFrame]
 OFFLINE = ("cql", "rfqi")
@@ -47,6 +47,7 @@ VERDICT_COLUMNS = [
     "corrected",
     "verdict",
     "repeats",
+    "paper",
 ]
 
 
@@ -62,6 +63,7 @@ class Claim:
         measures: {name: (runs, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
         alone: {name: (runs, own) -> columns seed and difference}; each difference has to be above 0, without a rival.
         repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
+        paper: Whether it is a claim of the paper; else it is this project's.
     """
 
     text: str
@@ -71,6 +73,7 @@ class Claim:
     measures: Mapping[str, Pairs]
     alone: Mapping[str, Callable[[pd.DataFrame, str], pd.DataFrame]] = field(default_factory=dict)
     repeats: str = ""
+    paper: bool = True
 
 
 def role_pairs(runs: pd.DataFrame, own: str, rival: str, role: str = "ALL", metric: str = "sampled") -> pd.DataFrame:
@@ -114,13 +117,13 @@ def _best(text: str, study: str, own: str, start: str) -> Claim:
     return Claim(text, study, own, _others(own, start), OVERALL)
 
 
-def _with_equal_rates(text: str, rival: str, measures: Mapping[str, Pairs]) -> Iterator[Claim]:
+def _with_equal_rates(text: str, rival: str, measures: Mapping[str, Pairs], paper: bool = True) -> Iterator[Claim]:
     """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
-    yield Claim(text, "comparison", "dvpo", _only(rival), measures)
+    yield Claim(text, "comparison", "dvpo", _only(rival), measures, paper=paper)
     for rate in RATES:
         own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
         again = f"{text}, both at learning rate {rate}"
-        yield Claim(again, "learning_rates", own, _only(other), measures, repeats=text)
+        yield Claim(again, "learning_rates", own, _only(other), measures, repeats=text, paper=paper)
 
 
 TERMS = {
@@ -136,22 +139,25 @@ CLAIMS = (
     *_with_equal_rates("DVPO is better than GRPO", "grpo", OVERALL),
     Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), OVERALL),
     Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), OVERALL),
-    *_with_equal_rates("DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", _lead_beyond_id("OOD")),
-    *_with_equal_rates(
+    *_with_equal_rates(  # the paper's "OOD" is the other family
         "DVPO leads PPO on other families (transfer), and by more than ID", "ppo", _lead_beyond_id("transfer")
     ),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), OVERALL) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
     _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
+    *_with_equal_rates(
+        "DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", _lead_beyond_id("OOD"), paper=False
+    ),
     # Quantiles against the scalar critic is "DVPO is better than PPO" at the study's rate, judged above.
-    Claim("Quantiles are better than bins", "critic_kinds", "quantiles", _only("categorical"), OVERALL),
+    Claim("Quantiles are better than bins", "critic_kinds", "quantiles", _only("categorical"), OVERALL, paper=False),
     Claim(
         "The critic's view of a reward is better than the reward as received",
         "denoised",
         "quantile, median, weight 0",
         _only("quantile, median, weight 1"),
         OVERALL,
+        paper=False,
     ),
     Claim(
         "A distribution's view of a reward is better than a point's, or than the prompt's mean",
@@ -159,6 +165,7 @@ CLAIMS = (
         "quantile, median, weight 0",
         _only("scalar, median, weight 0", "scalar, prompt mean, weight 0"),
         OVERALL,
+        paper=False,
     ),
     Claim(
         "DVPO's TD errors find a wrong step, and better than those of PPO and robust Bellman PPO",
@@ -167,6 +174,7 @@ CLAIMS = (
         _only("ppo", "robust_ppo"),
         {"AUC": partial(role_pairs, metric=TD_AUC)},
         {"AUC minus chance": partial(above_chance, metric=TD_AUC, chance=0.5)},
+        paper=False,
     ),
 )
 
@@ -182,16 +190,15 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         Columns VERDICT_COLUMNS. `rival` and `measure` decide: those with the largest p-value, or those that refute;
         `difference` is the mean difference to it, and `detectable` the smallest one that these pairs would show in this
         comparison after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone,
-        `corrected` for all claims of the study under the noise. `repeats` is as of the claim. All runs are of
-        `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
+        `corrected` for all claims of the study under the noise. `repeats` and `paper` are as of the claim. All runs are
+        of `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     for claim in claims:
-        runs = evidence.get(claim.study)
-        if runs is None or runs.empty:
+        runs = runs_of_claim(evidence, claim)
+        if runs.empty:
             rows.append(_label(claim, "") | dict(n=0))
             continue
-        runs = as_methods(runs[runs["family"] == claimed_family(runs)])
         level = SIGNIFICANCE / planned[claim.study]
         for noise, own in runs.groupby("noise", sort=False):
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
@@ -207,8 +214,54 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
     return table[VERDICT_COLUMNS]
 
 
+def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.DataFrame:
+    """Rows of the claim's study in `claimed_family`, variants as methods; none if nothing has been computed."""
+    runs = evidence.get(claim.study)
+    if runs is None or runs.empty:
+        return pd.DataFrame(columns=[*RUN_LABELS, "plan"])
+    return as_methods(runs[runs["family"] == claimed_family(runs)])
+
+
+def repeat_differences(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """How far a difference changes where a claim is repeated with a setting held equal, in pairs of one seed.
+
+    A changed verdict shows no changed difference: verdicts depend on the spread over seeds, too.
+
+    Args:
+        evidence: As in `verdict_table`.
+        claims: The claims.
+
+    Returns:
+        Columns claim, again (text of the repetition), noise, measure, first and second (mean differences, shares), p
+        of their difference being 0, corrected (Holm over all rows of one noise) and n, at least 10.
+    """
+    rows, texts = [], {claim.text: claim for claim in claims}
+    for again in (claim for claim in claims if claim.repeats):
+        claim = texts[again.repeats]
+        both = [runs_of_claim(evidence, k).groupby("noise", sort=False) for k in (claim, again)]
+        for noise in (noise for noise in both[0].groups if noise in both[1].groups):
+            for measure in claim.measures:
+                found = [_differences(k, own.get_group(noise), measure) for k, own in zip((claim, again), both)]
+                pairs = pd.concat(found, axis=1, keys=["first", "second"]).dropna()
+                if len(pairs) >= FEWEST_SEEDS:
+                    label = dict(claim=claim.text, again=again.text, noise=noise, measure=measure, n=len(pairs))
+                    rows.append(
+                        label | pairs.mean().to_dict() | dict(p=sign_flip_test(pairs["second"] - pairs["first"]))
+                    )
+    table = pd.DataFrame(rows, columns=["claim", "again", "noise", "measure", "first", "second", "p", "n"])
+    table["corrected"] = table.groupby("noise", sort=False)["p"].transform(holm_correction)
+    return table
+
+
+def _differences(claim: Claim, runs: pd.DataFrame, measure: str) -> pd.Series:
+    """Paired differences of a claim with one rival, by seed."""
+    rivals = claim.rivals(list(runs["method"].unique()))
+    pairs = [claim.measures[measure](runs, claim.own, rival).set_index("seed")["difference"] for rival in rivals]
+    return pairs[0] if pairs else pd.Series(dtype=float)
+
+
 def _label(claim: Claim, noise: str) -> dict:
-    return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats)
+    return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats, paper=claim.paper)
 
 
 def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:

@@ -3,13 +3,15 @@
 Strata (training families) are resampled separately, so that each keeps its weight. Method: Agarwal et al. 2021, "Deep
 Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 
-Coverage of the nominal 95 % interval, measured on Gaussian runs: interquartile mean 0.87 at 4 runs, 0.94 at 8 and 16;
-probability of improvement 0.89 at 4 and 4 runs, 0.93 at 8 and 16. Intervals of four seeds are too short.
+Plain percentile intervals of few runs are too short: they cover the mean of five Gaussian runs in 84 % of cases in
+place of 95 %. So their level is raised as in Hesterberg 2015, "What Teachers Should Know About the Bootstrap" (The
+American Statistician 69(4)): a resample's variance is too small by (n - 1)/n, and Student's t takes the place of the
+normal distribution. Coverage then, simulated: mean 0.92 at 5 runs and 0.95 at 10; interquartile mean 0.94 and 0.98.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +46,31 @@ def _checked(strata, name: str) -> list[np.ndarray]:
     return arrays
 
 
+def expanded_level(sizes: Sequence[int], level: float) -> float:
+    """The level of a percentile interval that covers about `level` (Hesterberg 2015, section 5.3), below 1.
+
+    Args:
+        sizes: Runs of each stratum, at least 2.
+        level: Nominal coverage.
+
+    Example:
+        >>> round(expanded_level([10], 0.95), 3)
+        0.983
+    """
+    n = np.asarray(sizes, dtype=float)
+    quantile = np.sqrt(np.mean(n / (n - 1))) * stats.t.ppf((1 + level) / 2, np.sum(n - 1))
+    return min(1 - 2 * float(stats.norm.sf(quantile)), 1 - 1e-9)
+
+
 def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Stratified percentile interval: each vector of `data` is resampled separately."""
+    """Stratified expanded percentile interval: each vector of `data` is resampled separately."""
     if any(d.size < 2 for d in data):
         return float("nan"), float("nan")
     found = stats.bootstrap(
         data,
         statistic,
         n_resamples=resamples,
-        confidence_level=level,
+        confidence_level=expanded_level([d.size for d in data], level),
         method="percentile",
         vectorized=True,
         axis=-1,
@@ -64,7 +82,7 @@ def _percentile(data: tuple, statistic, level: float, resamples: int, seed: int)
 def bootstrap_interval(
     strata, statistic=interquartile_mean, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """A statistic of all runs with its stratified percentile-bootstrap interval.
+    """A statistic of all runs with its stratified bootstrap interval.
 
     Args:
         strata: Vectors of run scores, one per stratum; or a single vector.
