@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from dvpo_lib.reporting.statistics import run_scores
 from dvpo_lib.reporting.statistics.comparisons import (
     claim_verdict,
     detectable_difference,
@@ -74,7 +75,7 @@ def test_too_few_pairs_detect_nothing():
 
 def test_pairs_share_family_noise_and_seed():
     table = pd.concat([final({"dvpo": [0.5, 0.6, 0.7], "ppo": [0.4, 0.7]}), final({"dvpo": [0.9]}, noise="flip")])
-    pairs = run_pairs(table, "dvpo", "ppo")
+    pairs = run_pairs(run_scores(table, overall=True), "dvpo", "ppo")
     own = pairs[pairs["role"] == "ID"]
     assert own["seed"].tolist() == [0, 1] and own["difference"].tolist() == pytest.approx([0.1, -0.1])
     assert set(pairs["role"]) == {"ID", "OOD", "ALL"} and set(pairs["noise"]) == {"none"}
@@ -86,7 +87,7 @@ def test_verdicts_follow_from_the_numbers():
     base = rng.normal(0.5, 0.02, 10)
     scores = {"ppo": base, "better": base + 0.05 + rng.normal(0, 0.01, 10), "worse": base - 0.05, "equal": base[::-1]}
     for name, verdict in {"better": "confirmed", "worse": "refuted", "equal": "not confirmed"}.items():
-        pairs = run_pairs(final(scores), name, "ppo").query("role == 'ALL'")
+        pairs = run_pairs(run_scores(final(scores), overall=True), name, "ppo").query("role == 'ALL'")
         assert claim_verdict(pairs["difference"].mean(), sign_flip_test(pairs["difference"]), len(pairs)) == verdict
     assert claim_verdict(0.3, 0.001, 9) == "no claim: 9 of 10 seeds"
     assert claim_verdict(float("nan"), float("nan"), 10).startswith("no claim")

@@ -14,6 +14,7 @@ from dvpo_lib.reporting.findings import recommended, verdict_page, verdicts
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics import comparisons
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
+from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import as_methods
 
 LONGER = "DVPO leads PPO on longer problems (OOD), and by more than ID"
@@ -53,6 +54,10 @@ def made_up_rates(means):
     return pd.concat(own)
 
 
+def scores_of(runs):
+    return run_scores(runs, overall=True)
+
+
 def verdict_of(table, text):
     [row] = table[table["claim"] == text].to_dict("records")
     return row
@@ -66,11 +71,13 @@ def test_the_hardest_rival_decides():
     assert verdict_of(table, "DVPO is better than robust Bellman PPO")["verdict"] == "not confirmed"
     offline = verdict_of(table, "DVPO is better than offline worst-case methods")
     assert offline["rival"] == "rfqi" and offline["difference"] == pytest.approx(0.05, abs=0.01)
-    each = [sign_flip_test(verdicts.role_pairs(runs, "dvpo", rival)["difference"]) for rival in verdicts.OFFLINE]
+    each = [
+        sign_flip_test(verdicts.role_pairs(scores_of(runs), "dvpo", rival)["difference"]) for rival in verdicts.OFFLINE
+    ]
     assert offline["p"] == pytest.approx(max(each)), "both rivals have to be beaten"
     better = made_up_runs({"dvpo": 0.6, "cql": 0.5, "rfqi": 0.62}, spread=0.03)
     refuting = verdict_of(verdicts.verdict_table({"comparison": better}), offline["claim"])
-    alone = sign_flip_test(verdicts.role_pairs(better, "dvpo", "rfqi")["difference"])
+    alone = sign_flip_test(verdicts.role_pairs(scores_of(better), "dvpo", "rfqi")["difference"])
     assert refuting["p"] == pytest.approx(min(1, 2 * alone)), "either rival may refute the claim"
     assert (table["corrected"].dropna() >= table["p"].dropna()).all()
 
@@ -195,12 +202,12 @@ def test_a_verdict_does_not_depend_on_what_other_studies_have_computed():
 def test_a_difference_that_these_runs_would_show_is_one_after_correction():
     runs = made_up_runs({"dvpo": 0.705, "ppo": 0.7}, spread=0.03)
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
-    d = verdicts.role_pairs(runs, "dvpo", "ppo")["difference"]
+    d = verdicts.role_pairs(scores_of(runs), "dvpo", "ppo")["difference"]
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6))
     assert row["detectable"] > detectable_difference(d)
     runs = made_up_runs({"dvpo": 0.7, "cql": 0.71, "rfqi": 0.7}, spread=0.03)
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than offline worst-case methods")
-    d = verdicts.role_pairs(runs, "dvpo", row["rival"])["difference"]
+    d = verdicts.role_pairs(scores_of(runs), "dvpo", row["rival"])["difference"]
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 12)), "two rivals, six claims"
 
 
@@ -214,7 +221,7 @@ def test_a_claim_is_repeated_at_equal_learning_rates():
     again = table[table["repeats"] == text]
     assert list(again["claim"]) == [f"{text}, both at learning rate {rate}" for rate in verdicts.RATES]
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
-    pairs = verdicts.role_pairs(equal[equal["variant"] == "learning rate 1e-4"], "dvpo", "ppo")["difference"]
+    pairs = verdicts.role_pairs(scores_of(equal[equal["variant"] == "learning rate 1e-4"]), "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
     told = verdict_page.verdict_findings(table, verdicts.repeat_differences(evidence))
     assert (
@@ -235,9 +242,9 @@ def test_a_difference_that_depends_on_the_learning_rate_is_tested_in_pairs():
     changes = verdicts.repeat_differences({"comparison": tuned, "learning_rates": equal})
     assert len(changes) == 2 * (1 + 1 + 2 + 2) and set(changes["n"]) == {10}, "two rates; four claims, six measures"
     [row] = changes[(changes["again"] == "DVPO is better than PPO, both at learning rate 2e-4")].itertuples()
-    first = verdicts.role_pairs(tuned, "dvpo", "ppo").set_index("seed")["difference"]
+    first = verdicts.role_pairs(scores_of(tuned), "dvpo", "ppo").set_index("seed")["difference"]
     own = equal[equal["variant"] == "learning rate 2e-4"]
-    second = verdicts.role_pairs(own, "dvpo", "ppo").set_index("seed")["difference"]
+    second = verdicts.role_pairs(scores_of(own), "dvpo", "ppo").set_index("seed")["difference"]
     assert row.first == pytest.approx(first.mean()) and row.second == pytest.approx(second.mean())
     assert row.p == sign_flip_test((second - first).sort_index())
     assert changes["corrected"].tolist() == comparisons.holm_correction(changes["p"]).tolist()
@@ -285,7 +292,7 @@ def test_differences_by_test_set_and_where_they_disagree():
     table = comparisons.role_differences(runs, "dvpo", ["ppo", "grpo"]).set_index(["method", "role"])
     for role in ("ID", "OOD", "transfer"):
         for rival, level in (("ppo", 0.8), ("grpo", 0.6)):
-            d = verdicts.run_pairs(runs, "dvpo", rival)
+            d = verdicts.run_pairs(scores_of(runs), "dvpo", rival)
             d = d[d["role"] == role]["difference"]
             row = table.loc[(rival, role)]
             assert row["difference"] == pytest.approx(d.mean()) and row["low"] < d.mean() < row["high"]
@@ -413,7 +420,7 @@ def test_equal_rivals_count_once_in_the_correction(original):
     runs = made_up_runs({"dvpo": 0.8, "grpo": 0.8, "ppo": 0.8}, spread=0.0001)
     ppo, better = runs["method"] == "ppo", runs["seed"].isin([0, 1])
     runs["value"] += np.where(ppo & better, 0.07, np.where(ppo, -0.1, 0.0))
-    p = sign_flip_test(-verdicts.role_pairs(runs, "ppo", "dvpo")["difference"])
+    p = sign_flip_test(-verdicts.role_pairs(scores_of(runs), "ppo", "dvpo")["difference"])
     assert 2 * p < 0.05 < 3 * p
     copy = runs[runs["method"] == original].assign(method="grpo_clip_reward")
     found = [recommended.recommended_methods(r).iloc[0] for r in (runs, pd.concat([runs, copy]))]

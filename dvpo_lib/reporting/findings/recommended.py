@@ -39,9 +39,9 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         own = complete_mean(cell.groupby("method", sort=False)["value"])
         if own.isna().all():
             continue
-        best, there = own.idxmax(), runs[runs["noise"] == noise]
-        pairs = {m: _overall_differences(there, best, m) for m in own.index if m != best}
-        equal = equal_methods(there, noise, metric)
+        best = own.idxmax()
+        pairs = {m: run_pairs(cell, best, m)["difference"] for m in own.index if m != best}
+        equal = equal_methods(runs, noise, metric)
         copies = {b: a for a, b in reversed(equal)}  # {method: the first one that it equals}
         known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1 and m not in copies}
         corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
@@ -83,8 +83,3 @@ def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
             "seeds": recommended["n"],
         }
     )
-
-
-def _overall_differences(runs: pd.DataFrame, own: str, rival: str) -> pd.Series:
-    pairs = run_pairs(runs, own, rival)
-    return pairs.loc[pairs["role"] == "ALL", "difference"]

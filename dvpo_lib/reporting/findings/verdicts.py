@@ -29,26 +29,13 @@ from dvpo_lib.reporting.statistics.comparisons import (
     run_pairs,
     sign_flip_test,
 )
+from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family
 
 Pairs = Callable[[pd.DataFrame, str, str], pd.DataFrame]
 OFFLINE = ("cql", "rfqi")
 RATES = ("1e-4", "2e-4")  # of the study of learning rates
-VERDICT_COLUMNS = [
-    "claim",
-    "figure",
-    "noise",
-    "rival",
-    "measure",
-    "difference",
-    "detectable",
-    "n",
-    "p",
-    "corrected",
-    "verdict",
-    "repeats",
-    "paper",
-]
+VERDICT_COLUMNS = "claim figure noise rival measure difference detectable n p corrected verdict repeats paper".split()
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,9 @@ class Claim:
         study: The study of the evidence that decides it, which is also the name of its figure.
         own: The method or variant that is claimed to be better.
         rivals: (methods or variants of the study) -> those that it has to beat.
-        measures: {name: (runs, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
-        alone: {name: (runs, own) -> columns seed and difference}; each difference has to be above 0, without a rival.
+        measures: {name: (scores, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
+        alone: {name: (scores, own) -> columns seed and difference}; each difference has to be above 0, without a rival.
+        metric: The metric of the scores.
         repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
         paper: Whether it is a claim of the paper; else it is this project's.
     """
@@ -72,26 +60,26 @@ class Claim:
     rivals: Callable[[Sequence[str]], Sequence[str]]
     measures: Mapping[str, Pairs]
     alone: Mapping[str, Callable[[pd.DataFrame, str], pd.DataFrame]] = field(default_factory=dict)
+    metric: str = "sampled"
     repeats: str = ""
     paper: bool = True
 
 
-def role_pairs(runs: pd.DataFrame, own: str, rival: str, role: str = "ALL", metric: str = "sampled") -> pd.DataFrame:
+def role_pairs(scores: pd.DataFrame, own: str, rival: str, role: str = "ALL") -> pd.DataFrame:
     """Paired differences of the mean over the test sets of a role; ALL: over all test sets."""
-    pairs = run_pairs(runs, own, rival, metric)
-    return pairs[pairs["role"] == role]
+    return run_pairs(scores[scores["role"] == role], own, rival)
 
 
-def beyond_id_pairs(runs: pd.DataFrame, own: str, rival: str, role: str) -> pd.DataFrame:
+def beyond_id_pairs(scores: pd.DataFrame, own: str, rival: str, role: str) -> pd.DataFrame:
     """Paired differences on test sets of another role, minus those in distribution of the same runs."""
     keys = ["noise", "family", "seed"]
-    far, near = (role_pairs(runs, own, rival, r).set_index(keys)["difference"] for r in (role, "ID"))
+    far, near = (role_pairs(scores, own, rival, r).set_index(keys)["difference"] for r in (role, "ID"))
     return (far - near).dropna().rename("difference").reset_index()
 
 
-def above_chance(runs: pd.DataFrame, own: str, metric: str, chance: float) -> pd.DataFrame:
-    """The metric of `own` minus its value by chance, for each run."""
-    rows = runs[(runs["method"] == own) & (runs["metric"] == metric)]
+def above_chance(scores: pd.DataFrame, own: str, chance: float) -> pd.DataFrame:
+    """The overall score of `own` minus its value by chance, for each run."""
+    rows = scores[(scores["method"] == own) & (scores["role"] == "ALL")]
     return rows.assign(difference=rows["value"] - chance).dropna(subset="difference")
 
 
@@ -172,8 +160,9 @@ CLAIMS = (
         "wrong_steps",
         "dvpo",
         _only("ppo", "robust_ppo"),
-        {"AUC": partial(role_pairs, metric=TD_AUC)},
-        {"AUC minus chance": partial(above_chance, metric=TD_AUC, chance=0.5)},
+        {"AUC": role_pairs},
+        {"AUC minus chance": partial(above_chance, chance=0.5)},
+        metric=TD_AUC,
         paper=False,
     ),
 )
@@ -194,18 +183,19 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         of `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
+    known = _claimed_scores(evidence, claims)
     for claim in claims:
-        runs = runs_of_claim(evidence, claim)
-        if runs.empty:
+        scores = known[claim.study, claim.metric]
+        if scores.empty:
             rows.append(_label(claim, "") | dict(n=0))
             continue
         level = SIGNIFICANCE / planned[claim.study]
-        for noise, own in runs.groupby("noise", sort=False):
+        for noise, own in scores.groupby("noise", sort=False):
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
             if rivals:
                 rows.append(_label(claim, noise) | _judge(claim, own, rivals, level))
-    known = [column for column in VERDICT_COLUMNS if column not in ("corrected", "verdict")]
-    table = pd.DataFrame(rows).reindex(columns=[*known, "lost"])
+    told = [column for column in VERDICT_COLUMNS if column not in ("corrected", "verdict")]
+    table = pd.DataFrame(rows).reindex(columns=[*told, "lost"])
     table["corrected"] = np.nan
     for (study, _), group in table.dropna(subset="p").groupby(["figure", "noise"], sort=False):
         table.loc[group.index, "corrected"] = holm_correction(group["p"], planned[study])
@@ -222,6 +212,18 @@ def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.Data
     return as_methods(runs[runs["family"] == claimed_family(runs)])
 
 
+def _claimed_scores(
+    evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim]
+) -> dict[tuple[str, str], pd.DataFrame]:
+    """{(study, metric): `run_scores` of the runs that claims are about}."""
+    scores = {}
+    for claim in claims:
+        if (key := (claim.study, claim.metric)) not in scores:
+            runs = runs_of_claim(evidence, claim)
+            scores[key] = runs if runs.empty else run_scores(runs, claim.metric, overall=True)
+    return scores
+
+
 def repeat_differences(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """How far a difference changes where a claim is repeated with a setting held equal, in pairs of one seed.
 
@@ -235,10 +237,10 @@ def repeat_differences(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Cl
         Columns claim, again (text of the repetition), noise, measure, first and second (mean differences, shares), p
         of their difference being 0, corrected (Holm over all rows of one noise) and n, at least 10.
     """
-    rows, texts = [], {claim.text: claim for claim in claims}
+    rows, texts, known = [], {claim.text: claim for claim in claims}, _claimed_scores(evidence, claims)
     for again in (claim for claim in claims if claim.repeats):
         claim = texts[again.repeats]
-        both = [runs_of_claim(evidence, k).groupby("noise", sort=False) for k in (claim, again)]
+        both = [known[k.study, k.metric].groupby("noise", sort=False) for k in (claim, again)]
         for noise in (noise for noise in both[0].groups if noise in both[1].groups):
             for measure in claim.measures:
                 found = [_differences(k, own.get_group(noise), measure) for k, own in zip((claim, again), both)]
@@ -253,10 +255,10 @@ def repeat_differences(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Cl
     return table
 
 
-def _differences(claim: Claim, runs: pd.DataFrame, measure: str) -> pd.Series:
+def _differences(claim: Claim, scores: pd.DataFrame, measure: str) -> pd.Series:
     """Paired differences of a claim with one rival, by seed."""
-    rivals = claim.rivals(list(runs["method"].unique()))
-    pairs = [claim.measures[measure](runs, claim.own, rival).set_index("seed")["difference"] for rival in rivals]
+    rivals = claim.rivals(list(scores["method"].unique()))
+    pairs = [claim.measures[measure](scores, claim.own, rival).set_index("seed")["difference"] for rival in rivals]
     return pairs[0] if pairs else pd.Series(dtype=float)
 
 
@@ -264,14 +266,14 @@ def _label(claim: Claim, noise: str) -> dict:
     return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats, paper=claim.paper)
 
 
-def _judge(claim: Claim, runs: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
+def _judge(claim: Claim, scores: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
     """The row of a claim under a noise; a rival with too few pairs, or one that diverged, leaves it undecided."""
-    found, seeds = [], runs.groupby("method")["seed"].agg(set)
+    found, seeds = [], scores.groupby("method")["seed"].agg(set)
     for rival, (measure, pairs_of) in product(rivals, claim.measures.items()):
-        pairs = pairs_of(runs, claim.own, rival)
+        pairs = pairs_of(scores, claim.own, rival)
         found.append((dict(rival=rival, measure=measure), pairs["difference"].to_numpy(), pairs["seed"].nunique()))
-    for measure, runs_of in claim.alone.items():
-        own = runs_of(runs, claim.own)
+    for measure, scores_of in claim.alone.items():
+        own = scores_of(scores, claim.own)
         found.append((dict(rival="", measure=measure), own["difference"].to_numpy(), own["seed"].nunique()))
     fewest = min(n for *_, n in found)
     if fewest < FEWEST_SEEDS:

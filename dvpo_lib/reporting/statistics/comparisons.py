@@ -122,19 +122,17 @@ def equal_methods(runs: pd.DataFrame, noise: str, metric: str = "sampled") -> li
     return [(a, b) for a, b in pairs if wide[a].equals(wide[b])]
 
 
-def run_pairs(final: pd.DataFrame, method: str, baseline: str, metric: str = "sampled") -> pd.DataFrame:
-    """Scores of two methods side by side, a row per pair of runs.
+def run_pairs(scores: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:
+    """Scores of two methods side by side, a row per pair of runs and role; pairs that lack a score are left out.
 
     Args:
-        final: As in `run_scores`.
+        scores: Of `run_scores`.
         method: One method.
         baseline: The other.
-        metric: The metric to compare.
 
     Returns:
-        Columns noise, family, seed, role, own, base, difference; role includes ALL, the mean over all test sets.
+        Columns noise, family, seed, role, own, base, difference.
     """
-    scores = run_scores(final[final["method"].isin([method, baseline])], metric, overall=True)
     keys = ["noise", "family", "seed", "role"]
     own, base = (scores[scores["method"] == name][[*keys, "value"]] for name in (method, baseline))
     both = own.merge(base, on=keys, suffixes=("_own", "_base")).dropna()
@@ -157,8 +155,9 @@ def role_differences(runs: pd.DataFrame, own: str, rivals: Iterable[str], metric
     """
     table = paired_differences(runs[runs["method"].isin([own, *rivals])], own, metric, overall=True)
     table = table.assign(difference=-table["difference"], low=-table["high"], high=-table["low"], corrected=np.nan)
+    scores = run_scores(runs, metric)
     for rival, rows in table[table["role"] != "ALL"].dropna(subset="difference").groupby("method", sort=False):
-        pairs = run_pairs(runs, own, rival, metric).groupby(["noise", "role"])["difference"]
+        pairs = run_pairs(scores, own, rival).groupby(["noise", "role"])["difference"]
         p = [sign_flip_test(pairs.get_group((r.noise, r.role))) if r.n > 1 else 1.0 for r in rows.itertuples()]
         table.loc[rows.index, "corrected"] = holm_correction(p)
     return table
