@@ -23,6 +23,7 @@ PAGE_FOLDERS = {
 
 ROLES = {"ID": "ID", "OOD": "longer problems (OOD)", "transfer": "other families (transfer)", "ALL": "all test sets"}
 
+MANY_COLUMNS = 8  # wider tables are set smaller, to fit a page 1280 pixels wide
 UNBROKEN = 20  # characters: of an interval with signs; longer texts may break at every space
 
 
@@ -55,6 +56,8 @@ def show_table(
         {"selector": "td:first-child", "props": f"min-width: {first}"},
         {"selector": "caption", "props": "text-align: left; color: #555; padding-bottom: 0.4em"},
     ]
+    if frame.shape[1] > MANY_COLUMNS:
+        styles.append({"selector": "", "props": "font-size: 0.84em"})
     frame = frame.reset_index(drop=True).map(_unbroken)
     formats = {c: f for c, f in (formats or {}).items() if c in frame}
     styler = frame.style.format(formats, na_rep="–", precision=3, escape="html")  # `<user>` is a word, not a tag

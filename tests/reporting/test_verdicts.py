@@ -277,10 +277,10 @@ def test_what_is_settled_stands_out():
     )
     table = table[table["n"] > 0]
     cells = verdict_page.verdict_matrix(table).set_index("claim")["heavy-tailed spikes"]
-    assert cells["DVPO is better than PPO"].startswith("confirmed +")
+    assert cells["DVPO is better than PPO"].startswith("confirmed (+")
     assert cells["DVPO is better than GRPO"][0] in "+-", "a number alone is not confirmed"
     bold = verdict_page.verdict_matrix(table, links=True).set_index("claim")["heavy-tailed spikes"]
-    assert bold["DVPO is better than robust Bellman PPO"].startswith("**refuted** -")
+    assert bold["DVPO is better than robust Bellman PPO"].startswith("**refuted** (-")
     html = tables.show_table(verdict_page.verdict_matrix(table), "Claims", marks=verdict_page.SETTLED).to_html()
     assert html.count(verdict_page.SETTLED["confirmed"]) == 1 and html.count(verdict_page.SETTLED["refuted"]) == 1
     assert {"confirmed", "refuted"} == set(verdict_page.SETTLED), "the verdicts of claim_verdict that decide"
@@ -340,7 +340,7 @@ def test_the_measure_that_decides_is_shown_with_its_own_p_value():
     assert row["difference"] == pytest.approx(d.mean()) and row["difference"] > 0.25
     assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6)), "to confirm, all have to be shown"
     table = verdicts.verdict_table({"comparison": runs})
-    assert "OOD minus ID" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[1]
+    assert "OOD minus ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[1]
 
 
 def test_advantages_below_chance_find_nothing():
@@ -351,7 +351,7 @@ def test_advantages_below_chance_find_nothing():
     better = verdicts.verdict_table({"wrong_steps": made_up_steps({"dvpo": 0.9, "ppo": 0.5, "robust_ppo": 0.5})})
     assert verdict_of(better, STEPS)["verdict"] == "confirmed"
     cell = verdict_page.verdict_matrix(better[better["n"] > 0]).iloc[0]["heavy-tailed spikes"]
-    assert cell.startswith("confirmed +0.4") and "AUC" in cell, "no percentage points"
+    assert cell.startswith("confirmed (+0.4") and "AUC" in cell, "no percentage points"
 
 
 def test_a_claim_with_a_lost_run_has_no_verdict_and_says_why():
@@ -377,7 +377,7 @@ def test_the_page_for_the_readme_holds_the_judged_claims_and_the_number_of_runs(
     )
     assert "*Refuted*" in lines[0] and lines[2].startswith("- **Confirmed**: DVPO is better than PPO")
     assert lines[4].startswith("| claim | source | heavy-tailed spikes |") and lines[5].startswith("| --- |")
-    assert "| DVPO is better than PPO | paper | **confirmed** +10.0 |" in page and "GRPO" not in page
+    assert "| DVPO is better than PPO | paper | **confirmed** (+10.0) |" in page and "GRPO" not in page
     again = runs[runs["method"] == "dvpo"].assign(study="heads", variant="3 heads")
     more = verdict_page.verdict_page({"comparison": runs, "heads": again})
     assert "30 runs" in more, "a run that studies share is one run"
@@ -390,7 +390,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     )
     table = verdicts.verdict_table({"comparison": runs})
     shown = verdict_page.verdict_matrix(table).set_index("claim")
-    assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed +")
+    assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
     assert shown.loc["DVPO is better than PPO", "no noise"] == "4 of 10 seeds"
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
     text = verdict_page.verdict_findings(table, verdicts.repeat_differences({}))

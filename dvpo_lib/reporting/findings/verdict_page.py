@@ -34,10 +34,10 @@ LEGEND = (
     "confirmed. The number is the mean difference to the rival that decides, in percentage points of the score if no "
     "other measure is named."
 )
-SETTLED = {
+SETTLED = {  # {verdict: style of its cells}
     "confirmed": "background-color: #d4e6f4",
     "refuted": "background-color: #fadcc8",
-}  # {verdict: style of cells}
+}
 PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
 
@@ -69,10 +69,11 @@ def _cell_text(row: pd.Series, bold: bool = False) -> str:
     """A settled verdict with its difference, or the difference alone; a claim without a verdict shows its seeds."""
     if row["verdict"].startswith(NO_CLAIM) or np.isnan(row["difference"]):
         return row["verdict"].removeprefix(f"{NO_CLAIM}: ")
-    number = " ".join(filter(None, [_difference_text(row), row["measure"]]))
+    number, measure = _difference_text(row), row["measure"]
     if row["verdict"] not in SETTLED:
-        return number
-    return f"**{row['verdict']}** {number}" if bold else f"{row['verdict']} {number}"
+        return f"{number} ({measure})" if measure else number
+    verdict = f"**{row['verdict']}**" if bold else row["verdict"]
+    return f"{verdict} ({' '.join(filter(None, [number, measure]))})"
 
 
 def _difference_text(row: pd.Series) -> str:
