@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from dvpo_lib.reporting.figures.tuning import setting_name
@@ -26,6 +28,18 @@ def winner_table(winners: pd.DataFrame) -> pd.DataFrame:
             for w in winners.itertuples()
         ]
     )
+
+
+def tuned_rates(winners: pd.DataFrame, methods: Iterable[str]) -> str:
+    """A sentence: the learning rate that tuning chose for each method.
+
+    Args:
+        winners: The file of winners, columns method and learning_rate.
+        methods: The methods to name.
+    """
+    rates = winners.drop_duplicates("method").set_index("method")["learning_rate"]
+    parts = [f"{display_name(method)} learns at {setting_text(rates[method])}" for method in methods]
+    return f"As tuned, {join_words(parts)}."
 
 
 def effort_findings(table: pd.DataFrame) -> str:

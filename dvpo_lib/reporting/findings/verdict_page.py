@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from dvpo_lib.reporting.findings.claims import AUC, RATES
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
-from dvpo_lib.reporting.findings.verdicts import AUC, CLAIMS, Claim, repeat_differences, runs_of_claim, verdict_table
+from dvpo_lib.reporting.findings.verdicts import rate_interactions, shared_run_findings, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, SIGNIFICANCE, role_differences
@@ -29,10 +29,13 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
     "wrong_steps": "Whose advantages find the step that is wrong?",
 }
 LEGEND = (
-    "*Confirmed*: DVPO, or the setting that the claim names, is better than each rival "
-    f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is better, likewise. *A number alone*: not "
-    "confirmed. The number is the mean difference to the rival that decides, in percentage points of the score if no "
-    "other measure is named."
+    "*Confirmed*: DVPO, or the setting that the claim names, is significantly better than each rival "
+    f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is significantly better. A number without a word: "
+    "neither is shown, and the claim is not confirmed. An empty cell was not studied. A number is the mean difference "
+    "between DVPO and a rival, in percentage points of the score if no other measure is named: the rival that is "
+    "hardest to beat, or the one that refutes. *ID* are tests like the training problems, *OOD* longer problems of the "
+    "same family, *transfer* other families (the paper's OOD). *Both at 1e-4*: both methods have this learning rate. "
+    "*Robust PPO* is robust Bellman PPO."
 )
 SETTLED = {  # {verdict: style of its cells}
     "confirmed": "background-color: #d4e6f4",
@@ -41,27 +44,27 @@ SETTLED = {  # {verdict: style of its cells}
 PAGE = "reports/06_evidence/notebook.html"  # seen from README
 
 
-def verdict_matrix(table: pd.DataFrame, links: bool = False) -> pd.DataFrame:
-    """Verdicts as they are shown: a row for each claim, a column for each noise, the difference in points.
+def verdict_matrix(table: pd.DataFrame, markdown: bool = False) -> pd.DataFrame:
+    """Verdicts as they are shown: a row for each claim, a column for each noise, the difference that decides.
 
     A claim that repeats another one stands below it, as "the same, ...".
 
     Args:
         table: Of `verdict_table`.
-        links: Whether it is Markdown for README: what is settled is bold, and the last column, the study with the
-            claim's figure, links to its section.
+        markdown: For README: what is settled is bold, and the last column, the study with the claim's figure, links
+            to its section.
     """
     noises = [noise for noise in dict.fromkeys(table["noise"]) if noise]
     rows = []
     for claim, own in table.groupby("claim", sort=False):
         cells, first = own.set_index("noise"), own.iloc[0]
         row = {"claim": f"the same{claim.removeprefix(first['repeats'])}" if first["repeats"] else claim}
-        row["source"] = "paper" if first["paper"] else "project"
+        row["source"] = first["source"]
         for noise in noises:
-            row[display_name(noise)] = _cell_text(cells.loc[noise], links) if noise in cells.index else ""
+            row[display_name(noise)] = _cell_text(cells.loc[noise], markdown) if noise in cells.index else ""
         study = first["figure"]
         address = f"{PAGE}#{SECTIONS[study].replace(' ', '-').replace(chr(39), '%27')}"
-        rows.append({**row, "figure": f"[{display_name(study)}]({address})" if links else display_name(study)})
+        rows.append({**row, "figure": f"[{display_name(study)}]({address})" if markdown else display_name(study)})
     return pd.DataFrame(rows)
 
 
@@ -76,9 +79,11 @@ def _cell_text(row: pd.Series, bold: bool = False) -> str:
     return f"{verdict} ({' '.join(filter(None, [number, measure]))})"
 
 
-def _difference_text(row: pd.Series) -> str:
-    """A difference of scores in percentage points; of AUCs as it is."""
-    return f"{row['difference']:+.2f}" if row["measure"] in AUC else f"{100 * row['difference']:+.1f}"
+def _difference_text(row: pd.Series, unit: bool = False) -> str:
+    """A difference of scores in percentage points; of AUCs as it is. With its unit and measure if asked for."""
+    number = f"{row['difference']:+.2f}" if row["measure"] in AUC else f"{100 * row['difference']:+.1f}"
+    points = "" if row["measure"] in AUC else "points"
+    return " ".join(filter(None, [number, points, row["measure"]])) if unit else number
 
 
 def verdict_details(table: pd.DataFrame) -> pd.DataFrame:
@@ -107,39 +112,42 @@ def _rival_text(rival: str, measure: str) -> str:
     return f"{display_name(rival)} ({measure})" if rival and measure else display_name(rival) if rival else measure
 
 
-def verdict_findings(table: pd.DataFrame, changes: pd.DataFrame) -> str:
+def verdict_findings(table: pd.DataFrame, interactions: pd.DataFrame) -> str:
     """What is settled, which differences depend on the learning rate, and what limits the verdicts.
 
     Args:
         table: Of `verdict_table`.
-        changes: Of `repeat_differences`.
+        interactions: Of `rate_interactions`.
     """
-    return "\n".join(filter(None, [settled_findings(table), repeated_findings(changes), verdict_limits(table)]))
+    return "\n".join(filter(None, [settled_findings(table), rate_findings(interactions), verdict_limits(table)]))
 
 
 def settled_findings(table: pd.DataFrame) -> str:
-    """Which claims are confirmed, and which are refuted, under which noise."""
+    """Which claims are confirmed, and which are refuted, under which noise; those at equal rates beside the tuned ones.
+
+    A claim that is settled at equal learning rates alone has a line of its own.
+
+    Args:
+        table: Of `verdict_table`.
+    """
     lines, judged = [], table[~table["verdict"].str.startswith(NO_CLAIM)]
-    first = judged[judged["repeats"] == ""]
+    verdict_of = judged.set_index(["claim", "noise"])["verdict"].to_dict()
     for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
-        for claim, rows in first[first["verdict"] == verdict].groupby("claim", sort=False):
+        for claim, rows in judged[judged["verdict"] == verdict].groupby("claim", sort=False):
             where = []
-            for row in rows.itertuples():
-                again = judged[(judged["repeats"] == claim) & (judged["noise"] == row.noise)]["verdict"]
-                held = _held_text(verdict, int((again == verdict).sum()), len(again))
-                unit = row.measure if row.measure in AUC else f"points {row.measure}".strip()
-                where.append(f"{noise_phrase(row.noise)} ({_difference_text(row._asdict())} {unit}{held})")
-            lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
+            for _, row in rows.iterrows():
+                if row["repeats"] and verdict_of.get((row["repeats"], row["noise"])) == verdict:
+                    continue  # stands beside the tuned one
+                again = judged[(judged["repeats"] == claim) & (judged["noise"] == row["noise"])]
+                told = [_difference_text(row, unit=True)]
+                for _, other in again.iterrows():
+                    rate = other["claim"].removeprefix(f"{claim}, ").replace("learning rate ", "")
+                    number = _difference_text(other, unit=other["measure"] != row["measure"])
+                    told.append(f"{rate} {number}, {other['verdict']}")
+                where.append(f"{noise_phrase(row['noise'])} ({'; '.join(told)})")
+            if where:
+                lines.append(f"- **{opening}**: {claim}, {join_words(where)}.")
     return "\n".join(lines)
-
-
-def _held_text(verdict: str, held: int, rates: int) -> str:
-    """Whether a verdict is repeated at the same learning rate for both methods."""
-    if not rates:
-        return ""
-    if not held:
-        return f"; not {verdict} at equal learning rates"
-    return "; at equal learning rates too" if held == rates else f"; at {held} of {rates} equal learning rates too"
 
 
 def verdict_limits(table: pd.DataFrame) -> str:
@@ -162,50 +170,43 @@ def verdict_limits(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def repeated_findings(changes: pd.DataFrame) -> str:
-    """Which differences change if DVPO and its rival learn at one rate, after correction; the clearest of its measures.
+def rate_findings(interactions: pd.DataFrame) -> str:
+    """Which differences between DVPO and a rival change with the learning rate of both.
 
     Args:
-        changes: Of `repeat_differences`.
+        interactions: Of `rate_interactions`.
     """
-    if changes.empty:
+    if interactions.empty:
         return ""
-    clear = changes[changes["corrected"] < SIGNIFICANCE]
+    clear, (low, high) = interactions[interactions["corrected"] < SIGNIFICANCE], RATES
     if clear.empty:
-        return f"- **Learning rates**: none of {len(changes)} differences changes if both methods learn at one rate."
-    clear = clear.loc[clear.groupby(["again", "noise"], sort=False)["corrected"].idxmin()]
-    lines = []
-    for again, rows in clear.groupby("again", sort=False):
-        told = [
-            f"{noise_phrase(row.noise)} {' '.join(filter(None, [f'{100 * row.second:+.1f} points', row.measure]))}, "
-            f"{100 * row.first:+.1f} as tuned"
-            for row in rows.itertuples()
-        ]
-        lines.append(f"- **Depends on the learning rate**: {again}: {'; '.join(told)}.")
+        return (
+            f"- **Equal learning rates**: none of {len(interactions)} differences between DVPO and a rival is shown to "
+            f"change from {low} to {high}."
+        )
+    lines = [
+        f"- **Depends on the learning rate**: DVPO minus {display_name(r.rival)}, {noise_phrase(r.noise)}: "
+        f"{100 * r.low:+.1f} points at {low}, {100 * r.high:+.1f} at {high} ({r.measure or ROLES['ALL']})."
+        for r in clear.itertuples()
+    ]
     return "\n".join(lines)
 
 
-def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> str:
-    """How many claims rest on the same runs of the setting that they praise: nothing corrects for that.
-
-    Args:
-        evidence: {study: rows}, as of `read_studies`.
-        claims: The claims.
-    """
-    used: Counter[tuple[str, str]] = Counter()  # (noise, plan of a run): claims that it is on the own side of
-    for claim in claims:
-        if claim.repeats:
-            continue
-        for noise, there in runs_of_claim(evidence, claim).groupby("noise", sort=False):
-            if claim.rivals(list(there["method"].unique())):
-                used.update((noise, plan) for plan in there.loc[there["method"] == claim.own, "plan"].unique())
-    most = max(used.values(), default=0)
-    if most < 2:
-        return ""
-    noises = dict.fromkeys(noise for (noise, _), count in used.items() if count == most)
-    return (
-        f"- **Shared runs**: up to {most} claims rest on the same runs of DVPO "
-        f"({join_words(map(noise_phrase, noises))}): their verdicts are not independent."
+def interaction_table(interactions: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `rate_interactions` as they are shown, differences in percentage points."""
+    return pd.DataFrame(
+        {
+            "noise": interactions["noise"].map(display_name),
+            "DVPO minus": interactions["rival"].map(display_name),
+            "measure": [measure or ROLES["ALL"] for measure in interactions["measure"]],
+            **{
+                f"at {rate}": [f"{100 * d:+.1f}" for d in interactions[end]]
+                for rate, end in zip(RATES, ("low", "high"))
+            },
+            "p": [number_text(p, 3) for p in interactions["p"]],
+            "corrected": [number_text(p, 3) for p in interactions["corrected"]],
+            "seeds": interactions["n"],
+        }
     )
 
 
@@ -260,14 +261,14 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     known = table[table["n"] > 0]
     comparison = computed.get("comparison", pd.DataFrame(columns=RUN_LABELS))
     own = claimed_runs(comparison, FEWEST_SEEDS)
-    sentences = [repeated_findings(repeat_differences(computed)), verdict_limits(known), shared_run_findings(computed)]
+    sentences = [rate_findings(rate_interactions(computed)), verdict_limits(known), shared_run_findings(computed)]
     if len(own):
         sentences.append(disagreement_findings(role_differences(own, OWN, ["ppo", "grpo"])))
     count = pd.concat([runs["plan"] for runs in computed.values()]).nunique()  # studies share runs
     parts = [
         f"{' '.join(filter(None, [outcome_text(comparison), LEGEND]))}\n",
         f"{settled_findings(known)}\n",
-        markdown_table(verdict_matrix(known[known["repeats"] == ""], links=True)),
+        markdown_table(verdict_matrix(known[known["repeats"] == ""], markdown=True)),
         "\n".join([*filter(None, sentences), f"- The studies hold {count:,} runs so far.\n"]),
     ]
     if len(own):

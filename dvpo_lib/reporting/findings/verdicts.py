@@ -11,161 +11,27 @@ a claim does not say otherwise.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.names import display_name
+from dvpo_lib.reporting.findings.claims import CLAIMS, Claim
+from dvpo_lib.reporting.names import BASE
+from dvpo_lib.reporting.prose import join_words, noise_phrase
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
     claim_verdict,
     detectable_difference,
     holm_correction,
-    run_pairs,
     sign_flip_test,
 )
 from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family
 
-Pairs = Callable[[pd.DataFrame, str, str], pd.DataFrame]
-OFFLINE = ("cql", "rfqi")
-RATES = ("1e-4", "2e-4")  # of the study of learning rates
-VERDICT_COLUMNS = "claim figure noise rival measure difference detectable n p corrected verdict repeats paper".split()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence that can be wrong.
-
-    Attributes:
-        text: The sentence.
-        study: The study of the evidence that decides it, which is also the name of its figure.
-        own: The method or variant that is claimed to be better.
-        rivals: (methods or variants of the study) -> those that it has to beat.
-        measures: {name: (scores, own, rival) -> paired differences, as of `run_pairs`}; in each the rivals are beaten.
-        alone: {name: (scores, own) -> columns seed and difference}; each difference has to be above 0, without a rival.
-        metric: The metric of the scores.
-        repeats: The text of the claim that this one repeats with a setting held equal; "" for none.
-        paper: Whether it is a claim of the paper; else it is this project's.
-    """
-
-    text: str
-    study: str
-    own: str
-    rivals: Callable[[Sequence[str]], Sequence[str]]
-    measures: Mapping[str, Pairs]
-    alone: Mapping[str, Callable[[pd.DataFrame, str], pd.DataFrame]] = field(default_factory=dict)
-    metric: str = "sampled"
-    repeats: str = ""
-    paper: bool = True
-
-
-def role_pairs(scores: pd.DataFrame, own: str, rival: str, role: str = "ALL") -> pd.DataFrame:
-    """Paired differences of the mean over the test sets of a role; ALL: over all test sets."""
-    return run_pairs(scores[scores["role"] == role], own, rival)
-
-
-def beyond_id_pairs(scores: pd.DataFrame, own: str, rival: str, role: str) -> pd.DataFrame:
-    """Paired differences on test sets of another role, minus those in distribution of the same runs."""
-    keys = ["noise", "family", "seed"]
-    far, near = (role_pairs(scores, own, rival, r).set_index(keys)["difference"] for r in (role, "ID"))
-    return (far - near).dropna().rename("difference").reset_index()
-
-
-def above_chance(scores: pd.DataFrame, own: str, chance: float) -> pd.DataFrame:
-    """The overall score of `own` minus its value by chance, for each run."""
-    rows = scores[(scores["method"] == own) & (scores["role"] == "ALL")]
-    return rows.assign(difference=rows["value"] - chance).dropna(subset="difference")
-
-
-OVERALL = {"": role_pairs}  # the measure of most claims
-TD_AUC = "error_td_auc"  # with which TD errors find the first wrong step; that of advantages depends on lambda
-AUC = ("AUC", "AUC minus chance")  # measures that are no shares of a score
-
-
-def _lead_beyond_id(role: str) -> dict[str, Pairs]:
-    """A lead on other test sets that is larger than in distribution: without a lead there it is none."""
-    return {f"{role} minus ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
-
-
-def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
-    return lambda there: [name for name in rivals if name in there]
-
-
-def _others(own: str, start: str) -> Callable[[Sequence[str]], Sequence[str]]:
-    return lambda there: [name for name in there if name != own and name.startswith(start)]
-
-
-def _best(text: str, study: str, own: str, start: str) -> Claim:
-    return Claim(text, study, own, _others(own, start), OVERALL)
-
-
-def _with_equal_rates(text: str, rival: str, measures: Mapping[str, Pairs], paper: bool = True) -> Iterator[Claim]:
-    """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
-    yield Claim(text, "comparison", "dvpo", _only(rival), measures, paper=paper)
-    for rate in RATES:
-        own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
-        again = f"{text}, both at learning rate {rate}"
-        yield Claim(again, "learning_rates", own, _only(other), measures, repeats=text, paper=paper)
-
-
-TERMS = {
-    "head consistency": "Consistency of heads helps",
-    "tail calibration": "Tail calibration helps",
-    "mean shift": "The mean-shift term helps",
-    "tail shape": "The tail-shape term helps",
-    "tail curvature": "The tail-curvature term helps",
-}
-FULL = "+ tail shape and curvature"  # the ablation's row with all terms
-CLAIMS = (
-    *_with_equal_rates("DVPO is better than PPO", "ppo", OVERALL),
-    *_with_equal_rates("DVPO is better than GRPO", "grpo", OVERALL),
-    Claim("DVPO is better than robust Bellman PPO", "comparison", "dvpo", _only("robust_ppo"), OVERALL),
-    Claim("DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), OVERALL),
-    *_with_equal_rates(  # the paper's "OOD" is the other family
-        "DVPO leads PPO on other families (transfer), and by more than ID", "ppo", _lead_beyond_id("transfer")
-    ),
-    *(Claim(text, "ablation", FULL, _only(f"without {term}"), OVERALL) for term, text in TERMS.items()),
-    _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
-    _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
-    _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
-    *_with_equal_rates(
-        "DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", _lead_beyond_id("OOD"), paper=False
-    ),
-    # Quantiles against the scalar critic is "DVPO is better than PPO" at the study's rate, judged above.
-    Claim("Quantiles are better than bins", "critic_kinds", "quantiles", _only("categorical"), OVERALL, paper=False),
-    Claim(
-        "The critic's view of a reward is better than the reward as received",
-        "denoised",
-        "quantile, median, weight 0",
-        _only("quantile, median, weight 1"),
-        OVERALL,
-        paper=False,
-    ),
-    Claim(
-        "A distribution's view of a reward is better than a point's, or than the prompt's mean",
-        "denoised",
-        "quantile, median, weight 0",
-        _only("scalar, median, weight 0", "scalar, prompt mean, weight 0"),
-        OVERALL,
-        paper=False,
-    ),
-    Claim(
-        "DVPO's TD errors find a wrong step, and better than those of PPO and robust Bellman PPO",
-        "wrong_steps",
-        "dvpo",
-        _only("ppo", "robust_ppo"),
-        {"AUC": role_pairs},
-        {"AUC minus chance": partial(above_chance, chance=0.5)},
-        metric=TD_AUC,
-        paper=False,
-    ),
-)
+VERDICT_COLUMNS = "claim figure noise rival measure difference detectable n p corrected verdict repeats source".split()
 
 
 def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -179,8 +45,8 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
         Columns VERDICT_COLUMNS. `rival` and `measure` decide: those with the largest p-value, or those that refute;
         `difference` is the mean difference to it, and `detectable` the smallest one that these pairs would show in this
         comparison after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone,
-        `corrected` for all claims of the study under the noise. `repeats` and `paper` are as of the claim. All runs are
-        of `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
+        `corrected` for all claims of the study under the noise. `repeats` and `source` are those of the claim. All runs
+        are of `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     known = _claimed_scores(evidence, claims)
@@ -206,9 +72,10 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 
 def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.DataFrame:
     """Rows of the claim's study in `claimed_family`, variants as methods; none if nothing has been computed."""
-    runs = evidence.get(claim.study)
-    if runs is None or runs.empty:
-        return pd.DataFrame(columns=[*RUN_LABELS, "plan"])
+    runs = evidence.get(claim.study, pd.DataFrame(columns=[*RUN_LABELS, "plan"]))
+    runs = runs[runs["method"] != BASE] if len(runs) else pd.DataFrame(columns=[*RUN_LABELS, "plan"])
+    if runs.empty:
+        return runs
     return as_methods(runs[runs["family"] == claimed_family(runs)])
 
 
@@ -224,46 +91,76 @@ def _claimed_scores(
     return scores
 
 
-def repeat_differences(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """How far a difference changes where a claim is repeated with a setting held equal, in pairs of one seed.
+def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> str:
+    """How many claims rest on the same runs of the setting that they praise: nothing corrects for that.
 
-    A changed verdict shows no changed difference: verdicts depend on the spread over seeds, too.
+    Args:
+        evidence: {study: rows}, as of `read_studies`.
+        claims: The claims.
+    """
+    used: Counter[tuple[str, str]] = Counter()  # (noise, plan of a run): claims that it is on the own side of
+    for claim in claims:
+        if claim.repeats:
+            continue
+        for noise, there in runs_of_claim(evidence, claim).groupby("noise", sort=False):
+            if claim.rivals(list(there["method"].unique())):
+                used.update((noise, plan) for plan in there.loc[there["method"] == claim.own, "plan"].unique())
+    most = max(used.values(), default=0)
+    if most < 2:
+        return ""
+    noises = dict.fromkeys(noise for (noise, _), count in used.items() if count == most)
+    return (
+        f"- **Shared runs**: up to {most} claims rest on the same runs of DVPO "
+        f"({join_words(map(noise_phrase, noises))}): their verdicts are not independent."
+    )
+
+
+def rate_interactions(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Whether a difference between two methods changes with the learning rate of both, in pairs of one seed.
+
+    The comparison of tuned methods is no part of it: it shares the runs of one method with each equal rate, so that a
+    change from it would be the other method's own.
 
     Args:
         evidence: As in `verdict_table`.
-        claims: The claims.
+        claims: The claims; those that repeat another one count.
 
     Returns:
-        Columns claim, again (text of the repetition), noise, measure, first and second (mean differences, shares), p
-        of their difference being 0, corrected (Holm over all rows of one noise) and n, at least 10.
+        Columns claim, noise, rival, measure, low and high (mean differences at the lower and the higher rate, in
+        shares), p (of the change being 0), corrected (Holm over what is planned under one noise) and n, at least 10.
     """
-    rows, texts, known = [], {claim.text: claim for claim in claims}, _claimed_scores(evidence, claims)
-    for again in (claim for claim in claims if claim.repeats):
-        claim = texts[again.repeats]
-        both = [known[k.study, k.metric].groupby("noise", sort=False) for k in (claim, again)]
-        for noise in (noise for noise in both[0].groups if noise in both[1].groups):
-            for measure in claim.measures:
-                found = [_differences(k, own.get_group(noise), measure) for k, own in zip((claim, again), both)]
-                pairs = pd.concat(found, axis=1, keys=["first", "second"]).dropna()
+    known = _claimed_scores(evidence, claims)
+    repeated: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.repeats:
+            repeated.setdefault(claim.repeats, []).append(claim)
+    rows = []
+    for text, (low, high) in repeated.items():
+        for noise, scores in known[low.study, low.metric].groupby("noise", sort=False):
+            for measure in low.measures:
+                ends = {name: _differences(k, scores, measure) for name, k in (("low", low), ("high", high))}
+                pairs = pd.concat(ends, axis=1).dropna()
                 if len(pairs) >= FEWEST_SEEDS:
-                    label = dict(claim=claim.text, again=again.text, noise=noise, measure=measure, n=len(pairs))
-                    rows.append(
-                        label | pairs.mean().to_dict() | dict(p=sign_flip_test(pairs["second"] - pairs["first"]))
-                    )
-    table = pd.DataFrame(rows, columns=["claim", "again", "noise", "measure", "first", "second", "p", "n"])
-    table["corrected"] = table.groupby("noise", sort=False)["p"].transform(holm_correction)
+                    p = sign_flip_test(pairs["high"] - pairs["low"])
+                    row = dict(claim=text, noise=noise, rival=low.rival, measure=measure, p=p, n=len(pairs))
+                    rows.append(row | pairs.mean().to_dict())
+    table = pd.DataFrame(rows, columns=["claim", "noise", "rival", "measure", "low", "high", "p", "n"])
+    planned = sum(len(low.measures) for low, _ in repeated.values())
+    table["corrected"] = table.groupby("noise", sort=False)["p"].transform(lambda p: holm_correction(p, planned))
     return table
 
 
 def _differences(claim: Claim, scores: pd.DataFrame, measure: str) -> pd.Series:
-    """Paired differences of a claim with one rival, by seed."""
+    """Paired differences to the claim's only rival, by family and seed; none before it has been computed."""
     rivals = claim.rivals(list(scores["method"].unique()))
-    pairs = [claim.measures[measure](scores, claim.own, rival).set_index("seed")["difference"] for rival in rivals]
-    return pairs[0] if pairs else pd.Series(dtype=float)
+    if not rivals:
+        return pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[], []]))
+    [rival] = rivals
+    return claim.measures[measure](scores, claim.own, rival).set_index(["family", "seed"])["difference"]
 
 
 def _label(claim: Claim, noise: str) -> dict:
-    return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats, paper=claim.paper)
+    return dict(claim=claim.text, figure=claim.study, noise=noise, repeats=claim.repeats, source=claim.source)
 
 
 def _judge(claim: Claim, scores: pd.DataFrame, rivals: Sequence[str], level: float) -> dict:
