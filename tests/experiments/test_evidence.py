@@ -378,7 +378,7 @@ def test_the_readme_gets_verdict_and_figure_of_the_files(tmp_path):
     evidence.write_evidence(tmp_path / command.EVIDENCE_FOLDER / "comparison.csv", pd.DataFrame(runs))
     command.write_verdict(tmp_path)
     text = readme.read_text("utf-8")
-    assert "| DVPO is better than PPO | confirmed (+10.0) | 2 of 10 seeds |" in text
+    assert "| DVPO is better than PPO | paper | **confirmed** (+10.0) | 2 of 10 seeds |" in text
     assert text.endswith("\nafter\n")
     picture = Image.open(tmp_path / command.EVIDENCE_FOLDER / "comparison.png")
     assert picture.width > picture.height > 200
