@@ -31,7 +31,7 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
 LEGEND = (
     "*Confirmed*: DVPO, or the setting that the claim names, is significantly better than each rival "
     f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is significantly better. A number without a word: "
-    "neither is shown, and the claim is not confirmed. An empty cell was not studied. A number is the mean difference "
+    "neither is shown, and the claim is not confirmed. An empty cell has no runs. A number is the mean difference "
     "between DVPO and a rival, in percentage points of the score if no other measure is named: the rival that is "
     "hardest to beat, or the one that refutes. *ID* are tests like the training problems, *OOD* longer problems of the "
     "same family, *transfer* other families (the paper's OOD). *Both at 1e-4*: both methods have this learning rate. "
