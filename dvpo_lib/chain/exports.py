@@ -15,7 +15,8 @@ from PIL import Image
 from dvpo_lib.chain.stages import StageError, read_stages
 from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.experiments.grids.evidence import read_evidence
-from dvpo_lib.reporting.findings.worlds import order_findings, published_findings
+from dvpo_lib.reporting.findings.published import published_findings
+from dvpo_lib.reporting.findings.worlds import order_findings
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS
 from dvpo_lib.reporting.statistics.study_rows import covered_cells, in_display_order

@@ -386,3 +386,10 @@ def test_a_missing_base_policy_names_the_command_to_run(project, capsys):
         shutil.copyfile(ROOT / file, project / file)
     assert main(["tune"]) == 1
     assert "error: data/base is missing: run `make repro STAGE=data` first" in capsys.readouterr().err
+
+
+def test_the_learning_rate_of_each_method_is_read_from_the_file():
+    won = pd.read_csv(ROOT / "reports/tuning/winners.csv").set_index("method")["learning_rate"]
+    text = tuning_report.tuned_rates(won.reset_index(), ["dvpo", "grpo"])
+    told = [setting_text(won[method]) for method in ("dvpo", "grpo")]
+    assert text == f"As tuned, DVPO learns at {told[0]} and GRPO learns at {told[1]}." and told[0] != told[1]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dvpo_lib.reporting.findings.worlds import published_findings
+from dvpo_lib.reporting.findings.published import published_findings
 
 
 def row(method, seed, metric, value, role="ID", noise="none", machine="a"):

@@ -10,9 +10,9 @@ from conftest import ROOT
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
 from dvpo_lib.reporting import tables
-from dvpo_lib.reporting.findings import beside_paper, claims, recommended, verdict_page, verdicts
+from dvpo_lib.reporting.findings import beside_paper, recommended, verdict_page, verdicts
 from dvpo_lib.reporting.names import BASE
-from dvpo_lib.reporting.statistics import comparisons
+from dvpo_lib.reporting.statistics import claims, comparisons
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import as_methods
@@ -238,6 +238,9 @@ def test_a_claim_that_is_settled_at_equal_rates_alone_is_told():
     table = verdicts.verdict_table({"comparison": tuned, "learning_rates": equal})
     [line] = [x for x in verdict_page.settled_findings(table).splitlines() if "better than PPO" in x]
     assert line.startswith("- **Confirmed**: DVPO is better than PPO, both at learning rate 1e-4, under heavy-tailed")
+    both = {"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.8, "cql": 0.6, "rfqi": 0.6}), "learning_rates": equal}
+    told = verdict_page.settled_findings(verdicts.verdict_table(both)).splitlines()
+    assert "offline" in told[0] and "both at learning rate" in told[1], "the tuned comparison comes first"
 
 
 def made_up_interaction(high, noise="spikes"):
@@ -268,6 +271,9 @@ def test_a_difference_that_depends_on_the_learning_rate_is_tested_in_pairs_of_se
     assert all("PPO" in line and "spikes" in line for line in lines), "nothing else changes"
     table = verdict_page.interaction_table(found)
     assert list(table) == ["noise", "DVPO minus", "measure", "at 1e-4", "at 2e-4", "p", "corrected", "seeds"]
+    shown = table[table["noise"] == "heavy-tailed spikes"].iloc[0]
+    assert shown["at 1e-4"] == f"{100 * row['low']:+.1f}" and shown["at 2e-4"] == f"{100 * row['high']:+.1f}"
+    assert (shown["DVPO minus"], shown["measure"], shown["seeds"]) == ("PPO", "all test sets", 10)
 
 
 def test_what_a_seed_does_at_both_rates_cancels():
@@ -480,15 +486,13 @@ def test_equal_rivals_count_once_in_the_correction(original):
 
 def test_runs_that_many_claims_share_are_counted():
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.7})
-    text = verdict_page.shared_run_findings({"comparison": runs})
+    text = verdicts.shared_run_findings({"comparison": runs})
     assert "up to 4 claims" in text and "(under heavy-tailed spikes)" in text
-    assert verdict_page.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
-    assert verdict_page.shared_run_findings({"comparison": made_up_runs({"ppo": 0.7, "grpo": 0.7})}) == "", (
-        "none of DVPO"
-    )
+    assert verdicts.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
+    assert verdicts.shared_run_findings({"comparison": made_up_runs({"ppo": 0.7, "grpo": 0.7})}) == "", "none of DVPO"
     half = runs[(runs["method"] == "dvpo") & (runs["seed"] < 5)].assign(variant=claims.FULL)
     more = {"comparison": runs, "ablation": pd.concat([half, half.assign(variant="without mean shift", plan="other")])}
-    assert "up to 5 claims" in verdict_page.shared_run_findings(more), "a study that has some of the runs counts"
+    assert "up to 5 claims" in verdicts.shared_run_findings(more), "a study that has some of the runs counts"
 
 
 def test_each_claim_names_its_section_of_the_page():

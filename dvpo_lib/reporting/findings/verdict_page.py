@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.findings.claims import AUC, RATES
 from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
 from dvpo_lib.reporting.findings.verdicts import rate_interactions, shared_run_findings, verdict_table
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import join_words, markdown_table, noise_phrase, number_text
+from dvpo_lib.reporting.statistics.claims import AUC, RATES
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, SIGNIFICANCE, role_differences
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs
 from dvpo_lib.reporting.tables import ROLES
@@ -32,8 +32,8 @@ LEGEND = (
     "*Confirmed*: DVPO, or the setting that the claim names, is significantly better than each rival "
     f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is significantly better. A number without a word: "
     "neither is shown, and the claim is not confirmed. An empty cell has no runs. A number is the mean difference "
-    "between DVPO and a rival, in percentage points of the score if no other measure is named: the rival that is "
-    "hardest to beat, or the one that refutes. *ID* are tests like the training problems, *OOD* longer problems of the "
+    "to a rival, in percentage points of the score if no other measure is named: the rival that is hardest to beat, or "
+    "the one that refutes. *ID* are tests like the training problems, *OOD* longer problems of the "
     "same family, *transfer* other families (the paper's OOD). *Both at 1e-4*: both methods have this learning rate. "
     "*Robust PPO* is robust Bellman PPO."
 )
@@ -131,6 +131,7 @@ def settled_findings(table: pd.DataFrame) -> str:
         table: Of `verdict_table`.
     """
     lines, judged = [], table[~table["verdict"].str.startswith(NO_CLAIM)]
+    judged = judged.sort_values("repeats", key=lambda text: text != "", kind="stable")  # the tuned ones first
     verdict_of = judged.set_index(["claim", "noise"])["verdict"].to_dict()
     for verdict, opening in (("confirmed", "Confirmed"), ("refuted", "Refuted")):
         for claim, rows in judged[judged["verdict"] == verdict].groupby("claim", sort=False):

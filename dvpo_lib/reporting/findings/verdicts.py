@@ -17,9 +17,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from dvpo_lib.reporting.findings.claims import CLAIMS, Claim
 from dvpo_lib.reporting.names import BASE
 from dvpo_lib.reporting.prose import join_words, noise_phrase
+from dvpo_lib.reporting.statistics.claims import CLAIMS, Claim
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
@@ -72,10 +72,10 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
 
 def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.DataFrame:
     """Rows of the claim's study in `claimed_family`, variants as methods; none if nothing has been computed."""
-    runs = evidence.get(claim.study, pd.DataFrame(columns=[*RUN_LABELS, "plan"]))
-    runs = runs[runs["method"] != BASE] if len(runs) else pd.DataFrame(columns=[*RUN_LABELS, "plan"])
-    if runs.empty:
-        return runs
+    runs = evidence.get(claim.study)
+    runs = None if runs is None or runs.empty else runs[runs["method"] != BASE]
+    if runs is None or runs.empty:
+        return pd.DataFrame(columns=[*RUN_LABELS, "plan"])
     return as_methods(runs[runs["family"] == claimed_family(runs)])
 
 
@@ -129,12 +129,11 @@ def rate_interactions(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Cla
         Columns claim, noise, rival, measure, low and high (mean differences at the lower and the higher rate, in
         shares), p (of the change being 0), corrected (Holm over what is planned under one noise) and n, at least 10.
     """
-    known = _claimed_scores(evidence, claims)
     repeated: dict[str, list[Claim]] = {}
     for claim in claims:
         if claim.repeats:
             repeated.setdefault(claim.repeats, []).append(claim)
-    rows = []
+    rows, known = [], _claimed_scores(evidence, [low for low, _ in repeated.values()])
     for text, (low, high) in repeated.items():
         for noise, scores in known[low.study, low.metric].groupby("noise", sort=False):
             for measure in low.measures:

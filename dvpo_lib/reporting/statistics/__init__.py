@@ -4,7 +4,6 @@ from dvpo_lib.reporting.statistics.bootstrap import (
     Estimate,
     bootstrap_interval,
     cluster_bootstrap,
-    expanded_level,
     interquartile_mean,
     probability_of_improvement,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "Estimate",
     "bootstrap_interval",
     "cluster_bootstrap",
-    "expanded_level",
     "complete_mean",
     "curve_bands",
     "diverged_runs",

@@ -7,8 +7,8 @@ Plain percentile intervals of few runs are too short: they cover the mean of fiv
 place of 95 %. So their level is raised as in Hesterberg 2015, "What Teachers Should Know About the Bootstrap" (The
 American Statistician 69(4)): a resample's variance is too small by (n - 1)/n, and Student's t takes the place of the
 normal distribution. Coverage then, simulated: mean 0.92 at 5 runs and 0.95 at 10; interquartile mean 0.94 and 0.97.
-Below five runs no resampling helps: an interval cannot leave the smallest and the largest run, so it covers the mean in
-0.50 of cases at 2 runs, 0.75 at 3 and 0.88 at 4, and is their range.
+Below five runs no resampling helps: an interval is the range of the runs, which covers the mean of a symmetric
+distribution in 1 - 2^(1 - n) of cases, 0.50 at 2 runs and 0.88 at 4.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _checked(strata, name: str) -> list[np.ndarray]:
 
 
 def expanded_level(sizes: Sequence[int], level: float) -> float:
-    """The level of a percentile interval that covers about `level` (Hesterberg 2015, section 5.3), below 1.
+    """The level of a percentile interval that covers about `level` (Hesterberg 2015), below 1.
 
     For several strata, which he does not treat, variances are averaged and degrees of freedom added up.
 
