@@ -74,9 +74,17 @@ TAIL_COLUMNS = ("critic/lower_tail", "critic/upper_tail")  # widths that the tra
 ABLATION_ROWS = ("core", "+ consistency", "+ tail calibration", "+ mean shift", "+ tail shape and curvature")
 
 
+# Variants of the study of denoised rewards, whose names give a statistic to what has none.
+VARIANT_PARTS = {"scalar, median": "scalar critic's value", "scalar, prompt mean": "prompt's mean reward"}
+
+
 def display_name(name: str) -> str:
-    """The display name of a method, noise, role, suite or column; unknown names lose their underscores."""
-    return DISPLAY_NAMES.get(name, name.replace("_", " "))
+    """The display name of a method, noise, role, suite, variant or column; unknown names lose their underscores."""
+    if name in DISPLAY_NAMES:
+        return DISPLAY_NAMES[name]
+    for part, shown in VARIANT_PARTS.items():
+        name = name.replace(part, shown)
+    return name.replace("_", " ")
 
 
 def setting_text(value) -> str:

@@ -98,8 +98,8 @@ SETTING_SOURCES = {
     "critics.*.loss": {
         "kappa": f"{MEASURED_HERE}: expectiles otherwise",
         "rho": "neutral",
-        "head_consistency": f"{CHOSEN_HERE}, one reading of the paper's risk interval weight",
-        "tail_calibration": CHOSEN_HERE,
+        "head_consistency": CHOSEN_HERE,
+        "tail_calibration": f"{CHOSEN_HERE}, one reading of the paper's risk interval weight",
         "tail_calibration_form": f"{MEASURED_HERE}: the literal form is biased",
         "mean_shift": CHOSEN_HERE,
         "tail_shape": CHOSEN_HERE,

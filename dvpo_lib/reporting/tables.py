@@ -250,6 +250,20 @@ def error_auc_table(found: pd.DataFrame) -> pd.DataFrame:
     return shown.unstack(sort=False).reset_index() if len(shown) else pd.DataFrame(columns=["of", "method"])
 
 
+def critic_auc_table(runs: pd.DataFrame, at: str = "last") -> pd.DataFrame:
+    """AUC with which pretrained critics tell right answers from wrong ones: a row for each noise and rate.
+
+    Args:
+        runs: Rows of study `calibration`.
+        at: Position of the token.
+    """
+    own = runs[(runs["metric"] == "auc_true") & (runs["suite"] == at)]
+    cells = own.groupby(["noise", "method"], sort=False)["value"]
+    shown = cells.agg(lambda values: f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})")
+    table = shown.unstack(sort=False).rename(columns={"dvpo": "quantile critic", "ppo": "scalar critic"})
+    return table.rename_axis(columns=None).reset_index()
+
+
 def critic_metrics(scores: pd.DataFrame) -> dict:
     """For `dvc metrics show`: explained variance, CRPS and coverage, {critic: {noise: {at: ...}}}, means over seeds."""
     tree: dict = {}

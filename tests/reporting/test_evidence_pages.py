@@ -5,13 +5,15 @@ import pytest
 from conftest import ROOT
 from test_verdicts import SUITES
 
+from dvpo_lib.chain.commands.evidence import EVIDENCE_FOLDER, write_plan
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.ablation import CUMULATIVE_TERMS
+from dvpo_lib.experiments.grids.evidence import PLAN, read_plan
 from dvpo_lib.experiments.grids.studies import BASE, CLAIMED, SHOWN, STUDIES
 from dvpo_lib.experiments.grids.study_sections import study_section
 from dvpo_lib.reporting import figures, tables
-from dvpo_lib.reporting.findings import during_training, recommended, verdict_page
-from dvpo_lib.reporting.statistics import run_scores, study_rows
+from dvpo_lib.reporting.findings import during_training, recommended, verdict_page, verdict_sentences
+from dvpo_lib.reporting.statistics import claims, run_scores, study_rows
 
 
 def runs_of_study(study, seeds=2):
@@ -69,11 +71,11 @@ def test_runs_are_drawn_by_two_of_their_numbers():
 def test_the_strongest_control_is_the_one_with_the_higher_scores():
     runs = runs_of_study("comparison")
     mean = runs.groupby("method")["value"].mean()
-    better = max(recommended.CONTROLS, key=mean.get)
+    better = max(claims.CONTROLS, key=mean.get)
     assert recommended.strongest_control(runs) == better
-    [other] = set(recommended.CONTROLS) - {better}
+    [other] = set(claims.CONTROLS) - {better}
     assert recommended.strongest_control(runs[runs["method"] != better]) == other
-    assert recommended.strongest_control(runs[~runs["method"].isin(recommended.CONTROLS)]) is None
+    assert recommended.strongest_control(runs[~runs["method"].isin(claims.CONTROLS)]) is None
 
 
 def test_a_control_with_a_lost_run_is_not_the_strongest():
@@ -227,8 +229,9 @@ def test_a_study_of_variants_is_drawn():
 def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     few, some, many = (runs_of_study("heads", seeds) for seeds in (SHOWN - 1, SHOWN, CLAIMED))
     [text] = study_section("heads", few)
-    assert "A figure needs 5 seeds" in text.data
-    assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure", "Styler"]
+    assert "a figure needs 5 seeds" in text.data
+    assert "`make evidence STUDY=heads` computes the others" in text.data
+    assert [type(part).__name__ for part in study_section("heads", some)] == ["Figure", "Styler", "Markdown"]
     figure, scores, table = study_section("heads", many, paper={"3 heads": "best"})
     assert "highest mean score" in table.to_html() and len(study_section("heads", many, numbers=False)) == 1
     rows = scores.data.map(lambda cell: cell.replace("\N{NO-BREAK SPACE}", " ")).set_index("setting")
@@ -237,8 +240,8 @@ def test_a_section_has_best_settings_only_if_ten_seeds_can_tell_them():
     mixed = pd.concat([many[many["variant"] == "3 heads"], some[some["variant"] != "3 heads"]])
     assert set(zip(*[study_section("heads", mixed)[1].data[c] for c in ("seeds",)], strict=True)) == {("10",), ("5",)}
     base = runs_of_study("comparison", CLAIMED).query("method == 'ppo'").assign(method=BASE)
-    assert "A figure needs 5 seeds" in study_section("comparison", base)[0].data, "the base policy is no method"
-    assert "A figure needs 5 seeds" in study_section("heads", few.head(0))[0].data
+    assert "a figure needs 5 seeds" in study_section("comparison", base)[0].data, "the base policy is no method"
+    assert "a figure needs 5 seeds" in study_section("heads", few.head(0))[0].data
 
 
 def test_what_scores_are_means_of_is_counted():
@@ -284,16 +287,83 @@ def test_cells_that_are_still_being_computed_are_left_out():
 
 def test_the_table_of_studies_counts_settings_and_seeds():
     evidence = {"breakdown": runs_of_study("breakdown", 3), "heads": runs_of_study("heads").head(0)}
-    table = study_rows.study_table({"breakdown": "?", "heads": "!"}, evidence).set_index("study")
+    planned = {"breakdown": 250, "heads": 50}
+    table = study_rows.study_table({"breakdown": "?", "heads": "!"}, evidence, planned).set_index("study")
+    assert table["runs"].tolist() == ["150 of 250", "0 of 50"]
     assert table.loc["breakdown", ["settings", "seeds"]].tolist() == [50, "3"]
     assert table.loc["heads", ["settings", "seeds"]].tolist() == [0, "0"]
     few = evidence["breakdown"]
     few = few[(few["seed"] < 2) | (few["method"] == "dvpo_winsorised")]
-    assert study_rows.study_table({"breakdown": "?"}, {"breakdown": few})["seeds"].tolist() == ["2 to 3"]
+    assert study_rows.study_table({"breakdown": "?"}, {"breakdown": few}, planned)["seeds"].tolist() == ["2 to 3"]
     runs = runs_of_study("comparison")
     runs = runs[runs["noise"].isin(["none", "flip"]) & runs["method"].isin(["dvpo", "ppo", "grpo"])]
     shown = recommended.recommendation_table(recommended.recommended_methods(runs))
     assert shown["noise"].tolist() == ["no noise", "flipped labels"]
+
+
+def test_families_that_lack_runs_are_named():
+    runs = runs_of_study("comparison", 2)
+    counts = runs.drop_duplicates(study_rows.RUN_LABELS)["family"].value_counts()
+    assert verdict_sentences.missing_run_findings(runs, counts.to_dict()) == ""
+    rest = runs[runs["family"] != "dialogue"]
+    text = verdict_sentences.missing_run_findings(rest, counts.to_dict() | {"math": 999})
+    assert text == (
+        f"**Still being computed**: policies that are trained on math ({counts['math']} of 999 runs) and "
+        f"dialogue (0 of {counts['dialogue']} runs)."
+    )
+
+
+def test_the_plan_beside_the_files_is_todays(tmp_path):
+    (tmp_path / "reports" / "evidence").mkdir(parents=True)
+    for name in ("params.yaml", "profiles"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_plan(tmp_path)
+    written, kept = ((root / EVIDENCE_FOLDER / PLAN).read_text("utf-8") for root in (tmp_path, ROOT))
+    assert written == kept and "comparison,math,780" in kept
+    assert read_plan(tmp_path / EVIDENCE_FOLDER).equals(read_plan(ROOT / EVIDENCE_FOLDER))
+    assert read_plan(tmp_path).empty, "a folder of another project has none"
+
+
+def test_settings_without_a_claim_are_compared_by_the_number_that_they_differ_in():
+    runs = study_rows.as_methods(runs_of_study("lambdas", 5))
+    lines = recommended.spread_findings(runs).splitlines()
+    assert sum(line.startswith("- Under flipped labels") for line in lines) == 6, "three settings of two methods"
+    own = runs[runs["method"].str.startswith("DVPO, lambda of the actor")]
+    means = own.groupby("method")["value"].mean()
+    first = next(line for line in lines if "DVPO, lambda of the actor" in line)
+    best, worst = means.idxmax(), means.idxmin()
+    assert first.index(f"that of {best} (") < first.index(f"that of {worst} (") and "higher in 5 of 5 seeds" in first
+    assert "too few for a claim" in lines[-1]
+    alike = recommended.spread_findings(study_rows.as_methods(runs_of_study("heads", 5))).splitlines()
+    assert sum(line.startswith("- ") for line in alike) == 2, "a line for each noise"
+    assert recommended.spread_findings(own[own["method"] == best]) == "", "one setting has no rival"
+
+
+def test_variety_is_told_by_rank_correlations():
+    runs = with_training(runs_of_study("comparison")).query("family == 'math' and noise == 'flip'")
+    scores = runs[runs["metric"] == "sampled"]
+    ranks = scores.groupby(["method", "seed"])["value"].transform("mean")
+    opposite = scores.assign(metric="pass_at_k", value=1 - ranks)
+    base = opposite.assign(method=BASE, value=opposite["value"].median())
+    told = during_training.variety_findings(pd.concat([runs, opposite]), base).splitlines()
+    assert told[0] == "- Score and pass@k, rank correlation over runs: under flipped labels -1.00."
+    assert during_training.variety_findings(runs, base) == "", "no run has a pass@k"
+    per_run = opposite[opposite["role"] == "ID"].groupby(["method", "seed"])["value"].mean()
+    below = (per_run < base[base["suite"] == "math_id"]["value"].mean()).sum()
+    assert 0 < below and f"{below} of {len(per_run)} runs end below it" in told[-1]
+
+
+def test_aucs_of_critics_stand_side_by_side():
+    rows = [
+        ("spikes 0.1", "dvpo", 0.8),
+        ("spikes 0.1", "dvpo", 0.9),
+        ("spikes 0.1", "ppo", 0.6),
+        ("flip 0.1", "ppo", 0.5),
+    ]
+    runs = pd.DataFrame(rows, columns=["noise", "method", "value"]).assign(metric="auc_true", suite="last")
+    table = tables.critic_auc_table(pd.concat([runs, runs.assign(suite="first", value=0.0)])).set_index("noise")
+    assert table.loc["spikes 0.1", "quantile critic"] == "0.85 (0.80 to 0.90)"
+    assert table.loc["flip 0.1", "scalar critic"] == "0.50 (0.50 to 0.50)"
 
 
 def test_metrics_of_a_run_become_columns_in_the_order_of_its_rows():

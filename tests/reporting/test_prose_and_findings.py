@@ -293,6 +293,8 @@ def test_paper_table_has_rows_of_each_family_and_keeps_them_apart():
     own = beside_paper.paper_table(math.assign(family="dialogue"), talks, ["dialogue"]).set_index("")
     assert own.loc["DVPO", "paper: ID"] == "86.79" and own.loc["DVPO", "paper: ALL"] == ""
     assert own.loc["base policy", "here: transfer"] == "30.0"
+    without = beside_paper.paper_table(math, start, ["math", "science"]).set_index(["trained on", ""])
+    assert without.loc[("science", "DVPO"), ["paper: ALL", "here: ALL"]].tolist() == ["39.63", ""], "not computed"
 
 
 def test_dialogues_are_shown_by_domain_with_the_papers_figures_in_brackets():
@@ -306,6 +308,7 @@ def test_dialogues_are_shown_by_domain_with_the_papers_figures_in_brackets():
     table = beside_paper.domain_table(pd.concat(runs), start).set_index("")
     assert table.loc["PPO", ["life", "health", "mean"]].tolist() == ["30.0", "50.0 (90.87)", "80.0 (85.20)"]
     assert table.loc["base policy", "mean"] == "60.0 (86.26)"
+    assert table.loc["DVPO", ["life", "mean"]].tolist() == ["– (88.13)", "– (86.79)"], "the paper's stand without ours"
 
 
 def test_tables_are_the_same_html_every_time_and_carry_no_index():

@@ -72,12 +72,38 @@ def test_quarters_of_the_evidence_are_drawn_as_curves():
     assert list(shown[0].get_lines()[0].get_xdata()) == [1, 2, 3, 4]
 
 
-def test_the_trend_counts_noises_under_which_a_tail_became_narrower():
-    rows = [("none", "dvpo", 0.2, 0.1, 0.1, 0.2), ("spikes", "dvpo", 0.2, 0.3, 0.1, 0.3), ("flip", "ppo", 0.9, 0, 1, 0)]
-    sides = [f"{side} {when}" for side in ("lower tail", "upper tail") for when in ("at first", "at the end")]
-    widths = pd.DataFrame(rows, columns=["noise", "method", *sides])
-    assert during_training.tail_trend(widths) == (
-        "From the first to the last quarter, the lower tail of DVPO became narrower under 1 of 2 kinds of reward, and "
-        "its upper tail under 0."
+def made_up_quarters(ends, seeds=10):
+    """Widths in four quarters: {(noise, method): ((lower at first, at the end), (upper at first, at the end))}."""
+    rows = []
+    for (noise, method), (lower, upper) in ends.items():
+        for seed, quarter in itertools.product(range(seeds), range(1, 5)):
+            share = (quarter - 1) / 3
+            widths = {LOWER: lower[0] + share * (lower[1] - lower[0]), UPPER: upper[0] + share * (upper[1] - upper[0])}
+            jitter = 0.01 * (-1) ** seed * share
+            keys = dict(noise=noise, method=method, family="math", seed=seed, quarter=quarter)
+            rows.append(keys | {side: width + jitter for side, width in widths.items()})
+    return pd.DataFrame(rows)
+
+
+def test_the_trend_counts_noises_under_which_a_tail_has_changed():
+    """A change that half the seeds do not have is none, though the mean moves."""
+    ends = {
+        ("none", "dvpo"): ((0.5, 0.3), (0.1, 0.1005)),
+        ("spikes", "dvpo"): ((0.2, 0.4), (0.1, 0.3)),
+        ("flip", "ppo"): ((0.9, 0.1), (1, 2)),
+    }
+    told = during_training.tail_trend(made_up_quarters(ends))
+    assert told == (
+        "DVPO, from the first to the last quarter: its lower tail became narrower under 1 of 2 kinds of reward, and "
+        "wider under 1; its upper tail became narrower under 0 of 2 kinds of reward, and wider under 1 "
+        "(p < 0.05, Holm over kinds of reward)."
     )
-    assert during_training.tail_trend(widths[widths["method"] == "ppo"]) == ""
+    assert during_training.tail_trend(made_up_quarters(ends, seeds=9)) == "", "too few seeds for a claim"
+    assert during_training.tail_trend(made_up_quarters({("none", "ppo"): ((0.2, 0.1), (0.1, 0.2))})) == ""
+
+
+def test_ten_seeds_give_the_effect_of_the_terms_a_p_value():
+    ends = {("spikes", "core"): ((1, 1), (1, 1)), ("spikes", "all"): ((1, 0.5), (1, 1.0))}
+    told = during_training.tail_findings(made_up_quarters(ends), "core", "all", x="quarter")
+    assert "0.50 with all terms, 1.00 with the core loss alone, p = 0.002" in told
+    assert "upper tail 1.00 with all terms, 1.00 with the core loss alone, p = 1.000 (seeds: 10)" in told

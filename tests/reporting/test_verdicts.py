@@ -10,9 +10,9 @@ from conftest import ROOT
 from dvpo_lib.chain.params import load_params
 from dvpo_lib.experiments.grids.studies import CLAIMED, STUDIES
 from dvpo_lib.reporting import tables
-from dvpo_lib.reporting.findings import beside_paper, recommended, verdict_page, verdicts
+from dvpo_lib.reporting.findings import beside_paper, recommended, verdict_page, verdict_sentences
 from dvpo_lib.reporting.names import BASE
-from dvpo_lib.reporting.statistics import claims, comparisons
+from dvpo_lib.reporting.statistics import claims, comparisons, verdicts
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, detectable_difference, sign_flip_test
 from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import as_methods
@@ -143,6 +143,7 @@ def test_claims_are_about_the_family_with_most_seeds():
 def test_ten_seeds_can_confirm_a_claim_with_many_rivals_among_all_claims():
     """Else a claim could never be confirmed, however clear its runs are."""
     means = {"dvpo": 0.9, "ppo": 0.5, "grpo": 0.5, "robust_ppo": 0.5, "cql": 0.5, "rfqi": 0.5}
+    means |= dict.fromkeys(claims.CONTROLS, 0.5)
     rows = {
         "ablation": {claims.FULL: 0.9, **{f"without {term}": 0.5 for term in claims.TERMS}},
         "quantile_counts": {"M = 200": 0.9, **{f"M = {m}": 0.5 for m in (10, 25, 50, 100, 500)}},
@@ -193,20 +194,20 @@ def test_a_verdict_does_not_depend_on_what_other_studies_have_computed():
         verdicts.verdict_table({"comparison": comparison, **more}).set_index("claim").loc["DVPO is better than PPO"]
         for more in ({}, {"ablation": ablation})
     )
-    assert alone["corrected"] == both["corrected"] == min(1, 6 * alone["p"]), "six claims rest on the comparison"
-    assert sum(claim.study == "comparison" for claim in claims.CLAIMS) == 6
+    assert alone["corrected"] == both["corrected"] == min(1, 7 * alone["p"]), "seven claims rest on the comparison"
+    assert sum(claim.study == "comparison" for claim in claims.CLAIMS) == 7
 
 
 def test_a_difference_that_these_runs_would_show_is_one_after_correction():
     runs = made_up_runs({"dvpo": 0.705, "ppo": 0.7}, spread=0.03)
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
     d = claims.role_pairs(scores_of(runs), "dvpo", "ppo")["difference"]
-    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6))
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 7))
     assert row["detectable"] > detectable_difference(d)
     runs = made_up_runs({"dvpo": 0.7, "cql": 0.71, "rfqi": 0.7}, spread=0.03)
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than offline worst-case methods")
     d = claims.role_pairs(scores_of(runs), "dvpo", row["rival"])["difference"]
-    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 12)), "two rivals, six claims"
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 14)), "two rivals, seven claims"
 
 
 def test_a_claim_is_repeated_at_equal_learning_rates():
@@ -221,9 +222,13 @@ def test_a_claim_is_repeated_at_equal_learning_rates():
     assert set(again["verdict"]) == {"not confirmed"} and verdict_of(table, text)["verdict"] == "confirmed"
     pairs = claims.role_pairs(scores_of(equal[equal["variant"] == "learning rate 1e-4"]), "dvpo", "ppo")["difference"]
     assert again.iloc[0]["difference"] == pytest.approx(pairs.mean()), "runs of one rate alone"
-    told = verdict_page.settled_findings(table).splitlines()
+    told = verdict_sentences.settled_findings(table).splitlines()
     [line] = [line for line in told if text in line]
-    assert line.startswith(f"- **Confirmed**: {text}, under heavy-tailed spikes (+")
+    assert line.startswith(f"- **Confirmed as tuned only**: {text}, under heavy-tailed spikes (+")
+    assert told[-1] == line, "what may be due to the rates comes last"
+    tuned_only = verdict_page.verdict_matrix(table).set_index("claim")["heavy-tailed spikes"]
+    assert tuned_only[text].startswith("confirmed as tuned only (+")
+    assert tuned_only["DVPO is better than GRPO"].startswith("confirmed (+"), "so at equal rates"
     assert " points; both at 1e-4 " in line
     assert line.count(", not confirmed") == 2 and line.endswith(", not confirmed).")
     [line] = [line for line in told if "better than GRPO" in line]
@@ -236,11 +241,32 @@ def test_a_claim_that_is_settled_at_equal_rates_alone_is_told():
     tuned = made_up_runs({"dvpo": 0.8, "ppo": 0.8})
     equal = made_up_rates({"1e-4": {"dvpo": 0.8, "ppo": 0.7}, "2e-4": {"dvpo": 0.8, "ppo": 0.8}})
     table = verdicts.verdict_table({"comparison": tuned, "learning_rates": equal})
-    [line] = [x for x in verdict_page.settled_findings(table).splitlines() if "better than PPO" in x]
+    [line] = [x for x in verdict_sentences.settled_findings(table).splitlines() if "better than PPO" in x]
     assert line.startswith("- **Confirmed**: DVPO is better than PPO, both at learning rate 1e-4, under heavy-tailed")
     both = {"comparison": made_up_runs({"dvpo": 0.8, "ppo": 0.8, "cql": 0.6, "rfqi": 0.6}), "learning_rates": equal}
-    told = verdict_page.settled_findings(verdicts.verdict_table(both)).splitlines()
+    told = verdict_sentences.settled_findings(verdicts.verdict_table(both)).splitlines()
     assert "offline" in told[0] and "both at learning rate" in told[1], "the tuned comparison comes first"
+
+
+@pytest.mark.parametrize("rates, only", [({"1e-4": 0.7, "2e-4": 0.8}, False), ({"1e-4": 0.9, "2e-4": 0.9}, True)])
+def test_a_tuned_verdict_stands_if_one_equal_rate_has_it(rates, only):
+    """The other verdict at both rates is no support; without runs at equal rates nothing is known."""
+    tuned = made_up_runs({"dvpo": 0.8, "ppo": 0.7})
+    equal = made_up_rates({rate: {"dvpo": 0.8, "ppo": ppo} for rate, ppo in rates.items()})
+    both = verdict_of(verdicts.verdict_table({"comparison": tuned, "learning_rates": equal}), "DVPO is better than PPO")
+    assert (both["verdict"], both["tuned_only"]) == ("confirmed", only)
+    few = {"comparison": tuned, "learning_rates": equal[equal["seed"] < 9]}
+    for evidence in ({"comparison": tuned}, few):
+        assert verdict_of(verdicts.verdict_table(evidence), "DVPO is better than PPO")["tuned_only"] is False
+
+
+def test_clipped_rewards_are_a_rival_that_can_refute():
+    """The control of every claim about heavy tails: better than PPO is not better than PPO on clipped rewards."""
+    runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "ppo_clip_reward": 0.9, "grpo_clip_reward": 0.7})
+    table = verdicts.verdict_table({"comparison": runs})
+    row = verdict_of(table, "DVPO is better than PPO and GRPO on clipped rewards")
+    assert (row["rival"], row["verdict"]) == ("ppo_clip_reward", "refuted")
+    assert verdict_of(table, "DVPO is better than PPO")["verdict"] == "confirmed"
 
 
 def made_up_interaction(high, noise="spikes"):
@@ -266,7 +292,7 @@ def test_a_difference_that_depends_on_the_learning_rate_is_tested_in_pairs_of_se
     assert row["p"] == pytest.approx(sign_flip_test(change)), "differences of one seed"
     for _, own in found.groupby("noise"):
         assert own["corrected"].tolist() == comparisons.holm_correction(own["p"]).tolist(), "of one noise"
-    lines = verdict_page.rate_findings(found).splitlines()
+    lines = verdict_sentences.rate_findings(found).splitlines()
     assert lines[0].startswith("- **Depends on the learning rate**: DVPO minus PPO, under heavy-tailed spikes: +")
     assert all("PPO" in line and "spikes" in line for line in lines), "nothing else changes"
     table = verdict_page.interaction_table(found)
@@ -291,12 +317,12 @@ def test_interactions_are_corrected_for_what_is_planned_and_need_ten_pairs():
     half = runs[runs["method"] != "grpo"]
     found = verdicts.rate_interactions({"learning_rates": half})
     assert len(found) == 5 and found["corrected"].min() == pytest.approx(min(1, 6 * found["p"].min()))
-    assert verdict_page.rate_findings(found) == (
+    assert verdict_sentences.rate_findings(found) == (
         "- **Equal learning rates**: none of 5 differences between DVPO and a rival is shown to change from 1e-4 "
         "to 2e-4."
     )
     few = verdicts.rate_interactions({"learning_rates": runs[runs["seed"] < 9]})
-    assert few.empty and verdict_page.rate_findings(few) == "", "nine pairs decide nothing"
+    assert few.empty and verdict_sentences.rate_findings(few) == "", "nine pairs decide nothing"
     assert verdicts.rate_interactions({}).empty, "the study has not been computed"
 
 
@@ -311,8 +337,8 @@ def test_the_base_policy_is_no_method_of_a_claim():
 def test_claims_name_whose_they_are():
     """The paper's other test set is of another family, and its lead there is larger than ID for one family of two."""
     own = [claim.text for claim in claims.CLAIMS if claim.source == claims.OURS]
-    words = ("longer problems", "bins", "view of a reward", "wrong step", "offline")
-    assert all(any(word in text for word in words) for text in own) and len(own) == 3 + 1 + 2 + 1 + 1
+    words = ("longer problems", "categorical", "teaches better", "wrong step", "offline", "clipped")
+    assert all(any(word in text for word in words) for text in own) and len(own) == 3 + 1 + 2 + 1 + 1 + 1
     scores, ahead = beside_paper.PAPER_SCORES, {}
     for family in ("science", "math"):
         near, far, _ = (a - b for a, b in zip(scores[family]["dvpo"], scores[family]["ppo"], strict=True))
@@ -352,7 +378,7 @@ def test_differences_by_test_set_and_where_they_disagree():
             assert row["difference"] == pytest.approx(dvpo[role] - level, abs=0.02)
     shown = tables.role_difference_table(table.reset_index()).set_index("DVPO minus")
     assert shown.loc["PPO", "ID"].startswith("-") and shown.loc["PPO", "other families (transfer)"].startswith("+")
-    [line] = verdict_page.disagreement_findings(table.reset_index()).splitlines()
+    [line] = verdict_sentences.disagreement_findings(table.reset_index()).splitlines()
     assert "DVPO minus PPO" in line and "(ID)" in line and "(other families (transfer))" in line, "GRPO is beaten"
 
 
@@ -362,8 +388,8 @@ def test_test_sets_disagree_only_after_correction():
         for role, d in (("ID", -0.05), ("transfer", 0.05))
     ]
     clear, doubtful = (pd.DataFrame(rows).assign(corrected=p) for p in (0.01, 0.2))
-    assert "disagree" in verdict_page.disagreement_findings(clear)
-    assert verdict_page.disagreement_findings(doubtful) == "", "intervals alone are not corrected"
+    assert "disagree" in verdict_sentences.disagreement_findings(clear)
+    assert verdict_sentences.disagreement_findings(doubtful) == "", "intervals alone are not corrected"
     table = comparisons.role_differences(made_up_runs({"dvpo": 0.8, "ppo": 0.7}), "dvpo", ["ppo"]).set_index("role")
     assert np.isnan(table.loc["ALL", "corrected"]) and table.loc["ID", "corrected"] == pytest.approx(3 * 2 / 2**10)
 
@@ -391,9 +417,12 @@ def test_the_measure_that_decides_is_shown_with_its_own_p_value():
     d = claims.beyond_id_pairs(scores_of(runs), "dvpo", "ppo", "OOD")["difference"]
     assert (row["measure"], row["p"]) == ("OOD minus ID", pytest.approx(sign_flip_test(d))) and row["p"] > 0.002
     assert row["difference"] == pytest.approx(d.mean()) and row["difference"] > 0.25
-    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 6)), "to confirm, all have to be shown"
+    assert row["detectable"] == pytest.approx(detectable_difference(d, 0.05 / 7)), "to confirm, all have to be shown"
     table = verdicts.verdict_table({"comparison": runs})
-    assert "OOD minus ID)" in verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[1]
+    shown = verdict_page.verdict_matrix(table[table["n"] > 0]).set_index("claim").loc[LONGER].iloc[1]
+    near, far = (claims.role_pairs(scores_of(runs), "dvpo", "ppo", role)["difference"].mean() for role in ("ID", "OOD"))
+    assert shown == f"OOD {100 * far:+.1f}, ID {100 * near:+.1f}", "a loss ID is no lead on other test sets"
+    assert "(OOD minus ID)" in verdict_page.verdict_details(table).set_index("claim").loc[LONGER, "rival"]
 
 
 def test_advantages_below_chance_find_nothing():
@@ -412,7 +441,7 @@ def test_a_claim_with_a_lost_run_has_no_verdict_and_says_why():
     runs.loc[(runs["method"] == "ppo") & (runs["seed"] < 2), "value"] = np.nan
     row = verdict_of(verdicts.verdict_table({"comparison": runs}), "DVPO is better than PPO")
     assert row["verdict"] == "no claim: 2 of 11 lost", "nine pairs of eleven are no matter of seeds"
-    text = verdict_page.verdict_limits(pd.DataFrame([row]))
+    text = verdict_sentences.verdict_limits(pd.DataFrame([row]))
     assert text == "- 1 claim has runs that diverged under at least one noise, and no verdict there."
 
 
@@ -446,7 +475,7 @@ def test_the_matrix_and_the_sentences_hold_every_verdict():
     assert shown.loc["DVPO is better than PPO", "heavy-tailed spikes"].startswith("confirmed (+")
     assert shown.loc["DVPO is better than PPO", "no noise"] == "4 of 10 seeds"
     assert shown.loc["DVPO is better than GRPO", "no noise"] == ""
-    text = verdict_page.verdict_findings(table, verdicts.rate_interactions({}))
+    text = verdict_sentences.verdict_findings(table, verdicts.rate_interactions({}))
     assert "**Confirmed**: DVPO is better than PPO, under heavy-tailed spikes (+10" in text
     assert "**Refuted**: DVPO is better than GRPO" in text and "fewer than 10 seeds" in text
 
@@ -486,13 +515,15 @@ def test_equal_rivals_count_once_in_the_correction(original):
 
 def test_runs_that_many_claims_share_are_counted():
     runs = made_up_runs({"dvpo": 0.8, "ppo": 0.7, "grpo": 0.7})
-    text = verdicts.shared_run_findings({"comparison": runs})
+    text = verdict_sentences.shared_run_findings({"comparison": runs})
     assert "up to 4 claims" in text and "(under heavy-tailed spikes)" in text
-    assert verdicts.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
-    assert verdicts.shared_run_findings({"comparison": made_up_runs({"ppo": 0.7, "grpo": 0.7})}) == "", "none of DVPO"
+    assert verdict_sentences.shared_run_findings({"critic_kinds": made_up_runs({"quantiles": 0.8}, variant=True)}) == ""
+    assert verdict_sentences.shared_run_findings({"comparison": made_up_runs({"ppo": 0.7, "grpo": 0.7})}) == "", (
+        "none of DVPO"
+    )
     half = runs[(runs["method"] == "dvpo") & (runs["seed"] < 5)].assign(variant=claims.FULL)
     more = {"comparison": runs, "ablation": pd.concat([half, half.assign(variant="without mean shift", plan="other")])}
-    assert "up to 5 claims" in verdicts.shared_run_findings(more), "a study that has some of the runs counts"
+    assert "up to 5 claims" in verdict_sentences.shared_run_findings(more), "a study that has some of the runs counts"
 
 
 def test_each_claim_names_its_section_of_the_page():

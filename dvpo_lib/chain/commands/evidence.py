@@ -16,8 +16,11 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import pandas as pd
 
 from dvpo_lib.chain.exports import PIECES, findings_of, insert_findings
 from dvpo_lib.chain.params import Params, load_params
@@ -25,7 +28,7 @@ from dvpo_lib.chain.profiles import run_profile
 from dvpo_lib.chain.stages import StageError, project_root
 from dvpo_lib.common.durable_files import atomic_folder, folder_digests, locked_file, write_durably
 from dvpo_lib.common.marked_text import insert_between_marks
-from dvpo_lib.experiments.grids.evidence import EvidenceError, extend_evidence, read_evidence, read_studies, rerun
+from dvpo_lib.experiments.grids.evidence import PLAN, EvidenceError, extend_evidence, read_evidence, read_studies, rerun
 from dvpo_lib.experiments.grids.planned_runs import RUN_COLUMNS, planned_runs
 from dvpo_lib.experiments.grids.studies import NOISES, STUDIES
 from dvpo_lib.experiments.run_store import code_hash
@@ -70,7 +73,7 @@ def run_evidence(chosen: argparse.Namespace) -> int:
         return 0
     profile = chosen.profile or STUDIES[chosen.study].profile
     path, workdir = root / EVIDENCE_FOLDER / f"{chosen.study}.csv", root / "work" / "evidence" / profile
-    params = load_params(root / "params.yaml", overlaid=root / "profiles" / f"{profile}.yaml")
+    params = _study_params(root, chosen.study, profile)
     if not (root / INPUTS / profile).is_dir() and (code := _make_inputs(root, profile)):
         return code
     place_inputs(params, root / INPUTS / profile, workdir)
@@ -89,6 +92,7 @@ def run_evidence(chosen: argparse.Namespace) -> int:
                 print(f"{chosen.study}: {done} of {total} runs; {left} minutes to the end", file=sys.stderr, flush=True)
                 write_verdict(root)
             write_verdict(root)
+            write_plan(root)
     except EvidenceError as error:
         raise StageError(str(error)) from None
     except BlockingIOError as owner:
@@ -154,10 +158,23 @@ def write_verdict(root: Path) -> None:
             insert_findings(root / "README.md", findings_of(root / PUBLISHED), PUBLISHED.name)
 
 
+def write_plan(root: Path) -> None:
+    """Writes how many runs of each study and family are planned, for `read_plan` and the evidence page."""
+    rows = []
+    for name in STUDIES:
+        families = Counter(run.cell.family for run in planned_runs(_study_params(root, name), name))
+        rows += [(name, family, count) for family, count in families.items()]
+    write_durably(
+        root / EVIDENCE_FOLDER / PLAN, pd.DataFrame(rows, columns=["study", "family", "runs"]).to_csv(index=False)
+    )
+
+
 def _print_progress(root: Path, profile: str | None) -> None:
     for name, study in STUDIES.items():
-        file = root / "profiles" / f"{profile or study.profile}.yaml"
-        params = load_params(root / "params.yaml", overlaid=file)
         done = len(read_evidence(root / EVIDENCE_FOLDER / f"{name}.csv")[RUN_COLUMNS].drop_duplicates())
-        total = sum(1 for _ in planned_runs(params, name))
+        total = sum(1 for _ in planned_runs(_study_params(root, name, profile), name))
         print(f"{name:16} {done:5} of {total:5} runs: {study.question}")
+
+
+def _study_params(root: Path, study: str, profile: str | None = None) -> Params:
+    return load_params(root / "params.yaml", overlaid=root / "profiles" / f"{profile or STUDIES[study].profile}.yaml")

@@ -28,6 +28,7 @@ from dvpo_lib.reporting.statistics.study_rows import in_display_order
 TRAINING_METRICS = ("reward_true", "entropy", "kl", "explained_variance")
 TAIL_WIDTHS = {column: column.removeprefix("critic/") for column in TAIL_COLUMNS}  # column of curves.csv: metric
 MACHINES = "machines.csv"
+PLAN = "planned.csv"
 COLUMNS = [*RUN_COLUMNS, "suite", "role", "metric", "value", "diverged", "key", "plan", "machine"]
 CRITIC_FILE = "critic.safetensors"  # in the result of a critic's pretraining
 
@@ -51,6 +52,16 @@ def read_studies(folder: Path) -> dict[str, pd.DataFrame]:
         folder: The folder of the files.
     """
     return {study: in_display_order(read_evidence(folder / f"{study}.csv")) for study in STUDIES}
+
+
+def read_plan(folder: Path) -> pd.DataFrame:
+    """How many runs are planned: columns study, family and runs, as the evidence command writes them; none without it.
+
+    Args:
+        folder: The folder of the studies' files.
+    """
+    path = folder / PLAN
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["study", "family", "runs"])
 
 
 def _machine_names(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dvpo_lib.experiments.grids.studies import CLAIMED, SHOWN
 from dvpo_lib.reporting import figures, tables
-from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods
+from dvpo_lib.reporting.findings.recommended import recommendation_table, recommended_methods, spread_findings
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import show_text
 from dvpo_lib.reporting.statistics.study_rows import as_methods, covered_cells, run_count
@@ -45,7 +45,12 @@ def study_section(
     """
     shown = covered_cells(runs[runs["method"] != BASE], SHOWN)
     if shown.empty:
-        return [show_text(f"A figure needs {SHOWN} seeds of every setting. So far there are {run_count(runs)} runs.")]
+        return [
+            show_text(
+                f"Not computed yet: a figure needs {SHOWN} seeds of every setting, and so far there are "
+                f"{run_count(runs)} runs. `make evidence STUDY={study}` computes the others."
+            )
+        ]
     section, judged = [draw(shown)], covered_cells(shown, CLAIMED)
     if numbers:
         caption = f"{display_name(study)}: score over all test sets in per cent, interquartile mean and 95 % interval"
@@ -53,4 +58,6 @@ def study_section(
     if numbers and len(judged):
         settings = recommendation_table(recommended_methods(as_methods(judged)))
         section.append(tables.show_table(settings, f"{display_name(study)}: the best setting under each noise"))
+    elif numbers:
+        section.append(show_text(spread_findings(as_methods(shown))))
     return section

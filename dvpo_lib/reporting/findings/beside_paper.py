@@ -61,7 +61,7 @@ DOMAINS = ("life", "transport", "health", "social", "finance")
 
 
 def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str], noise: str = "none") -> pd.DataFrame:
-    """Base, PPO and DVPO after training on each family, the paper's scores beside ours.
+    """Base, PPO and DVPO after training on each family, the paper's scores beside ours, if there are any.
 
     Args:
         final: As in `statistics.run_scores`.
@@ -72,10 +72,10 @@ def paper_table(final: pd.DataFrame, start: pd.DataFrame, families: Iterable[str
     rows = []
     for family in families:
         own = final[(final["noise"] == noise) & (final["family"] == family)]
-        s, base = (
-            statistics.summarise_scores(own, overall=True).set_index(["method", "role"]),
-            tables.base_by_role(start, [family]),
-        )
+        s = pd.DataFrame()
+        if len(own):
+            s = statistics.summarise_scores(own, overall=True).set_index(["method", "role"])
+        base = tables.base_by_role(start, [family])
         for name, paper in PAPER_SCORES.get(family, {"base": (), "ppo": (), "dvpo": ()}).items():
             ours = {}
             for role in ("ID", "OOD", "transfer", "ALL"):
@@ -124,7 +124,7 @@ def beside_paper(final: pd.DataFrame, base: Mapping[str, float], metric: str = "
 
 
 def domain_table(final: pd.DataFrame, base: pd.DataFrame, noise: str = "none") -> pd.DataFrame:
-    """Dialogues by domain after training on dialogues: our mean score over runs, the paper's in brackets.
+    """Dialogues by domain after training on dialogues: our mean score over runs, if any, the paper's in brackets.
 
     Args:
         final: As in `statistics.run_scores`, with a metric for each domain.
@@ -136,10 +136,11 @@ def domain_table(final: pd.DataFrame, base: pd.DataFrame, noise: str = "none") -
     own = own[(own["suite"] == "dialogue_id") & own["metric"].isin([*DOMAINS, "sampled"])]
     means = own.replace({"metric": {"sampled": "mean"}}).groupby(["method", "metric"], sort=False)["value"].mean()
     rows = []
-    for method in dict.fromkeys(own["method"]):
+    for method in dict.fromkeys([*own["method"], *PAPER_DOMAINS]):
         row = {"": "base policy" if method == "base" else display_name(method)}
         for column in (*DOMAINS, "mean"):
-            value, paper = means.get((method, column), np.nan), PAPER_DOMAINS.get(method, {}).get(column)
-            row[column] = points_text(value) + (f" ({paper:.2f})" if paper else "")
+            ours = points_text(means[method, column]) if (method, column) in means else "–"
+            paper = PAPER_DOMAINS.get(method, {}).get(column)
+            row[column] = ours + (f" ({paper:.2f})" if paper else "")
         rows.append(row)
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ import pandas as pd
 from dvpo_lib.reporting.names import TAIL_COLUMNS, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text
 from dvpo_lib.reporting.statistics import complete_mean, run_scores
+from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, SIGNIFICANCE, holm_correction, sign_flip_test
 from dvpo_lib.reporting.statistics.runs import RUN
 
 SIDES = dict(zip(TAIL_COLUMNS, ("lower tail", "upper tail"), strict=True))
@@ -29,15 +30,15 @@ def tails_by_quarter(runs: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index().sort_values(["noise", "method"], key=lambda x: x.map(places[x.name]), kind="stable")
 
 
-def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame:
-    """Widths of both tails in the first and in the last quarter of training, means over runs, in return units.
+def tail_ends(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame:
+    """Widths of both tails of each run in the first and in the last quarter of training, in return units.
 
     Args:
         curves: As in `figures.tail_panels`.
         x: Column that orders a run's rows.
 
     Returns:
-        A row for each noise and method: noise, method, and for each side `... at first` and `... at the end`.
+        A row per run: noise, method, family, seed, and for each side `... at first` and `... at the end`.
     """
     known = curves.reindex(columns=[*RUN, x, *TAIL_COLUMNS]).dropna(subset=list(TAIL_COLUMNS), how="all")
     runs = known.groupby(RUN, sort=False)[x]
@@ -45,24 +46,40 @@ def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame
     table = {}
     for column, side in SIDES.items():
         for when, there in (("at first", place <= quarter), ("at the end", place > runs.transform("size") - quarter)):
-            table[f"{side} {when}"] = known[there].groupby(["noise", "method"], sort=False)[column].mean()
+            table[f"{side} {when}"] = known[there].groupby(RUN, sort=False)[column].mean()
     return pd.DataFrame(table).reset_index()
 
 
-def tail_trend(widths: pd.DataFrame, method: str = "dvpo") -> str:
-    """Under how many noises a method's tails became narrower, as a sentence.
+def tail_change_table(curves: pd.DataFrame, x: str = "rollouts") -> pd.DataFrame:
+    """Means of `tail_ends` over runs, a row for each noise and method; arguments as there."""
+    ends = tail_ends(curves, x)
+    return ends.groupby(["noise", "method"], sort=False).mean(numeric_only=True).drop(columns="seed").reset_index()
+
+
+def tail_trend(curves: pd.DataFrame, method: str = "dvpo", x: str = "quarter") -> str:
+    """Under how many noises a method's tails became narrower or wider, as sentences; "" below ten seeds.
 
     Args:
-        widths: Of `tail_change_table`.
+        curves: As in `tail_ends`.
         method: The method.
+        x: Column that orders a run's rows.
     """
-    own = widths[widths["method"] == method]
-    if own.empty:
-        return ""
-    lower, upper = ((own[f"{side} at the end"] < own[f"{side} at first"]).sum() for side in SIDES.values())
+    own, told = tail_ends(curves, x), []
+    own = own[own["method"] == method]
+    for side in SIDES.values():
+        change = own[f"{side} at the end"] - own[f"{side} at first"]
+        changes = [values.dropna() for _, values in change.groupby(own["noise"], sort=False)]
+        if min(map(len, changes), default=0) < FEWEST_SEEDS:
+            return ""
+        clear = holm_correction([sign_flip_test(values) for values in changes]) < SIGNIFICANCE
+        means = np.array([values.mean() for values in changes])
+        narrower, wider = (clear & (means < 0)).sum(), (clear & (means > 0)).sum()
+        told.append(
+            f"its {side} became narrower under {narrower} of {len(changes)} kinds of reward, and wider under {wider}"
+        )
     return (
-        f"From the first to the last quarter, the lower tail of {display_name(method)} became narrower under {lower} "
-        f"of {len(own)} kinds of reward, and its upper tail under {upper}."
+        f"{display_name(method)}, from the first to the last quarter: {'; '.join(told)} "
+        f"(p < {SIGNIFICANCE:g}, Holm over kinds of reward)."
     )
 
 
@@ -75,20 +92,53 @@ def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts
         full: The row with all terms.
         x: Column that orders a run's rows.
     """
-    table = tail_change_table(curves, x).set_index(["noise", "method"])
-    lines = []
-    for noise in table.index.unique("noise"):
-        if not {(noise, core), (noise, full)} <= {*table.index}:
+    ends, lines = tail_ends(curves, x), []
+    for noise, own in ends.groupby("noise", sort=False):
+        rows = {name: own[own["method"] == name].set_index(["family", "seed"]) for name in (core, full)}
+        if any(row.empty for row in rows.values()):
             continue
-        widths = [
-            f"{side} {number_text(table.loc[(noise, full), name])} with all terms, "
-            f"{number_text(table.loc[(noise, core), name])} with the core loss alone"
-            for side, name in ((side, f"{side} at the end") for side in SIDES.values())
-        ]
-        seeds = curves[(curves["noise"] == noise) & curves["method"].isin([core, full])]["seed"].nunique()
+        told = []
+        for side in (f"{side} at the end" for side in SIDES.values()):
+            with_terms, without = (rows[name][side] for name in (full, core))
+            text = (
+                f"{side.removesuffix(' at the end')} {number_text(with_terms.mean(), 2)} with all terms, "
+                f"{number_text(without.mean(), 2)} with the core loss alone"
+            )
+            pairs = (with_terms - without).dropna()
+            told.append(text + (f", p = {sign_flip_test(pairs):.3f}" if len(pairs) >= FEWEST_SEEDS else ""))
+        seeds = own[own["method"].isin([core, full])]["seed"].nunique()
         start = noise_phrase(noise, capital=True)
-        lines.append(f"- {start}, in the last quarter of training: {'; '.join(widths)} (seeds: {seeds}).")
+        lines.append(f"- {start}, in the last quarter of training: {'; '.join(told)} (seeds: {seeds}).")
     return "\n".join(lines)
+
+
+def variety_findings(runs: pd.DataFrame, base: pd.DataFrame) -> str:
+    """Whether runs with a higher score have less entropy or a lower pass@k (ID): rank correlations over runs.
+
+    Args:
+        runs: Rows of a study, of one family.
+        base: Rows of the base policy's tests.
+    """
+    numbers = {}
+    for name, role in (("sampled", "ID"), ("pass_at_k", "ID"), ("entropy", "training")):
+        own = runs[(runs["metric"] == name) & (runs["role"] == role)]
+        numbers[name] = own.groupby(RUN, sort=False)["value"].mean()
+    table = pd.DataFrame(numbers).dropna()
+    told = {name: [] for name in ("pass_at_k", "entropy")}
+    for noise, own in table.groupby("noise", sort=False):
+        for name, texts in told.items():
+            if len(own) > 2 and own[name].nunique() > 1 and own["sampled"].nunique() > 1:
+                texts.append(f"{noise_phrase(noise)} {own['sampled'].corr(own[name], method='spearman'):+.2f}")
+    if not told["pass_at_k"]:
+        return ""
+    start = base[(base["metric"] == "pass_at_k") & (base["suite"] == f"{runs['family'].iloc[0]}_id")]["value"].mean()
+    family = table.reset_index()
+    lower = (family["pass_at_k"] < start).sum()
+    return (
+        f"- Score and pass@k, rank correlation over runs: {join_words(told['pass_at_k'])}.\n"
+        f"- Score and entropy: {join_words(told['entropy'])}.\n"
+        f"- The base policy's pass@k is {number_text(start)}; {lower} of {len(family)} runs end below it."
+    )
 
 
 def lost_runs(runs: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from dvpo_lib.reporting.names import display_name
 from dvpo_lib.reporting.prose import noise_phrase, percent_text
+from dvpo_lib.reporting.statistics.claims import CONTROLS
 from dvpo_lib.reporting.statistics.comparisons import (
     SIGNIFICANCE,
     equal_methods,
@@ -15,7 +16,11 @@ from dvpo_lib.reporting.statistics.comparisons import (
 )
 from dvpo_lib.reporting.statistics.runs import complete_mean, run_scores, summarise_scores
 
-CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # simple ones: rewards are clipped, nothing else changes
+NUMBER = r"\d+(?:\.\d+)?"
+UNTESTED = (
+    "\nHighest and lowest are chosen by the same seeds, and these are too few for a claim: five pairs cannot have a "
+    "p-value below 0.06."
+)
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
@@ -29,8 +34,9 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         metric: The metric.
 
     Returns:
-        Columns noise, best, score (mean over runs and all test sets), as_good (names; Holm over the rivals; a rival
-        without pairs is among them, one that lost a run is not), and n, the fewest seeds of a method.
+        Columns noise, best, score (mean over runs and all test sets), dvpo (that of DVPO; NaN without it), as_good
+        (names; Holm over the rivals; a rival without pairs is among them, one that lost a run is not), and n, the
+        fewest seeds of a method.
     """
     rows = []
     scores = run_scores(runs, metric, overall=True)
@@ -46,8 +52,40 @@ def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataF
         known = {m: sign_flip_test(d.to_numpy()) for m, d in pairs.items() if len(d) > 1 and m not in copies}
         corrected = dict(zip(known, holm_correction(list(known.values())), strict=True))
         alike = [m for m in pairs if corrected.get(copies.get(m, m), 1.0) >= SIGNIFICANCE and own.notna()[m]]
-        rows.append((noise, best, own[best], alike, int(cell.groupby("method")["seed"].nunique().min())))
-    return pd.DataFrame(rows, columns=["noise", "best", "score", "as_good", "n"])
+        seeds = int(cell.groupby("method")["seed"].nunique().min())
+        rows.append((noise, best, own[best], own.get("dvpo", float("nan")), alike, seeds))
+    return pd.DataFrame(rows, columns=["noise", "best", "score", "dvpo", "as_good", "n"])
+
+
+def spread_findings(runs: pd.DataFrame, metric: str = "sampled") -> str:
+    """For settings without a claim: which one scores highest and which lowest, in how many pairs of runs.
+
+    If each setting has another that differs from it in a number alone, those are compared with each other.
+
+    Args:
+        runs: Rows of a study, settings as methods, of one family.
+        metric: The metric.
+
+    Returns:
+        A line for each noise and group of settings, and what they are not; "" without settings to compare.
+    """
+    scores = run_scores(runs, metric, overall=True)
+    scores = scores[scores["role"] == "ALL"].assign(group=scores["method"].str.replace(NUMBER, "", regex=True))
+    if scores.groupby("group")["method"].nunique().min() < 2:
+        scores["group"] = ""
+    lines = []
+    for (noise, _), cell in scores.groupby(["noise", "group"], sort=False):
+        means = complete_mean(cell.groupby("method", sort=False)["value"]).dropna()
+        if len(means) < 2:
+            continue
+        best, worst = means.idxmax(), means.idxmin()
+        higher = run_pairs(cell, best, worst)["difference"] > 0
+        top, bottom = (f"{display_name(name)} ({percent_text(means[name])})" for name in (best, worst))
+        lines.append(
+            f"- {noise_phrase(noise, capital=True)}, the highest mean score is that of {top}, the lowest that of "
+            f"{bottom}; the first is higher in {higher.sum()} of {len(higher)} seeds."
+        )
+    return "\n".join([*lines, UNTESTED]) if lines else ""
 
 
 def copied_findings(runs: pd.DataFrame) -> str:
@@ -74,12 +112,14 @@ def strongest_control(runs: pd.DataFrame, metric: str = "sampled") -> str | None
 def recommendation_table(recommended: pd.DataFrame) -> pd.DataFrame:
     """Rows of `recommended_methods` with names as they are shown."""
     alike = ["; ".join(map(display_name, names)) or "none" for names in recommended["as_good"]]
-    return pd.DataFrame(
-        {
-            "noise": recommended["noise"].map(display_name),
-            "highest mean score": recommended["best"].map(display_name),
-            "all test sets": recommended["score"].map(percent_text),
-            "not significantly worse": alike,
-            "seeds": recommended["n"],
-        }
-    )
+    table = {
+        "noise": recommended["noise"].map(display_name),
+        "highest mean score": recommended["best"].map(display_name),
+        "all test sets": recommended["score"].map(percent_text),
+        "DVPO": recommended["dvpo"].map(percent_text),
+        "not significantly worse": alike,
+        "seeds": recommended["n"],
+    }
+    if recommended["dvpo"].isna().all():
+        del table["DVPO"]
+    return pd.DataFrame(table)

@@ -16,6 +16,7 @@ from dvpo_lib.reporting.statistics.comparisons import run_pairs
 
 Pairs = Callable[[pd.DataFrame, str, str], pd.DataFrame]
 OFFLINE = ("cql", "rfqi")
+CONTROLS = ("ppo_clip_reward", "grpo_clip_reward")  # PPO and GRPO on clipped rewards, each tuned by itself
 RATES = ("1e-4", "2e-4")  # of the study of learning rates, the lower one first
 PAPER, PARTLY, OURS = "paper", "paper (in part)", "project"  # sources of claims; the paper's as its summaries give them
 
@@ -34,6 +35,7 @@ class Claim:
         metric: The metric of the scores.
         repeats: The text of the claim that this one repeats with both methods at one learning rate; "" for none.
         rival: The only rival of such a claim.
+        roles: Roles of test sets on which the differences to the first rival are shown in place of the deciding one.
         source: Whose claim it is: of PAPER, PARTLY or OURS.
     """
 
@@ -46,6 +48,7 @@ class Claim:
     metric: str = "sampled"
     repeats: str = ""
     rival: str = ""
+    roles: tuple[str, ...] = ()
     source: str = PAPER
 
 
@@ -72,11 +75,6 @@ TD_AUC = "error_td_auc"  # with which TD errors find the first wrong step; that 
 AUC = ("AUC", "AUC minus chance")  # measures that are no shares of a score
 
 
-def _lead_beyond_id(role: str) -> dict[str, Pairs]:
-    """A lead on other test sets that is larger than in distribution: without a lead there it is none."""
-    return {f"{role} minus ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
-
-
 def _only(*rivals: str) -> Callable[[Sequence[str]], Sequence[str]]:
     return lambda there: [name for name in rivals if name in there]
 
@@ -89,13 +87,20 @@ def _best(text: str, study: str, own: str, start: str) -> Claim:
     return Claim(text, study, own, _others(own, start), OVERALL)
 
 
-def _with_equal_rates(text: str, rival: str, measures: Mapping[str, Pairs], source: str = PAPER) -> Iterator[Claim]:
-    """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones."""
-    yield Claim(text, "comparison", "dvpo", _only(rival), measures, source=source)
+def _with_equal_rates(text: str, rival: str, role: str = "", source: str = PAPER) -> Iterator[Claim]:
+    """A claim about DVPO and a rival as tuned, and again at equal learning rates, since tuning chose different ones.
+
+    With a role, the claim is of a lead there that is larger than in distribution: without a lead there it is none.
+    """
+    measures: Mapping[str, Pairs] = OVERALL
+    if role:
+        measures = {f"{role} minus ID": partial(beyond_id_pairs, role=role), role: partial(role_pairs, role=role)}
+    roles = (role, "ID") if role else ()
+    yield Claim(text, "comparison", "dvpo", _only(rival), measures, roles=roles, source=source)
     for rate in RATES:
         own, other = (f"{display_name(method)}, learning rate {rate}" for method in ("dvpo", rival))
-        again = f"{text}, both at learning rate {rate}"
-        yield Claim(again, "learning_rates", own, _only(other), measures, repeats=text, rival=rival, source=source)
+        again, same = f"{text}, both at learning rate {rate}", dict(repeats=text, rival=rival, roles=roles)
+        yield Claim(again, "learning_rates", own, _only(other), measures, source=source, **same)
 
 
 TERMS = {
@@ -107,27 +112,40 @@ TERMS = {
 }
 FULL = "+ tail shape and curvature"  # the ablation's row with all terms
 CLAIMS = (
-    *_with_equal_rates("DVPO is better than PPO", "ppo", OVERALL),
-    *_with_equal_rates("DVPO is better than GRPO", "grpo", OVERALL),
+    *_with_equal_rates("DVPO is better than PPO", "ppo"),
+    *_with_equal_rates("DVPO is better than GRPO", "grpo"),
     Claim("DVPO is better than Robust PPO", "comparison", "dvpo", _only("robust_ppo"), OVERALL),
     # The paper names offline worst-case methods as a motive; its summaries have no scores of them.
     Claim(
         "DVPO is better than offline worst-case methods", "comparison", "dvpo", _only(*OFFLINE), OVERALL, source=OURS
     ),
+    Claim(
+        "DVPO is better than PPO and GRPO on clipped rewards",
+        "comparison",
+        "dvpo",
+        _only(*CONTROLS),
+        OVERALL,
+        source=OURS,
+    ),
     *_with_equal_rates(  # so in the paper's table if trained on science, not if trained on math
-        "DVPO leads PPO on other families (transfer), and by more than ID", "ppo", _lead_beyond_id("transfer"), PARTLY
+        "DVPO leads PPO on other families (transfer), and by more than ID", "ppo", "transfer", PARTLY
     ),
     *(Claim(text, "ablation", FULL, _only(f"without {term}"), OVERALL) for term, text in TERMS.items()),
     _best("200 quantiles are best", "quantile_counts", "M = 200", "M = "),
     _best("A risk weight of 0.1 is best (mass of the tails)", "risk_weights", "tail mass 0.1", "tail mass"),
     _best("A risk weight of 0.1 is best (weight of the terms)", "risk_weights", "term weights x 1", "term weights"),
-    *_with_equal_rates(
-        "DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", _lead_beyond_id("OOD"), OURS
-    ),
+    *_with_equal_rates("DVPO leads PPO on longer problems (OOD), and by more than ID", "ppo", "OOD", OURS),
     # Quantiles against the scalar critic is "DVPO is better than PPO" at the study's rate, judged above.
-    Claim("Quantiles are better than bins", "critic_kinds", "quantiles", _only("categorical"), OVERALL, source=OURS),
     Claim(
-        "The critic's view of a reward is better than the reward as received",
+        "DVPO's critic is better than a categorical one",
+        "critic_kinds",
+        "quantiles",
+        _only("categorical"),
+        OVERALL,
+        source=OURS,
+    ),
+    Claim(
+        "The median of DVPO's critic teaches better than the reward as received",
         "denoised",
         "quantile, median, weight 0",
         _only("quantile, median, weight 1"),
@@ -135,7 +153,7 @@ CLAIMS = (
         source=OURS,
     ),
     Claim(
-        "A distribution's view of a reward is better than a point's, or than the prompt's mean",
+        "The median of DVPO's critic teaches better than a scalar critic's value and the prompt's mean",
         "denoised",
         "quantile, median, weight 0",
         _only("scalar, median, weight 0", "scalar, prompt mean, weight 0"),

@@ -18,6 +18,7 @@ from scipy import optimize, stats
 from dvpo_lib.reporting.statistics.runs import paired_differences, run_scores
 
 FEWEST_SEEDS = 10  # below which no claim is made
+NO_CLAIM = "no claim"  # how verdicts begin that too few seeds or lost runs leave open
 SIGNIFICANCE = 0.05  # of a family of comparisons, after correction
 POWER = 0.8  # chance to see the smallest detectable difference
 PERMUTATIONS = 9999
@@ -173,9 +174,9 @@ def claim_verdict(difference: float, p: float, n: int, lost: int = 0) -> str:
         lost: Further pairs in which a run diverged: it has no score, and without it the rest would be a selection.
     """
     if lost:
-        return f"no claim: {lost} of {n + lost} lost"
+        return f"{NO_CLAIM}: {lost} of {n + lost} lost"
     if n < FEWEST_SEEDS or np.isnan(p):
-        return f"no claim: {n} of {FEWEST_SEEDS} seeds"
+        return f"{NO_CLAIM}: {n} of {FEWEST_SEEDS} seeds"
     if p >= SIGNIFICANCE:
         return "not confirmed"
     return "confirmed" if difference > 0 else "refuted"

@@ -101,18 +101,22 @@ def run_count(runs: pd.DataFrame) -> int:
     return len(runs[RUN_LABELS].drop_duplicates())
 
 
-def study_table(questions: Mapping[str, str], evidence: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What each study asks, and how many settings and seeds of it have been computed.
+def study_table(
+    questions: Mapping[str, str], evidence: Mapping[str, pd.DataFrame], planned: Mapping[str, int]
+) -> pd.DataFrame:
+    """What each study asks, how many settings and seeds of it have been computed, and how many runs of those planned.
 
     Args:
         questions: {study: question}.
         evidence: {study: rows of its file}.
+        planned: {study: number of planned runs}, as far as it is known.
     """
     rows = []
     for study, question in questions.items():
         runs = evidence[study]
         seeds = runs[RUN_LABELS].drop_duplicates().groupby(RUN_LABELS[:-1])["seed"].size()
         fewest, most = (0, 0) if seeds.empty else (seeds.min(), seeds.max())
-        span = f"{most}" if fewest == most else f"{fewest} to {most}"
-        rows.append({"study": study.replace("_", " "), "question": question, "settings": len(seeds), "seeds": span})
+        row = {"study": study.replace("_", " "), "question": question, "settings": len(seeds)}
+        row["seeds"] = f"{most}" if fewest == most else f"{fewest} to {most}"
+        rows.append({**row, "runs": f"{seeds.sum():,}" + (f" of {planned[study]:,}" if study in planned else "")})
     return pd.DataFrame(rows)

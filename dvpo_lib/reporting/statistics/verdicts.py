@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dvpo_lib.reporting.names import BASE
-from dvpo_lib.reporting.prose import join_words, noise_phrase
-from dvpo_lib.reporting.statistics.claims import CLAIMS, Claim
+from dvpo_lib.reporting.statistics.claims import CLAIMS, Claim, role_pairs
 from dvpo_lib.reporting.statistics.comparisons import (
     FEWEST_SEEDS,
     SIGNIFICANCE,
@@ -31,7 +30,8 @@ from dvpo_lib.reporting.statistics.comparisons import (
 from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family
 
-VERDICT_COLUMNS = "claim figure noise rival measure difference detectable n p corrected verdict repeats source".split()
+NUMBERS = "difference detectable by_role n p corrected"
+VERDICT_COLUMNS = f"claim figure noise rival measure {NUMBERS} verdict tuned_only repeats source".split()
 
 
 def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -44,9 +44,11 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
     Returns:
         Columns VERDICT_COLUMNS. `rival` and `measure` decide: those with the largest p-value, or those that refute;
         `difference` is the mean difference to it, and `detectable` the smallest one that these pairs would show in this
-        comparison after all corrections, in shares; `n` is the fewest seeds of a rival; `p` of the claim alone,
-        `corrected` for all claims of the study under the noise. `repeats` and `source` are those of the claim. All runs
-        are of `claimed_family`. A claim has no verdict if one of its runs diverged: it has no score.
+        comparison after all corrections, in shares; `by_role` has the differences on the claim's roles in points, to
+        be shown; `n` is the fewest seeds of a rival; `p` of the claim alone, `corrected` for all claims of the study
+        under the noise; `tuned_only` whether a settled verdict on tuned methods does not hold at any equal learning
+        rate. `repeats` and `source` are those of the claim. All runs are of `claimed_family`. A claim has no
+        verdict if one of its runs diverged: it has no score.
     """
     rows, planned = [], Counter(claim.study for claim in claims)
     known = _claimed_scores(evidence, claims)
@@ -60,14 +62,25 @@ def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] 
             rivals = claim.rivals(list(dict.fromkeys(own["method"])))
             if rivals:
                 rows.append(_label(claim, noise) | _judge(claim, own, rivals, level))
-    told = [column for column in VERDICT_COLUMNS if column not in ("corrected", "verdict")]
+    told = [column for column in VERDICT_COLUMNS if column not in ("corrected", "verdict", "tuned_only")]
     table = pd.DataFrame(rows).reindex(columns=[*told, "lost"])
     table["corrected"] = np.nan
     for (study, _), group in table.dropna(subset="p").groupby(["figure", "noise"], sort=False):
         table.loc[group.index, "corrected"] = holm_correction(group["p"], planned[study])
-    table["lost"] = table["lost"].fillna(0)
+    table["lost"], table["by_role"] = table["lost"].fillna(0), table["by_role"].astype(object).fillna("")
     table["verdict"] = [claim_verdict(r.difference, r.corrected, int(r.n), int(r.lost)) for r in table.itertuples()]
-    return table[VERDICT_COLUMNS]
+    return table.assign(tuned_only=_tuned_only(table))[VERDICT_COLUMNS]
+
+
+def _tuned_only(table: pd.DataFrame) -> list[bool]:
+    """Whether a settled verdict on tuned methods is another one, or none, at each equal learning rate."""
+    again = table[(table["repeats"] != "") & (table["n"] >= FEWEST_SEEDS)]
+    at_equal = again.groupby(["repeats", "noise"])["verdict"].agg(set).to_dict()
+    settled = table["verdict"].isin(["confirmed", "refuted"])
+    return [
+        bool(is_settled and (equal := at_equal.get((r.claim, r.noise))) and r.verdict not in equal)
+        for r, is_settled in zip(table.itertuples(), settled, strict=True)
+    ]
 
 
 def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.DataFrame:
@@ -89,30 +102,6 @@ def _claimed_scores(
             runs = runs_of_claim(evidence, claim)
             scores[key] = runs if runs.empty else run_scores(runs, claim.metric, overall=True)
     return scores
-
-
-def shared_run_findings(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> str:
-    """How many claims rest on the same runs of the setting that they praise: nothing corrects for that.
-
-    Args:
-        evidence: {study: rows}, as of `read_studies`.
-        claims: The claims.
-    """
-    used: Counter[tuple[str, str]] = Counter()  # (noise, plan of a run): claims that it is on the own side of
-    for claim in claims:
-        if claim.repeats:
-            continue
-        for noise, there in runs_of_claim(evidence, claim).groupby("noise", sort=False):
-            if claim.rivals(list(there["method"].unique())):
-                used.update((noise, plan) for plan in there.loc[there["method"] == claim.own, "plan"].unique())
-    most = max(used.values(), default=0)
-    if most < 2:
-        return ""
-    noises = dict.fromkeys(noise for (noise, _), count in used.items() if count == most)
-    return (
-        f"- **Shared runs**: up to {most} claims rest on the same runs of DVPO "
-        f"({join_words(map(noise_phrase, noises))}): their verdicts are not independent."
-    )
 
 
 def rate_interactions(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -182,4 +171,6 @@ def _judge(claim: Claim, scores: pd.DataFrame, rivals: Sequence[str], level: flo
         row["p"], level = min(1.0, len(tested) * row["p"]), level / len(tested)
     else:
         row = max(tested, key=lambda row: (row["p"], -row["difference"]))
-    return row | dict(n=fewest, detectable=detectable_difference(row["d"], level))
+    roles = {role: role_pairs(scores, claim.own, rivals[0], role)["difference"].mean() for role in claim.roles}
+    by_role = ", ".join(f"{role} {100 * difference:+.1f}" for role, difference in roles.items())
+    return row | dict(n=fewest, detectable=detectable_difference(row["d"], level), by_role=by_role)
