@@ -100,8 +100,8 @@ lab: $(STAMP)  ## open JupyterLab in notebooks/
 real-data: $(STAMP)  ## download real data into data/real and check it
 	@$(CHAIN) download data/real
 
-fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library, write benchmarks/fuzz.json
-	@PYTHONPATH=.:tests:tests/rl OMP_NUM_THREADS=1 $(PY) -m malformed
+fuzz: $(STAMP)  ## hand 10,000 malformed inputs to the library; KIND=table NUMBER=7 repeats one
+	@PYTHONPATH=.:tests:tests/rl OMP_NUM_THREADS=1 $(PY) -m malformed $(KIND) $(NUMBER)
 
 page-test: $(STAMP)  ## open pages with hostile text in Chromium (apt-get install chromium)
 	@$(PY) -m pytest -q tests/chain/test_pages.py tests/chain/test_pages_in_browser.py

@@ -168,8 +168,8 @@ class CriticSettings:
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2  # PPO's value clip, of a scalar critic
     q: QSettings = QSettings()  # of conservative_q and robust_q
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the critic's optimiser
-    pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # scored rollouts of the base policy before training
-    pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over them
+    pretrain_rollouts: Annotated[int, Field(ge=0)] = 1024  # of the chain: scored rollouts before training
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 4  # passes over a fitted table; trainers fit none
     reward_clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # quantile at which their rewards are clipped; 0: off
     batch_size: Annotated[int, Field(ge=1)] = 32  # responses a step in pretraining
 

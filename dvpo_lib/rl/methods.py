@@ -107,7 +107,7 @@ class Method:
         kl: Place of the KL penalty, unless the settings name one.
         estimator: Estimator of the KL in the reward, unless the settings name one; in the loss it is k3.
         groups: True for several completions per prompt.
-        clip_rewards: True to clip rewards at batch quantiles, in critic pretraining too.
+        clip_rewards: True to clip rewards at batch quantiles; the chain clips in critic pretraining too.
         offline: True to learn from rollouts of the base policy, by advantage-weighted regression.
     """
 

@@ -124,6 +124,18 @@ def test_files_named_in_contributing_exist():
         assert (ROOT / name).exists() or (LIBRARY / name).exists(), f"CONTRIBUTING.md names {name}"
 
 
+def test_tables_named_in_contributing_are_in_the_files_of_their_row():
+    """A contributor who opens the named file finds the table to extend."""
+    count = 0
+    for row in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        files = [LIBRARY / name for name in re.findall(r"`([\w./]+\.py)`", row)]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+        for name in re.findall(r"`([A-Z][A-Z_]{3,})`", row):
+            assert re.search(rf"^{name}\b", text, re.MULTILINE), f"CONTRIBUTING.md: no {name} in the files of its row"
+            count += 1
+    assert count >= 6
+
+
 def test_files_of_tests_have_names_of_their_own():
     """Pytest refuses two files of one name in folders without `__init__.py`."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]

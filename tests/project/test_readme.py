@@ -38,9 +38,11 @@ def test_programs_run_one_after_the_other(tmp_path, monkeypatch):
     tokenizer.save_pretrained("data/base")
     names: dict = {}
     programs = re.findall(r"```python\n(.*?)```", TEXT + PAGES["docs/guide/trainer.md"], re.DOTALL)
-    assert len(programs) == 3
+    assert len(programs) == 4
     for program in programs:
         exec(compile(program, "README.md", "exec"), names)
+    logged = {name for log in names["trainer"].state.log_history for name in log}
+    assert {"reward", "truth"} <= logged, logged
     assert len(names["values"]) == 2 and (tmp_path / "values.png").stat().st_size > 10_000
 
 
@@ -49,6 +51,16 @@ def test_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"[`\n]make ([a-z-]+)", GUIDE))
     assert {"repro", "test"} <= named <= targets
+
+
+def test_messages_of_troubleshooting_are_messages_of_the_library():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dvpo_lib").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines
+    quoted = re.findall(r'^\*\*(".*?")\.\*\*', PAGES["docs/troubleshooting.md"], re.MULTILINE)
+    parts = [part for text in quoted for part in re.split(r'", "|\.\.\.', text.strip('"'))]
+    assert len(parts) >= 6
+    for part in parts:
+        assert part.strip() in source, part
 
 
 def test_settings_of_its_experiments_can_be_set():
