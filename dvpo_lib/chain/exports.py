@@ -25,6 +25,11 @@ FINDINGS = "05_report/tables/findings.md"  # of an exported run, shown in README
 PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib piece`
 COMPARISON = "evidence/comparison.csv"  # beside the exported folder: runs of the embedded world
 REPORT = "report"  # the stage whose figures are exported as PNG
+EVIDENCE = "evidence"  # the stage whose page depends on no run of the chain
+POINTER = (
+    '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={page}">'
+    '<title>The evidence</title><p><a href="{page}">The evidence</a></p></html>\n'
+)
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
 MAX_EXPORT_BYTES = 10e6  # of the exported folders, which are committed
 EMBEDDED_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")  # a figure in a page
@@ -35,7 +40,8 @@ def export_results(project: Path, target: Path) -> None:
 
     Args:
         project: The root of the project that ran.
-        target: The folder to fill. Folders of the chain's notebooks are replaced; others, such as tuning/, stay.
+        target: The folder to fill. Folders of the chain's notebooks are replaced; others, such as tuning/, stay. If the
+            folder above holds a page of the evidence, the run's own is a pointer to it.
 
     Raises:
         StageError: If the result is too large to commit.
@@ -46,6 +52,11 @@ def export_results(project: Path, target: Path) -> None:
         shutil.rmtree(target / folder, ignore_errors=True)
     for name, spec in stages.items():
         folder = project / spec.results
+        beside = Path(spec.results).relative_to("results") / "notebook.html"
+        if name == EVIDENCE and (target.parent / beside).is_file():  # one page of the evidence, for all exported runs
+            (target / beside.parent).mkdir(parents=True)
+            (target / beside).write_text(POINTER.format(page=f"../../{beside.as_posix()}"), encoding="utf-8")
+            continue
         patterns = ("*.html", "*.json", "*.csv", "tables/*")
         for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
             if file.name in LEFT_OUT:

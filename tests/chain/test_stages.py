@@ -344,6 +344,12 @@ def test_export_takes_pages_tables_and_the_figures_of_the_report(project, monkey
     assert (colours[:, 40:] == 255).all() and figure.stat().st_size < len(png.getvalue())
     shown = (project / "reports" / "page" / "notebook.html").read_text()
     assert shown == page.replace(embedded, base64.b64encode(figure.read_bytes()).decode())
+    monkeypatch.setattr(exports, "EVIDENCE", "tiny")  # no copies of one page for every exported run
+    for target, expected in (("reports", page), ("reports/real", '<a href="../../tiny/notebook.html">')):
+        export_results(project, project / target)
+        found = (project / target / "tiny" / "notebook.html").read_text()
+        assert expected in found.replace(base64.b64encode(figure.read_bytes()).decode(), embedded)
+    shutil.rmtree(project / "reports/real")
     size = sum(file.stat().st_size for name in ("tiny", "page") for file in (project / "reports" / name).rglob("*.*"))
     (project / "reports/tuning/grid.csv").write_text("x" * size)  # other folders do not count
     monkeypatch.setattr(exports, "MAX_EXPORT_BYTES", size)
