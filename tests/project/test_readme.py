@@ -101,6 +101,9 @@ def test_every_test_in_the_table_of_faults_exists():
 def test_settings_of_the_pages_exist():
     new = PAGES["docs/trl.md"].partition("## What is new")[2].partition("##")[0]
     names = [name for row in re.findall(r"^\| (`.*?) \|", new, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    section = (ROOT / "dvpo_lib/rl/config.py").read_text().partition("# ---- the method ----")[2].partition("# ----")[0]
+    own = set(re.findall(r"^    ([a-z_]+): ", section, re.MULTILINE))
+    assert "worst_case" in own and own <= set(re.findall(r"`(\w+)`", PAGES["docs/trl.md"])), "settings without a word"
     same = re.search(r"\*\*Names of settings and logs\*\*: (.*?);", PAGES["docs/trl.md"], re.DOTALL)[1]
     names += re.findall(r"`(\w+)`", same)
     assert len(names) > 20 and set(names) <= set(DVPOConfig.__dataclass_fields__)
