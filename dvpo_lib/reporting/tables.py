@@ -24,14 +24,16 @@ PAGE_FOLDERS = {
 ROLES = {"ID": "ID", "OOD": "longer problems (OOD)", "transfer": "other families (transfer)", "ALL": "all test sets"}
 
 MANY_COLUMNS = 8  # wider tables are set smaller, to fit a page 1280 pixels wide
+TIED_SPACE = r"(?<!,) (?!\()|(?<=,) (?![A-Za-z(])"  # in a cell: no line ends there
 UNBROKEN = 20  # characters: of an interval with signs; longer texts may break at every space
 
 
 def _unbroken(cell):
-    """A short text that breaks only before a round bracket; hyphens before digits are signs and stay."""
+    """A short text that breaks only before a round bracket and between a comma and a word; signs stay as they are."""
     if not isinstance(cell, str) or len(cell) > UNBROKEN:
         return cell
-    return re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell))
+    text = re.sub(r"(?<=[a-z])-(?=[a-z])", "\N{NON-BREAKING HYPHEN}", cell)
+    return re.sub(TIED_SPACE, "\N{NO-BREAK SPACE}", text)
 
 
 def show_table(

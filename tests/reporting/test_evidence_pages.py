@@ -375,3 +375,18 @@ def test_metrics_of_a_run_become_columns_in_the_order_of_its_rows():
     assert wide[["method", "second", "first"]].values.tolist() == [["ppo", 0.4, 0.5], ["dvpo", 0.7, 0.6]]
     assert list(wide) == [*study_rows.RUN_LABELS, "second", "first"]
     assert list(study_rows.metric_columns(runs.head(0), {"td": "second"})) == [*study_rows.RUN_LABELS, "second"]
+
+
+@pytest.mark.parametrize(
+    "cell, lines",
+    [
+        ("OOD -5.7, ID +0.5", ["OOD -5.7,", "ID +0.5"]),
+        ("+0.3 [-1.2, +1.5]", ["+0.3 [-1.2, +1.5]"]),
+        ("GRPO, clipped reward", ["GRPO,", "clipped reward"]),
+        ("refuted (-4.5)", ["refuted", "(-4.5)"]),
+    ],
+)
+def test_lines_of_a_cell_end_between_its_parts(cell, lines):
+    """Narrow columns, so that wide tables fit the page; an interval stays whole."""
+    [shown] = tables.show_table(pd.DataFrame({"a": [cell]}), "").data["a"]
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in shown.split(" ")] == lines
