@@ -157,8 +157,8 @@ def disagreement_findings(differences: pd.DataFrame) -> str:
         for noise, own in rows.groupby("noise", sort=False):
             clear = own[own["corrected"] < SIGNIFICANCE]
             if clear["difference"].gt(0).nunique() == 2:
-                each = [f"{100 * r.difference:+.1f} points ({ROLES[r.role]})" for r in clear.itertuples()]
-                told.append(f"{noise_phrase(noise)} {join_words(each)}")
+                each = [f"{ROLES[r.role]} {100 * r.difference:+.1f} points" for r in clear.itertuples()]
+                told.append(f"{noise_phrase(noise)}, {join_words(each)}")
         if told:
             lines.append(f"- **Test sets disagree** on DVPO minus {display_name(rival)}: {'; '.join(told)}.")
     return "\n".join(lines)
