@@ -5,12 +5,17 @@ These tests judge the last reference run: they can fail after `make reference`, 
 
 from __future__ import annotations
 
+import html
 import json
+import re
 
 import pandas as pd
 import pytest
 from conftest import ROOT
 
+from dvpo_lib.experiments.grids.evidence import read_studies
+from dvpo_lib.reporting.findings.verdict_sentences import settled_findings
+from dvpo_lib.reporting.statistics.verdicts import verdict_table
 from dvpo_lib.tasks.families import GENERATED
 
 REPORTS = ROOT / "reports"
@@ -43,3 +48,17 @@ def test_true_rewards_of_one_family_raise_it_and_move_the_others(data, trained):
         for family in GENERATED:
             gain = means[f"{family}_id"] - data["base"][f"{family}_id"]["sampled"]
             assert gain >= (0.25 if family == trained else 0.05), (method, trained, family)
+
+
+def plain(text: str) -> str:
+    """Words and numbers of Markdown or HTML."""
+    return " ".join(re.findall(r"[\w.+-]+", html.unescape(re.sub(r"<[^>]*>", " ", text))))
+
+
+def test_the_rendered_evidence_has_todays_verdict():
+    """A page that is older than the claims would confirm what is not claimed any more."""
+    findings = settled_findings(verdict_table(read_studies(REPORTS / "evidence"))).splitlines()
+    shown = plain((REPORTS / "06_evidence" / "notebook.html").read_text(encoding="utf-8"))
+    missing = [line for line in findings if plain(line.removeprefix("- ")) not in shown]
+    assert not missing, f"page 06 is older than the evidence: render it again. It lacks {missing[0]}"
+    assert len(findings) > 5
