@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dvpo_lib.chain.pages import PageLinks, lay_out_page
+from dvpo_lib.chain.pages import lay_out_page, neighbour_links
 from dvpo_lib.chain.stages import StageError, read_stages
 from dvpo_lib.common.marked_text import insert_between_marks
 from dvpo_lib.experiments.grids.evidence import read_evidence
@@ -27,7 +27,6 @@ PIECES = "runs.csv"  # of an exported folder: the runs of `python -m dvpo_lib pi
 COMPARISON = "evidence/comparison.csv"  # beside the exported folder: runs of the embedded world
 REPORT = "report"  # the stage whose figures are exported as PNG
 EVIDENCE = "evidence"  # the stage whose page depends on no run of the chain
-HOME = PageLinks(home=("../05_report/index.html", "All notebooks"))
 POINTER = '<h1>The evidence</h1>\n<p>One page has the evidence for all runs: <a href="{page}">the evidence</a>.</p>'
 LEFT_OUT = ("curves.csv", "history.csv", "losses.csv", "predicted.csv")  # step by step; the pages show them
 MAX_EXPORT_BYTES = 10e6  # of the exported folders, which are committed
@@ -54,7 +53,9 @@ def export_results(project: Path, target: Path) -> None:
         beside = Path(spec.results).relative_to("results") / "notebook.html"
         if name == EVIDENCE and (target.parent / beside).is_file():  # one page of the evidence, for all exported runs
             (target / beside.parent).mkdir(parents=True)
-            pointer = lay_out_page(POINTER.format(page=f"../../{beside.as_posix()}"), "The evidence", HOME)
+            pointer = lay_out_page(
+                POINTER.format(page=f"../../{beside.as_posix()}"), "The evidence", neighbour_links(stages, name)
+            )
             (target / beside).write_text(pointer, encoding="utf-8")
             continue
         patterns = ("*.html", "*.json", "*.csv", "tables/*")

@@ -248,8 +248,12 @@ def error_auc_table(found: pd.DataFrame) -> pd.DataFrame:
         ["method", "noise", "seed"], ["advantages", "TD errors"], var_name="of", value_name="auc"
     )
     cells = long.groupby(["of", "method", "noise"], sort=False)["auc"]
-    shown = cells.agg(lambda own: f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})")
+    shown = cells.agg(_mean_and_range)
     return shown.unstack(sort=False).reset_index() if len(shown) else pd.DataFrame(columns=["of", "method"])
+
+
+def _mean_and_range(values: pd.Series) -> str:
+    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 def critic_auc_table(runs: pd.DataFrame, at: str = "last") -> pd.DataFrame:
@@ -261,8 +265,11 @@ def critic_auc_table(runs: pd.DataFrame, at: str = "last") -> pd.DataFrame:
     """
     own = runs[(runs["metric"] == "auc_true") & (runs["suite"] == at)]
     cells = own.groupby(["noise", "method"], sort=False)["value"]
-    shown = cells.agg(lambda values: f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})")
-    table = shown.unstack(sort=False).rename(columns={"dvpo": "quantile critic", "ppo": "scalar critic"})
+    table = (
+        cells.agg(_mean_and_range)
+        .unstack(sort=False)
+        .rename(columns={"dvpo": "quantile critic", "ppo": "scalar critic"})
+    )
     return table.rename_axis(columns=None).reset_index()
 
 

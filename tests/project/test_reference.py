@@ -50,6 +50,13 @@ def test_true_rewards_of_one_family_raise_it_and_move_the_others(data, trained):
             assert gain >= (0.25 if family == trained else 0.05), (method, trained, family)
 
 
+def test_the_pages_of_a_published_model_show_what_readme_says():
+    """The first seed, without noise and under spikes."""
+    final = pd.concat(pd.read_csv(file) for file in (REPORTS / "real" / "03_dvpo_training").glob("*/final.csv"))
+    assert set(final["seed"]) == {0} and set(final["noise"]) == {"none", "spikes"}
+    assert "show the first seed, without noise and under spikes" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def plain(text: str) -> str:
     """Words and numbers of Markdown or HTML."""
     return " ".join(re.findall(r"[\w.+-]+", html.unescape(re.sub(r"<[^>]*>", " ", text))))

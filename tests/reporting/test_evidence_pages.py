@@ -13,7 +13,7 @@ from dvpo_lib.experiments.grids.studies import BASE, CLAIMED, SHOWN, STUDIES
 from dvpo_lib.experiments.grids.study_sections import study_section
 from dvpo_lib.reporting import figures, tables
 from dvpo_lib.reporting.findings import during_training, recommended, verdict_page, verdict_sentences
-from dvpo_lib.reporting.statistics import claims, run_scores, study_rows
+from dvpo_lib.reporting.statistics import claims, comparisons, run_scores, study_rows
 
 
 def runs_of_study(study, seeds=2):
@@ -333,7 +333,9 @@ def test_settings_without_a_claim_are_compared_by_the_number_that_they_differ_in
     first = next(line for line in lines if "DVPO, lambda of the actor" in line)
     best, worst = means.idxmax(), means.idxmin()
     assert first.index(f"that of {best} (") < first.index(f"that of {worst} (") and "higher in 5 of 5 seeds" in first
-    assert "too few for a claim" in lines[-1]
+    assert "this is no claim. 5 pairs cannot have a p-value below 0.062" in lines[-1]
+    few = recommended.spread_findings(runs[runs["seed"] < 3])
+    assert f"3 pairs cannot have a p-value below {comparisons.sign_flip_test([0.1, 0.2, 0.3]):.2g}" in few
     alike = recommended.spread_findings(study_rows.as_methods(runs_of_study("heads", 5))).splitlines()
     assert sum(line.startswith("- ") for line in alike) == 2, "a line for each noise"
     assert recommended.spread_findings(own[own["method"] == best]) == "", "one setting has no rival"

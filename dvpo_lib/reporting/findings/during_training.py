@@ -132,12 +132,11 @@ def variety_findings(runs: pd.DataFrame, base: pd.DataFrame) -> str:
     if not told["pass_at_k"]:
         return ""
     start = base[(base["metric"] == "pass_at_k") & (base["suite"] == f"{runs['family'].iloc[0]}_id")]["value"].mean()
-    family = table.reset_index()
-    lower = (family["pass_at_k"] < start).sum()
-    return (
-        f"- Score and pass@k, rank correlation over runs: {join_words(told['pass_at_k'])}.\n"
-        f"- Score and entropy: {join_words(told['entropy'])}.\n"
-        f"- The base policy's pass@k is {number_text(start)}; {lower} of {len(family)} runs end below it."
+    lower = (table["pass_at_k"] < start).sum()
+    names = {"pass_at_k": "Score and pass@k, rank correlation over runs", "entropy": "Score and entropy"}
+    lines = [f"- {text}: {join_words(told[name])}." for name, text in names.items() if told[name]]
+    return "\n".join(
+        [*lines, f"- The base policy's pass@k is {number_text(start)}; {lower} of {len(table)} runs end below it."]
     )
 
 

@@ -13,14 +13,10 @@ from dvpo_lib.reporting.statistics.comparisons import (
     holm_correction,
     run_pairs,
     sign_flip_test,
+    smallest_p_value,
 )
 from dvpo_lib.reporting.statistics.runs import complete_mean, run_scores, summarise_scores
-
-NUMBER = r"\d+(?:\.\d+)?"
-UNTESTED = (
-    "\nHighest and lowest are chosen by the same seeds, and these are too few for a claim: five pairs cannot have a "
-    "p-value below 0.06."
-)
+from dvpo_lib.reporting.statistics.study_rows import NUMBER
 
 
 def recommended_methods(runs: pd.DataFrame, metric: str = "sampled") -> pd.DataFrame:
@@ -73,19 +69,27 @@ def spread_findings(runs: pd.DataFrame, metric: str = "sampled") -> str:
     scores = scores[scores["role"] == "ALL"].assign(group=scores["method"].str.replace(NUMBER, "", regex=True))
     if scores.groupby("group")["method"].nunique().min() < 2:
         scores["group"] = ""
-    lines = []
+    lines, counts = [], []
     for (noise, _), cell in scores.groupby(["noise", "group"], sort=False):
         means = complete_mean(cell.groupby("method", sort=False)["value"]).dropna()
         if len(means) < 2:
             continue
         best, worst = means.idxmax(), means.idxmin()
         higher = run_pairs(cell, best, worst)["difference"] > 0
+        counts.append(len(higher))
         top, bottom = (f"{display_name(name)} ({percent_text(means[name])})" for name in (best, worst))
         lines.append(
             f"- {noise_phrase(noise, capital=True)}, the highest mean score is that of {top}, the lowest that of "
             f"{bottom}; the first is higher in {higher.sum()} of {len(higher)} seeds."
         )
-    return "\n".join([*lines, UNTESTED]) if lines else ""
+    if not lines:
+        return ""
+    fewest = min(counts)
+    caution = (
+        "Highest and lowest are chosen by the same seeds: this is no claim. "
+        f"{fewest} pairs cannot have a p-value below {smallest_p_value(fewest):.2g}."
+    )
+    return "\n".join([*lines, "", caution])
 
 
 def copied_findings(runs: pd.DataFrame) -> str:

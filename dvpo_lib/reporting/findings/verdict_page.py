@@ -18,13 +18,14 @@ from dvpo_lib.reporting.findings.verdict_sentences import (
 )
 from dvpo_lib.reporting.names import BASE, display_name
 from dvpo_lib.reporting.prose import markdown_table, number_text
-from dvpo_lib.reporting.statistics.claims import AUC, RATES
+from dvpo_lib.reporting.statistics.claims import AUC, CONTROLS, OFFLINE, RATES
 from dvpo_lib.reporting.statistics.comparisons import FEWEST_SEEDS, NO_CLAIM, SIGNIFICANCE, role_differences
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, claimed_family, claimed_runs
 from dvpo_lib.reporting.statistics.verdicts import rate_interactions, verdict_table
 from dvpo_lib.reporting.tables import ROLES
 
 OWN = "dvpo"  # the method that differences are of
+RIVALS = ("ppo", "grpo", "robust_ppo", *OFFLINE, *CONTROLS)  # to which they are shown on each kind of test set
 SECTIONS = {  # study that decides claims: its heading in notebook 06
     "comparison": "The comparison",
     "learning_rates": "Is it the learning rate?",
@@ -164,7 +165,7 @@ def verdict_page(evidence: Mapping[str, pd.DataFrame]) -> str:
     own = claimed_runs(comparison, FEWEST_SEEDS)
     sentences = [rate_findings(rate_interactions(computed)), verdict_limits(known), shared_run_findings(computed)]
     if len(own):
-        sentences.append(disagreement_findings(role_differences(own, OWN, ["ppo", "grpo"])))
+        sentences.append(disagreement_findings(role_differences(own, OWN, RIVALS)))
     count = pd.concat([runs["plan"] for runs in computed.values()]).nunique()  # studies share runs
     parts = [
         f"{' '.join(filter(None, [outcome_text(comparison), LEGEND]))}\n",

@@ -51,6 +51,16 @@ def sign_flip_test(differences, seed: int = 0) -> float:
     return float(found.pvalue)
 
 
+def smallest_p_value(pairs: int) -> float:
+    """The p-value of `sign_flip_test` if all of so few pairs agree, up to 13: two of the 2^n changes of sign.
+
+    Example:
+        >>> smallest_p_value(5)
+        0.0625
+    """
+    return 2 / 2**pairs
+
+
 def holm_correction(p_values: Sequence[float], planned: int | None = None) -> np.ndarray:
     """P-values corrected for their number (Holm 1979): the chance of any false claim stays below the level.
 

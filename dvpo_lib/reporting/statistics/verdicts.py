@@ -30,8 +30,10 @@ from dvpo_lib.reporting.statistics.comparisons import (
 from dvpo_lib.reporting.statistics.runs import run_scores
 from dvpo_lib.reporting.statistics.study_rows import RUN_LABELS, as_methods, claimed_family
 
-NUMBERS = "difference detectable by_role n p corrected"
-VERDICT_COLUMNS = f"claim figure noise rival measure {NUMBERS} verdict tuned_only repeats source".split()
+VERDICT_COLUMNS = [
+    *"claim figure noise rival measure difference detectable by_role n p corrected".split(),
+    *"verdict tuned_only repeats source".split(),
+]
 
 
 def verdict_table(evidence: Mapping[str, pd.DataFrame], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -76,11 +78,11 @@ def _tuned_only(table: pd.DataFrame) -> list[bool]:
     """Whether a settled verdict on tuned methods is another one, or none, at each equal learning rate."""
     again = table[(table["repeats"] != "") & (table["n"] >= FEWEST_SEEDS)]
     at_equal = again.groupby(["repeats", "noise"])["verdict"].agg(set).to_dict()
-    settled = table["verdict"].isin(["confirmed", "refuted"])
-    return [
-        bool(is_settled and (equal := at_equal.get((r.claim, r.noise))) and r.verdict not in equal)
-        for r, is_settled in zip(table.itertuples(), settled, strict=True)
-    ]
+    flags = []
+    for row in table.itertuples():
+        equal = at_equal.get((row.claim, row.noise), set())
+        flags.append(row.verdict in ("confirmed", "refuted") and bool(equal) and row.verdict not in equal)
+    return flags
 
 
 def runs_of_claim(evidence: Mapping[str, pd.DataFrame], claim: Claim) -> pd.DataFrame:
