@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dvpo_lib.reporting import tables
 from dvpo_lib.reporting.names import TAIL_COLUMNS, display_name
 from dvpo_lib.reporting.prose import join_words, noise_phrase, number_text
 from dvpo_lib.reporting.statistics import complete_mean, run_scores
@@ -112,12 +113,12 @@ def tail_findings(curves: pd.DataFrame, core: str, full: str, x: str = "rollouts
     return "\n".join(lines)
 
 
-def variety_findings(runs: pd.DataFrame, base: pd.DataFrame) -> str:
+def variety_findings(runs: pd.DataFrame, start: pd.DataFrame) -> str:
     """Whether runs with a higher score have less entropy or a lower pass@k (ID): rank correlations over runs.
 
     Args:
         runs: Rows of a study, of one family.
-        base: Rows of the base policy's tests.
+        start: Scores of the base policy, of `base_scores`.
     """
     numbers = {}
     for name, role in (("sampled", "ID"), ("pass_at_k", "ID"), ("entropy", "training")):
@@ -131,12 +132,12 @@ def variety_findings(runs: pd.DataFrame, base: pd.DataFrame) -> str:
                 texts.append(f"{noise_phrase(noise)} {own['sampled'].corr(own[name], method='spearman'):+.2f}")
     if not told["pass_at_k"]:
         return ""
-    start = base[(base["metric"] == "pass_at_k") & (base["suite"] == f"{runs['family'].iloc[0]}_id")]["value"].mean()
-    lower = (table["pass_at_k"] < start).sum()
+    tested = tables.base_by_role(start, runs["family"].unique(), "pass_at_k")["ID"]
+    lower = (table["pass_at_k"] < tested).sum()
     names = {"pass_at_k": "Score and pass@k, rank correlation over runs", "entropy": "Score and entropy"}
     lines = [f"- {text}: {join_words(told[name])}." for name, text in names.items() if told[name]]
     return "\n".join(
-        [*lines, f"- The base policy's pass@k is {number_text(start)}; {lower} of {len(table)} runs end below it."]
+        [*lines, f"- The base policy's pass@k is {number_text(tested)}; {lower} of {len(table)} runs end below it."]
     )
 
 

@@ -77,10 +77,13 @@ def claimed_runs(runs: pd.DataFrame, seeds: int) -> pd.DataFrame:
 def base_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """Scores of the base policy, means over its tests: columns suite, metric and value, as `base_by_role` takes them.
 
+    A test of one seed is the same for every family, so it counts once.
+
     Args:
         runs: Rows of a study, those of the base policy among them.
     """
-    return runs[runs["method"] == BASE].groupby(["suite", "metric"])["value"].mean().reset_index()
+    tests = runs[runs["method"] == BASE].drop_duplicates(["suite", "metric", "seed"])
+    return tests.groupby(["suite", "metric"])["value"].mean().reset_index()
 
 
 def metric_columns(runs: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
