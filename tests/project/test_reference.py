@@ -62,10 +62,15 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[\w.+-]+", html.unescape(re.sub(r"<[^>]*>", " ", text))))
 
 
-def test_the_rendered_evidence_has_todays_verdict():
+@pytest.fixture(scope="module")
+def findings():
+    return settled_findings(verdict_table(read_studies(REPORTS / "evidence"))).splitlines()
+
+
+@pytest.mark.parametrize("page", ["05_report", "06_evidence"])
+def test_rendered_pages_have_todays_verdict(findings, page):
     """A page that is older than the claims would confirm what is not claimed any more."""
-    findings = settled_findings(verdict_table(read_studies(REPORTS / "evidence"))).splitlines()
-    shown = plain((REPORTS / "06_evidence" / "notebook.html").read_text(encoding="utf-8"))
+    shown = plain((REPORTS / page / "notebook.html").read_text(encoding="utf-8"))
     missing = [line for line in findings if plain(line.removeprefix("- ")) not in shown]
-    assert not missing, f"page 06 is older than the evidence: render it again. It lacks {missing[0]}"
+    assert not missing, f"page {page} is older than the evidence: render it again. It lacks {missing[0]}"
     assert len(findings) > 5
