@@ -39,8 +39,8 @@ SECTIONS = {  # study that decides claims: its heading in notebook 06
 LEGEND = (
     "*Confirmed*: DVPO, or the setting that the claim names, is significantly better than each rival "
     f"(p < {SIGNIFICANCE:g} after correction). *Refuted*: a rival is significantly better, or an AUC is below chance. "
-    "*As tuned only*: so with the learning rate of each method's own tuning, and at neither equal rate. A number "
-    "alone: not confirmed. An empty cell has no runs. A number is the mean difference "
+    "*As tuned only*: the verdict holds if each method has the learning rate of its own tuning, but not if both have "
+    "the same one. A number alone: not confirmed. An empty cell has no runs. A number is the mean difference "
     "to a rival, in percentage points of the score if no other measure is named: the rival that is hardest to beat, or "
     "the one that refutes. *ID* are tests like the training problems, *OOD* longer problems of the "
     "same family, *transfer* other families (the paper's OOD). *Both at 1e-4*: both methods have this learning rate. "
