@@ -12,6 +12,7 @@ from dvpo_lib.experiments.grids.evidence import PLAN, read_plan
 from dvpo_lib.experiments.grids.studies import BASE, CLAIMED, SHOWN, STUDIES
 from dvpo_lib.experiments.grids.study_sections import study_section
 from dvpo_lib.reporting import figures, tables
+from dvpo_lib.reporting.figures.evidence import setting_curves
 from dvpo_lib.reporting.findings import during_training, recommended, verdict_page, verdict_sentences
 from dvpo_lib.reporting.statistics import claims, comparisons, run_scores, study_rows
 
@@ -124,8 +125,20 @@ def test_the_denoised_readout_is_drawn_against_the_rate_of_noise_and_against_the
     drawn = drawn_points(figures.denoised_critic_curves(runs))
     assert len(drawn) == len(runs[["variant", "noise"]].drop_duplicates()) == 20
     own = runs[(runs["variant"] == "layers 1, weight 1") & (runs["noise"] == "flip")].groupby("seed")["value"].mean()
-    point = drawn["layers", "flipped labels, as received", 1.0]
+    point = drawn["layers of the critic", "flipped labels, as received", 1.0]
     assert point == pytest.approx(own.sort_values().iloc[1:3].mean())
+
+
+@pytest.mark.parametrize(
+    "settings, ticked", [((1, 2), True), ((512, 1024, 2048), True), ((0.8, 0.95, 1.0), True), ((0.0, 0.9, 1.0), False)]
+)
+def test_each_setting_has_a_tick_unless_their_numbers_would_overlap(settings, ticked):
+    runs = runs_of_study("denoised_critics", seeds=4)
+    cell = runs[(runs["variant"] == "layers 1, weight 1") & (runs["noise"] == "flip")]
+    runs = pd.concat([cell.assign(variant=f"at {x:g}", x=float(x), panel="one", line="one") for x in settings])
+    [ax] = setting_curves(runs, "x", "line", "panel", "").axes
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert (labels == [f"{x:g}" for x in settings]) is ticked
 
 
 def drawn_points(figure):
