@@ -66,6 +66,8 @@ DISPLAY_NAMES = {
     "flat_groups": "groups without spread (share)",
     "rollouts": "scored rollouts",
     "iteration": "iteration",
+    "layers": "layers of the critic",
+    "pretraining": "pretraining rollouts",
 }
 
 

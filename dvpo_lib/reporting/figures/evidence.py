@@ -23,7 +23,7 @@ from dvpo_lib.reporting.statistics.comparisons import performance_profile
 from dvpo_lib.reporting.statistics.runs import summarise_scores
 
 INTERVALS = "Symbols: interquartile means over runs; bars: bootstrap 95 % intervals"
-NARROWEST = 0.15  # of an axis: settings that are further apart have a tick each
+TICK_GAP = 0.15  # share of an axis: settings that are further apart have a tick each
 
 
 def setting_curves(
@@ -80,7 +80,7 @@ def setting_curves(
         logarithmic = 0 < 20 * places[0] < places[-1]  # else small settings would lie on one another
         if logarithmic:
             ax.set_xscale("log")
-        if logarithmic or np.diff(places).min(initial=np.inf) > NARROWEST * np.ptp(places):
+        if logarithmic or np.diff(places).min(initial=np.inf) > TICK_GAP * np.ptp(places):
             ax.set_xticks(places, [f"{place:g}" for place in places])
             ax.minorticks_off()
         ax.yaxis.set_major_formatter(PERCENT_AXIS)
@@ -157,8 +157,7 @@ def denoised_critic_curves(runs: pd.DataFrame, **settings) -> Figure:
     """
     parts = runs["variant"].str.extract(r"^(?P<setting>\D+) (?P<number>\d+), (?P<weight>weight [\d.]+)$")
     lines = runs["noise"].map(drawn_name) + ", " + parts["weight"].map(_weighted)
-    setting = parts["setting"].replace({"layers": "layers of the critic", "pretraining": "pretraining rollouts"})
-    swept = runs.assign(setting=setting, number=parts["number"].astype(float), line=lines)
+    swept = runs.assign(setting=parts["setting"], number=parts["number"].astype(float), line=lines)
     return setting_curves(swept, "number", "line", "setting", "", note=VIEWS, **settings)
 
 
